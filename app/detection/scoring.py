@@ -1,0 +1,82 @@
+"""Scorers: images and their reconstructions in, one anomaly score an image out. Knows no threshold (see conformal.py).
+
+A scorer is fitted once, on residuals of the images that the network was trained on, and is immutable afterwards. Higher
+scores are more anomalous.
+"""
+
+from typing import ClassVar, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Arrays = dict[str, NDArray[np.float32]]
+
+
+class Scorer(Protocol):
+    """What a detector needs of a scorer. Tensors are float32: images and reconstructions [N, pixels] in [-1, 1]."""
+
+    name: ClassVar[str]
+
+    def score(self, images: Tensor, reconstructions: Tensor, embeddings: Tensor) -> Tensor:
+        """-> scores [N]; each depends on its own image alone."""
+
+    def error_map(self, images: Tensor, reconstructions: Tensor, embeddings: Tensor) -> Tensor:
+        """-> [N, pixels]: how odd each pixel is, not negative, 1 = as large as is usual."""
+
+    def arrays(self) -> Arrays:
+        """What `load_scorer` needs to rebuild this scorer."""
+
+    def to(self, device: torch.device) -> "Scorer":
+        """The same scorer with its tensors on `device`."""
+
+
+def reconstruction_error(images: Tensor, reconstructions: Tensor) -> Tensor:
+    """Mean squared residual over the pixels: [N, pixels] twice -> [N]. The training loss of each image."""
+    return (images - reconstructions).square().mean(1)
+
+
+class MseScorer:
+    """The tutorial's score: the mean squared residual itself."""
+
+    name: ClassVar[str] = "mse"
+
+    def score(self, images: Tensor, reconstructions: Tensor, embeddings: Tensor) -> Tensor:
+        return reconstruction_error(images, reconstructions)
+
+    def error_map(self, images: Tensor, reconstructions: Tensor, embeddings: Tensor) -> Tensor:
+        squared = (images - reconstructions).square()
+        return squared / squared.mean(1, keepdim=True).clamp_min(1e-12)
+
+    def arrays(self) -> Arrays:
+        return {}
+
+    def to(self, device: torch.device) -> "MseScorer":
+        return self
+
+
+def fit_scorer(name: str, images: Tensor, reconstructions: Tensor, embeddings: Tensor) -> Scorer:
+    """Fit the scorer called `name` on normal images and what the network makes of them.
+
+    Raises:
+        ValueError: no scorer has that name.
+    """
+    if name == MseScorer.name:
+        return MseScorer()
+    raise ValueError(_unknown(name))
+
+
+def load_scorer(name: str, arrays: Arrays) -> Scorer:
+    """Rebuild a scorer from what its `arrays()` gave.
+
+    Raises:
+        ValueError: no scorer has that name.
+    """
+    if name == MseScorer.name:
+        return MseScorer()
+    raise ValueError(_unknown(name))
+
+
+def _unknown(name: str) -> str:
+    return f"There is no scorer named {name!r}; choose one of: {MseScorer.name}."

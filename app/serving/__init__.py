@@ -1,0 +1,1 @@
+"""Online: bytes in, JSON, PNG or arrays out. Knows no data set."""

@@ -1,0 +1,106 @@
+"""The endpoints that tell of the server and its model: probes, card, report, latent plane."""
+
+import numpy as np
+from pydantic import ValidationError
+from starlette.requests import Request
+from starlette.responses import FileResponse, PlainTextResponse, Response
+
+from app.detection.detector import Detector
+from app.detection.images import to_pixels
+from app.detection.store import REPORT
+from app.serving import answers
+from app.serving.body import read_body
+from app.serving.errors import PROBLEMS, BadBody, NotFound, OutOfRange
+from app.serving.inference import Inference
+from app.serving.negotiate import JSON
+from app.serving.schemas import DecodeRequest
+from app.serving.settings import Settings
+
+_FAR = 1e6  # latent coordinates beyond this say nothing and overflow in float32
+
+
+class About:
+    """Answers about the detector in service."""
+
+    def __init__(self, inference: Inference, settings: Settings) -> None:
+        self._inference = inference
+        self._settings = settings
+
+    async def livez(self, request: Request) -> Response:
+        """The process runs and its event loop turns."""
+        return _json({"status": "alive"})
+
+    async def readyz(self, request: Request) -> Response:
+        """The model is loaded, and its self-check has passed on this device; 503 otherwise."""
+        detector = self._inference.detector
+        return _json({"status": "ready", "model": answers.model_entry(detector.bundle), "device": str(detector.device)})
+
+    async def model(self, request: Request) -> Response:
+        """The card of the model in service, and the device it runs on."""
+        detector = self._inference.detector
+        return _json({**detector.bundle.card.model_dump(mode="json"), "device": str(detector.device)})
+
+    async def report(self, request: Request) -> Response:
+        """A picture of the model's report."""
+        picture = request.path_params["picture"]
+        bundle = self._inference.detector.bundle
+        listed = f"{REPORT}/{picture}"
+        if bundle.folder is None or listed not in bundle.card.files or not picture.endswith(".png"):
+            have = sorted(name.removeprefix(f"{REPORT}/") for name in bundle.card.files if name.endswith(".png"))
+            raise NotFound(f"The report has no such picture; there are: {', '.join(have) or 'none'}.")
+        return FileResponse(bundle.folder / listed, media_type="image/png")
+
+    async def latent(self, request: Request) -> Response:
+        """The test images in the latent plane, with their labels."""
+        bundle = self._inference.detector.bundle
+        listed = f"{REPORT}/latent.npz"
+        if bundle.folder is None or listed not in bundle.card.files:
+            raise NotFound("This version was published without a map of its latent plane.")
+        with np.load(bundle.folder / listed, allow_pickle=False) as arrays:
+            return _json({"embedding": arrays["embeddings"].tolist(), "labels": arrays["labels"].tolist()})
+
+    async def decode(self, request: Request) -> Response:
+        """What the network draws at points of the latent plane."""
+        body = await read_body(
+            request.receive,
+            request.headers,
+            limit=self._settings.max_body_bytes,
+            timeout_s=self._settings.body_timeout_s,
+        )
+        try:
+            asked = DecodeRequest.model_validate_json(body)
+        except ValidationError as error:
+            raise _complaint(error) from None
+        detector = self._inference.detector
+        images = to_pixels(detector.decode(_codes(asked, detector)))
+        pictures = [answers.picture_text(image[0]) for image in images]
+        return _json({"model": answers.model_entry(detector.bundle), "images": pictures})
+
+    async def problem(self, request: Request) -> Response:
+        """What a problem type means."""
+        for problem in PROBLEMS:
+            if problem.type == request.path_params["type"]:
+                return PlainTextResponse(f"{problem.title} ({problem.status})\n\n{problem.__doc__}\n")
+        raise NotFound("There is no such problem type.")
+
+
+def _codes(asked: DecodeRequest, detector: Detector) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
+    dimensions = detector.bundle.model.config.latent_dim
+    if any(len(point) != dimensions for point in asked.embedding):
+        raise OutOfRange(f"Each point of embedding must have {dimensions} coordinates.")
+    codes = np.array(asked.embedding, np.float64)
+    if (np.abs(codes) > _FAR).any():
+        raise OutOfRange(f"The coordinates of embedding must lie between -{_FAR:g} and {_FAR:g}.")
+    return codes.astype(np.float32)
+
+
+def _complaint(error: ValidationError) -> BadBody | OutOfRange:
+    first = error.errors()[0]
+    if first["type"] == "json_invalid":
+        return BadBody(f"The body is not JSON: {first['msg']}.")
+    where = ".".join(str(step) for step in first["loc"])
+    return OutOfRange(f"{where or 'The body'}: {first['msg']}.")
+
+
+def _json(content: object) -> Response:
+    return Response(answers.json_bytes(content), media_type=JSON)

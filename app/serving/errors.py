@@ -1,0 +1,118 @@
+"""The tree of errors that clients can meet, each with status, title and type; their RFC 9457 bodies.
+
+Problem
+├── BadBody (400)             undecodable-image, the body or everything in it
+├── Unauthorized (401)        unauthorized
+├── NotFound (404)            not-found
+├── MethodNotAllowed (405)    method-not-allowed
+├── TooLarge (413)            too-large: body, image count or pixel count
+├── UnsupportedType (415)     unsupported-type
+├── OutOfRange (422)          parameter-out-of-range
+├── InternalError (500)       internal-error: a defect of this program
+├── Unavailable (503)         unavailable: overloaded, draining or not ready; carries Retry-After
+└── DeadlinePassed (504)      deadline-passed
+"""
+
+from typing import Any, ClassVar
+
+from app.detection.images import ImageError, ImageTooLarge, TooManyImages, UnsupportedImage
+
+MEDIA_TYPE = "application/problem+json"
+
+
+class Problem(Exception):
+    """An answer that is an error. `detail` is a sentence for the client."""
+
+    status: ClassVar[int]
+    type: ClassVar[str]
+    title: ClassVar[str]
+
+    def __init__(self, detail: str, headers: dict[str, str] | None = None) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.headers = headers or {}
+
+    def body(self, instance: str, request_id: str) -> dict[str, Any]:
+        """The problem object of RFC 9457 for the request path `instance`."""
+        return {
+            "type": f"/problems/{self.type}",
+            "title": self.title,
+            "status": self.status,
+            "detail": self.detail,
+            "instance": instance,
+            "request_id": request_id,
+        }
+
+
+class BadBody(Problem):
+    """The body holds nothing that can be decoded: an empty, truncated or malformed image, array or form."""
+
+    status, type, title = 400, "undecodable-image", "The image could not be decoded"
+
+
+class Unauthorized(Problem):
+    """The server asks for an API key, and none or a wrong one was sent."""
+
+    status, type, title = 401, "unauthorized", "An API key is needed"
+
+
+class NotFound(Problem):
+    """Nothing is served under this path."""
+
+    status, type, title = 404, "not-found", "There is nothing here"
+
+
+class MethodNotAllowed(Problem):
+    """The path exists, but not for this method; the Allow header names those it has."""
+
+    status, type, title = 405, "method-not-allowed", "The method is not allowed here"
+
+
+class TooLarge(Problem):
+    """The body, the number of images or an image's pixel count is over the limit; `detail` states it."""
+
+    status, type, title = 413, "too-large", "The upload is over a limit"
+
+
+class UnsupportedType(Problem):
+    """The content type is none of PNG, JPEG, WEBP, BMP, GIF, TIFF, a form of them, or a .npy array."""
+
+    status, type, title = 415, "unsupported-type", "The content type is not supported"
+
+
+class OutOfRange(Problem):
+    """A parameter is misspelt or out of its range; `detail` says which and what it takes."""
+
+    status, type, title = 422, "parameter-out-of-range", "A parameter is out of range"
+
+
+class InternalError(Problem):
+    """A defect of this program. The log has the trace under the request id."""
+
+    status, type, title = 500, "internal-error", "The server made an error"
+
+
+class Unavailable(Problem):
+    """Overloaded, shutting down, or not ready yet; the Retry-After header says when to come back."""
+
+    status, type, title = 503, "unavailable", "The server cannot take this now"
+
+
+class DeadlinePassed(Problem):
+    """The request took longer than it may, in sending its body or in waiting."""
+
+    status, type, title = 504, "deadline-passed", "The deadline passed"
+
+
+PROBLEMS: tuple[type[Problem], ...] = tuple(Problem.__subclasses__())
+BY_STATUS: dict[int, type[Problem]] = {problem.status: problem for problem in PROBLEMS}
+
+
+def problem_of(error: ImageError, name: str = "") -> Problem:
+    """What the client is told when image `name` was refused."""
+    detail = f"{name}: {error}" if name else str(error)
+    if isinstance(error, ImageTooLarge | TooManyImages):
+        return TooLarge(detail)
+    if isinstance(error, UnsupportedImage):
+        return UnsupportedType(detail)
+    return BadBody(detail)

@@ -1,0 +1,154 @@
+"""The outermost layer of the server, plain ASGI: every request passes here, every answer leaves here.
+
+Gives each request an id, turns every error into a problem body, logs a line, and leads the questions that are asked most
+straight to their endpoints, past the framework's routing, which costs more than the model.
+"""
+
+import asyncio
+import logging
+import random
+import re
+import time
+from collections.abc import Awaitable, Callable, Mapping
+
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.serving.answers import json_bytes
+from app.serving.errors import BY_STATUS, MEDIA_TYPE, InternalError, Problem
+
+logger = logging.getLogger(__name__)
+access = logging.getLogger("oddigit.access")
+
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+_SANE_ID = re.compile(rb"[A-Za-z0-9._:-]{1,64}")
+_LINGER_BYTES, _LINGER_S = 16 * 2**20, 2.0
+
+
+class Front:
+    """ASGI middleware around the framework's application."""
+
+    def __init__(self, app: ASGIApp, straight: Mapping[str, Endpoint]) -> None:
+        """`straight` maps paths to the POST endpoints that bypass `app`."""
+        self._app = app
+        self._straight = straight
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        visit = Visit(scope, receive, send)
+        try:
+            endpoint = self._straight.get(scope["path"]) if scope["method"] == "POST" else None
+            if endpoint is None:
+                await self._app(scope, visit.receive, visit.send)
+            else:
+                response = await endpoint(Request(scope, visit.receive))
+                await response(scope, visit.receive, visit.send)
+        except ClientDisconnect:
+            visit.status = 499  # nobody is left to answer; the log shows nginx's number for it
+        except Exception as error:
+            await visit.fail(error)
+        finally:
+            visit.log()
+
+
+class Visit:
+    """One request on its way through: its id, its status, and whether its body was read to the end."""
+
+    __slots__ = ("_receive", "_send", "_started", "id", "scope", "status", "unread")
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.scope = scope
+        self._receive = receive
+        self._send = send
+        self._started = time.perf_counter()
+        self.id = request_id(scope)
+        self.status = 0
+        self.unread = True
+        scope.setdefault("state", {})["request_id"] = self.id
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        self.unread = message.get("more_body", False)
+        return message
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            message["headers"] = [*message.get("headers", ()), (b"x-request-id", self.id.encode())]
+        await self._send(message)
+
+    async def fail(self, error: Exception) -> None:
+        """Answer with the error's problem; one that nobody foresaw is logged whole."""
+        problem = problem_for(error)
+        if isinstance(problem, InternalError):
+            logger.error("request %s failed", self.id, exc_info=error)
+        if self.status:  # the answer has begun; closing the connection is all that is left to say
+            raise error
+        headers, body = problem_answer(problem, self.scope)
+        lingering = self.unread and self.scope["method"] in ("POST", "PUT", "PATCH")
+        if lingering:
+            headers.append((b"connection", b"close"))
+        await self.send({"type": "http.response.start", "status": problem.status, "headers": headers})
+        await self.send({"type": "http.response.body", "body": body, "more_body": lingering})
+        if lingering:
+            await self._linger()
+
+    async def _linger(self) -> None:
+        """Read on for a while before the connection closes, or a client that still sends would lose the answer to a reset."""
+        received, until = 0, time.perf_counter() + _LINGER_S
+        while self.unread and received < _LINGER_BYTES:
+            left = until - time.perf_counter()
+            message = await _within(left, self.receive)
+            if message is None or message["type"] == "http.disconnect":
+                break
+            received += len(message.get("body", b""))
+        await self._send({"type": "http.response.body", "body": b""})
+
+    def log(self) -> None:
+        if access.isEnabledFor(logging.INFO):
+            took = (time.perf_counter() - self._started) * 1000
+            access.info(
+                '"%s %s" %d %.1f ms', self.scope["method"], self.scope["path"], self.status, took,
+                extra={"request_id": self.id},
+            )  # fmt: skip
+
+
+def request_id(scope: Scope) -> str:
+    """The client's X-Request-ID where it is sane, else one of our own."""
+    for name, value in scope["headers"]:
+        if name == b"x-request-id" and _SANE_ID.fullmatch(value):
+            return str(value, "ascii")
+    return f"{random.getrandbits(64):016x}"
+
+
+def problem_for(error: Exception) -> Problem:
+    """The problem that a client is told of for an error raised inside."""
+    if isinstance(error, Problem):
+        return error
+    if isinstance(error, HTTPException) and error.status_code in BY_STATUS:
+        return BY_STATUS[error.status_code](error.detail, dict(error.headers or {}))
+    return InternalError("Something unexpected happened; the server's log has the details under this request id.")
+
+
+def problem_answer(problem: Problem, scope: Scope) -> tuple[list[tuple[bytes, bytes]], bytes]:
+    """Headers and body of a problem, for the request of `scope`."""
+    body = json_bytes(problem.body(scope["path"], scope["state"]["request_id"]))
+    headers = [
+        (b"content-type", MEDIA_TYPE.encode()),
+        (b"content-length", str(len(body)).encode()),
+        *((name.encode(), value.encode()) for name, value in problem.headers.items()),
+    ]
+    return headers, body
+
+
+async def _within(seconds: float, receive: Receive) -> Message | None:
+    try:
+        async with asyncio.timeout(max(seconds, 0)):
+            return await receive()
+    except TimeoutError:
+        return None

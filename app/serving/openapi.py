@@ -1,0 +1,113 @@
+"""The part of the OpenAPI document that the framework cannot read off the endpoints: bodies, parameters and errors."""
+
+from typing import Any, get_args
+
+from fastapi import FastAPI
+
+from app.detection.images import Preprocess
+from app.serving import schemas
+from app.serving.about import About
+from app.serving.errors import BY_STATUS, MEDIA_TYPE
+from app.serving.front import Endpoint
+from app.serving.negotiate import JSON, NPY, PNG
+from app.serving.routes import Endpoints
+from app.serving.upload import FORM, IMAGE_TYPES
+
+Entry = dict[str, Any]
+
+_BINARY: Entry = {"type": "string", "format": "binary"}
+_ALPHA: Entry = {
+    "name": "alpha",
+    "in": "query",
+    "description": "False-alarm rate to judge by; unset, the model's own.",
+    "schema": {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1},
+}
+_PREPROCESS: Entry = {
+    "name": "preprocess",
+    "in": "query",
+    "description": "auto leaves a 28x28 grey image as it is and prepares others as digits; none only resizes.",
+    "schema": {"type": "string", "enum": list(get_args(Preprocess)), "default": "auto"},
+}
+_UPLOAD: Entry = {
+    "required": True,
+    "content": {
+        FORM: {
+            "schema": {
+                "type": "object",
+                "required": ["file"],
+                "properties": {"file": {"type": "array", "minItems": 1, "items": _BINARY}},
+            },
+            "encoding": {"file": {"contentType": ", ".join(sorted(IMAGE_TYPES))}},
+        },
+        **{kind: {"schema": _BINARY} for kind in sorted(IMAGE_TYPES)},
+        NPY: {"schema": _BINARY},
+    },
+}
+_UPLOAD_ERRORS = (400, 401, 413, 415, 422, 503, 504)
+
+
+def add_routes(app: FastAPI, endpoints: Endpoints, about: About) -> None:
+    """Register every endpoint with its full description."""
+    _add_question(app, "/score", endpoints.score, schemas.ScoreAnswer, (NPY,))
+    _add_question(app, "/embed", endpoints.embed, schemas.EmbedAnswer, (NPY,))
+    _add_question(app, "/reconstruct", endpoints.reconstruct, schemas.ReconstructAnswer, (PNG, NPY))
+    _add(app, "/livez", about.livez, schemas.Liveness, "probes", ())
+    _add(app, "/readyz", about.readyz, schemas.Readiness, "probes", (503,))
+    _add(app, "/model", about.model, schemas.ModelCard, "model", (401, 503))
+    _add(app, "/latent", about.latent, schemas.Latent, "model", (401, 404, 503))
+    app.add_api_route(
+        "/model/report/{picture}",
+        about.report,
+        responses={200: {"content": {PNG: {"schema": _BINARY}}}, **errors(401, 404, 503)},
+        response_model=None,
+        tags=["model"],
+        openapi_extra={"parameters": [_path_parameter("picture")]},
+    )
+    app.add_api_route(
+        "/problems/{type}",
+        about.problem,
+        responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}, **errors(404)},
+        response_model=None,
+        tags=["probes"],
+        openapi_extra={"parameters": [_path_parameter("type")]},
+    )
+    app.add_api_route(
+        "/decode",
+        about.decode,
+        methods=["POST"],
+        response_model=schemas.DecodeAnswer,
+        responses=errors(400, 401, 413, 422, 503, 504),
+        tags=["questions"],
+        openapi_extra={
+            "requestBody": {
+                "required": True,
+                "content": {JSON: {"schema": schemas.DecodeRequest.model_json_schema()}},
+            }
+        },
+    )
+
+
+def errors(*statuses: int) -> dict[int | str, Entry]:
+    """The `responses` of an endpoint that can fail with these statuses."""
+    content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
+    return {status: {"description": BY_STATUS[status].title, "content": content} for status in statuses}
+
+
+def _add_question(app: FastAPI, path: str, endpoint: Endpoint, answer: type, others: tuple[str, ...]) -> None:
+    app.add_api_route(
+        path,
+        endpoint,
+        methods=["POST"],
+        response_model=answer,
+        responses={200: {"content": {media: {"schema": _BINARY} for media in others}}, **errors(*_UPLOAD_ERRORS)},
+        tags=["questions"],
+        openapi_extra={"parameters": [_ALPHA, _PREPROCESS], "requestBody": _UPLOAD},
+    )
+
+
+def _add(app: FastAPI, path: str, endpoint: Endpoint, answer: type, tag: str, statuses: tuple[int, ...]) -> None:
+    app.add_api_route(path, endpoint, response_model=answer, responses=errors(*statuses), tags=[tag])
+
+
+def _path_parameter(name: str) -> Entry:
+    return {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}

@@ -1,0 +1,131 @@
+"""The HTTP contract as pydantic models: what answers hold. Readable alone; the routes build the same fields by hand."""
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from app.detection.bundle import Card
+
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Picture = Annotated[str, Field(description="A 28x28 PNG, base64.", json_schema_extra={"contentEncoding": "base64"})]
+
+
+class _Answer(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Problem(_Answer):
+    """An error, as RFC 9457 has it."""
+
+    type: str = Field(examples=["/problems/undecodable-image"])
+    title: str
+    status: int = Field(ge=400, le=599)
+    detail: str
+    instance: str = Field(description="The path that was asked for.")
+    request_id: str
+
+
+class Model(_Answer):
+    """The detector that answered."""
+
+    name: str = Field(examples=["mnist"])
+    version: int = Field(ge=1)
+
+
+class Failed(_Answer):
+    """An image that could not be read, among others that could."""
+
+    name: str
+    error: Problem
+
+
+class _Result(_Answer):
+    name: str = Field(description="The file's name; an array's image has its index.")
+    preprocess: list[str] = Field(description="What was done to the upload before the network saw it.")
+    warnings: list[str] = Field(description="What is suspicious about the upload.")
+
+
+class Score(_Result):
+    """How odd an image is. `score > threshold`, `p_value <= alpha` and `is_anomaly` always agree."""
+
+    score: Finite = Field(description="Higher is more anomalous.")
+    p_value: float = Field(gt=0, le=1, description="Share of normal images that score at least this high.")
+    is_anomaly: bool
+    reconstruction_error: Finite = Field(ge=0, description="Mean squared residual over the pixels, in [-1, 1] units.")
+
+
+class Embedding(_Result):
+    """Where an image lies in the latent plane."""
+
+    embedding: list[Finite]
+
+
+class Reconstruction(_Result):
+    """What the network saw, what it made of it, and where the two differ."""
+
+    input: Picture
+    reconstruction: Picture
+    error_map: Picture
+
+
+class ScoreAnswer(_Answer):
+    """The answer of /score, in the order of the upload."""
+
+    model: Model
+    alpha: float = Field(gt=0, lt=1, description="The false-alarm rate that the threshold is for.")
+    threshold: Finite
+    results: list[Score | Failed]
+
+
+class EmbedAnswer(_Answer):
+    """The answer of /embed."""
+
+    model: Model
+    results: list[Embedding | Failed]
+
+
+class ReconstructAnswer(_Answer):
+    """The answer of /reconstruct."""
+
+    model: Model
+    results: list[Reconstruction | Failed]
+
+
+class DecodeRequest(_Answer):
+    """Points of the latent plane."""
+
+    embedding: list[list[Finite]] = Field(min_length=1, max_length=1024)
+
+
+class DecodeAnswer(_Answer):
+    """What the network draws at those points."""
+
+    model: Model
+    images: list[Picture]
+
+
+class Latent(_Answer):
+    """The test images in the latent plane, with their labels."""
+
+    embedding: list[list[Finite]]
+    labels: list[int]
+
+
+class Readiness(_Answer):
+    """Whether the server answers questions now."""
+
+    status: str = Field(examples=["ready"])
+    model: Model
+    device: str
+
+
+class Liveness(_Answer):
+    """That the process runs."""
+
+    status: str = Field(examples=["alive"])
+
+
+class ModelCard(Card):
+    """The card of the model in service, and the device it runs on."""
+
+    device: str = Field(examples=["cuda:0"])

@@ -1,0 +1,58 @@
+"""Every knob of the server, read from ODDIGIT_* variables. Environment in, frozen `Settings` out."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+PREFIX = "ODDIGIT_"
+SHIPPED_STORE = Path(__file__).parents[2] / "model_store"
+
+MIB = 2**20
+
+
+class SettingsError(ValueError):
+    """A variable is misspelt or out of range; the message names it."""
+
+
+class Settings(BaseModel):
+    """The server's configuration; each field is the variable ODDIGIT_<FIELD> in capitals."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    store: Path = Field(SHIPPED_STORE, description="Folder of trained detectors.")
+    model: str = Field("mnist", description="Which detector of the store to serve.")
+    version: int | None = Field(None, ge=1, description="Serve this version; unset, the highest.")
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps.")
+    threads: int = Field(1, ge=1, le=256, description="Threads that torch uses for one forward pass on the CPU.")
+    max_body_bytes: int = Field(10 * MIB, ge=1, description="Largest request body; arrays have their own limit.")
+    max_array_bytes: int = Field(128 * MIB, ge=1, description="Largest application/x-npy body.")
+    max_images: int = Field(64, ge=1, description="Most images in one multipart request.")
+    max_array_images: int = Field(100_000, ge=1, description="Most images in one array.")
+    max_pictures: int = Field(1_000, ge=1, description="Most images that /reconstruct answers with pictures.")
+    max_pixels: int = Field(25_000_000, ge=784, description="Most pixels in one image, read from its header.")
+    max_batch_size: int = Field(64, ge=1, description="Most images in one forward pass of waiting requests.")
+    body_timeout_s: float = Field(20.0, gt=0, description="Longest time a client may take to send a body.")
+    log_format: str = Field("text", pattern="^(text|json)$", description="text for people, json for machines.")
+    access_log: bool = Field(True, description="One log line a request.")
+
+
+def read_settings(environment: Mapping[str, str]) -> Settings:
+    """Settings from the variables that begin with ODDIGIT_; empty ones count as unset.
+
+    Raises:
+        SettingsError: a variable has no meaning here, or its value is not acceptable.
+    """
+    values = {
+        name.removeprefix(PREFIX).lower(): value for name, value in environment.items() if name.startswith(PREFIX) and value
+    }
+    values.pop("data", None)  # where tests find the data sets; none of the server's business
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        variable = PREFIX + str(first["loc"][0]).upper()
+        if first["type"] == "extra_forbidden":
+            known = ", ".join(PREFIX + field.upper() for field in Settings.model_fields)
+            raise SettingsError(f"{variable} is no setting. There are: {known}.") from None
+        raise SettingsError(f"{variable}={values[str(first['loc'][0])]!r}: {first['msg']}.") from None

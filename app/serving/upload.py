@@ -1,0 +1,131 @@
+"""Uploads: a request in, prepared images out, in any of the three forms that the contract allows."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from starlette.requests import Request
+
+from app.detection.images import ImageError, Preprocess, decode_array, decode_image
+from app.detection.prepare import Prepared
+from app.serving.answers import Shown
+from app.serving.body import Part, media_type, parse_form, read_body
+from app.serving.errors import BadBody, Problem, UnsupportedType, problem_of
+from app.serving.negotiate import NPY
+from app.serving.settings import Settings
+
+Made = TypeVar("Made")
+
+FORM = "multipart/form-data"
+IMAGE_TYPES = frozenset({"image/png", "image/jpeg", "image/webp", "image/bmp", "image/gif", "image/tiff"})
+_UNDECLARED = ("", "application/octet-stream")  # what clients say of a form's part when they say nothing
+_INLINE_BYTES = 2048  # up to here even a hostile image costs less than handing it to a thread and back
+
+
+@dataclass(frozen=True)
+class Upload:
+    """What a request holds: prepared images, or an array as it came; and the images among others that failed."""
+
+    shown: Sequence[Shown]
+    prepared: Sequence[Prepared] = ()
+    array: NDArray[np.uint8] | None = None  # [N, S, S]
+    failed: dict[int, tuple[str, Problem]] = field(default_factory=dict)  # by position in the upload
+
+    @property
+    def images(self) -> NDArray[np.float32]:
+        """The prepared images, [n, 1, S, S]."""
+        if len(self.prepared) == 1:
+            return self.prepared[0].image[None]
+        return np.stack([prepared.image for prepared in self.prepared])
+
+
+class Uploads:
+    """Reads uploads under the limits of the settings; large images are decoded on threads."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="decode")
+
+    async def read(self, request: Request, preprocess: Preprocess, size: int) -> Upload:
+        """The request's images, size x size. Raises the Problem that the contract names for a body nothing can be made of."""
+        content_type = request.headers.get("content-type", "")
+        kind = media_type(content_type)
+        if kind in IMAGE_TYPES:
+            return await self._image(request, preprocess, size)
+        if kind == NPY:
+            return await self._array(request, size)
+        if kind == FORM:
+            return await self._form(request, content_type, preprocess, size)
+        raise UnsupportedType(f"{kind or 'No content type'} is not accepted; send an image, multipart/form-data or {NPY}.")
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _body(self, request: Request, limit: int) -> bytes:
+        body = await read_body(request.receive, request.headers, limit=limit, timeout_s=self._settings.body_timeout_s)
+        if not body:
+            raise BadBody("The body is empty.")
+        return body
+
+    async def _image(self, request: Request, preprocess: Preprocess, size: int) -> Upload:
+        body = await self._body(request, self._settings.max_body_bytes)
+        decode = partial(self._decode, preprocess=preprocess, size=size)
+        try:
+            prepared = decode(body) if len(body) <= _INLINE_BYTES else await self._off_loop(decode, body)
+        except ImageError as error:
+            raise problem_of(error) from None
+        return Upload([Shown("image", prepared.preprocess, prepared.warnings)], [prepared])
+
+    async def _array(self, request: Request, size: int) -> Upload:
+        body = await self._body(request, self._settings.max_array_bytes)
+        try:
+            array = decode_array(body, max_images=self._settings.max_array_images, size=size)
+        except ImageError as error:
+            raise problem_of(error) from None
+        return Upload([Shown(str(index)) for index in range(len(array))], array=array)
+
+    async def _form(self, request: Request, content_type: str, preprocess: Preprocess, size: int) -> Upload:
+        body = await self._body(request, self._settings.max_body_bytes)
+        parts = parse_form(body, content_type, max_parts=self._settings.max_images)
+        work = partial(self._decode_parts, parts, preprocess, size)
+        outcomes = work() if len(body) <= _INLINE_BYTES else await self._off_loop(work)
+        failed = {
+            index: (part.name, outcome)
+            for index, (part, outcome) in enumerate(zip(parts, outcomes, strict=True))
+            if isinstance(outcome, Problem)
+        }
+        if len(failed) == len(parts):
+            raise refusal([problem for _, problem in failed.values()])
+        good = [(part, out) for part, out in zip(parts, outcomes, strict=True) if not isinstance(out, Problem)]
+        shown = [Shown(part.name, prepared.preprocess, prepared.warnings) for part, prepared in good]
+        return Upload(shown, [prepared for _, prepared in good], failed=failed)
+
+    def _decode_parts(self, parts: list[Part], preprocess: Preprocess, size: int) -> list[Prepared | Problem]:
+        return [self._decode_part(part, preprocess, size) for part in parts]
+
+    def _decode_part(self, part: Part, preprocess: Preprocess, size: int) -> Prepared | Problem:
+        if part.content_type not in IMAGE_TYPES and part.content_type not in _UNDECLARED:
+            return UnsupportedType(f"{part.name}: {part.content_type} is not accepted; send an image.")
+        try:
+            return self._decode(part.data, preprocess=preprocess, size=size)
+        except ImageError as error:
+            return problem_of(error, part.name)
+
+    def _decode(self, data: bytes, *, preprocess: Preprocess, size: int) -> Prepared:
+        return decode_image(data, preprocess=preprocess, max_pixels=self._settings.max_pixels, size=size)
+
+    async def _off_loop(self, work: Callable[..., Made], *arguments: object) -> Made:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
+
+
+def refusal(problems: list[Problem]) -> Problem:
+    """One problem for a request in which nothing could be decoded: the images' own where they agree, else a bad body."""
+    if len(problems) == 1:
+        return problems[0]
+    kind = type(problems[0]) if len({type(problem) for problem in problems}) == 1 else BadBody
+    return kind(f"None of the {len(problems)} images could be read. The first: {problems[0].detail}")

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from app.detection.conformal import Calibration
 from app.detection.model import Autoencoder, ModelConfig
 from app.detection.scoring import Scorer
+from app.detection.uploads import UploadScale
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
 
@@ -67,6 +68,7 @@ class Card(_Strict):
     alpha: float = Field(gt=0, lt=1)
     threshold: float
     calibration_images: int = Field(ge=1)
+    uploads: str | None = None  # what scores of prepared uploads were calibrated on: `own` uploads or `synthesised` ones
     training: dict[str, Any]  # the training configuration and seed
     data: dict[str, Any]  # what it was trained on, with digests
     libraries: dict[str, str]
@@ -84,6 +86,7 @@ class Bundle:
     scorer: Scorer
     calibration: Calibration
     card: Card
+    uploads: UploadScale | None = None  # None: prepared uploads are scored as if they had been untouched
     folder: Path | None = None  # where it was loaded from
 
     @property

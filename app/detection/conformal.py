@@ -7,7 +7,9 @@ false-alarm rate alpha is the k-th largest calibration score with k = floor(alph
 p-values, Annals of Statistics 2023).
 """
 
+import math
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import cached_property
 
 import numpy as np
@@ -27,6 +29,8 @@ class Calibration:
     def __post_init__(self) -> None:
         if self.scores.ndim != 1 or self.scores.size == 0:
             raise CalibrationError("Calibration needs at least one normal image.")
+        if self.scores.dtype != np.float32:
+            raise CalibrationError(f"Calibration scores must be float32, but they are {self.scores.dtype}.")
         if not np.isfinite(self.scores).all():
             raise CalibrationError("A calibration score is not finite; the model cannot be calibrated.")
         if (np.diff(self.scores) < 0).any():
@@ -74,8 +78,23 @@ class Calibration:
         return min(rank, self.n)
 
 
+def benjamini_hochberg(p_values: NDArray[np.float64], fdr: float) -> float:
+    """The p-value [N] at or below which to call anomalies, so that an expected share of at most `fdr` of them is false.
+
+    The largest fdr k / N that the k-th smallest p-value does not exceed; fdr / N where there is none, which no p-value
+    reaches (Benjamini & Hochberg, Controlling the false discovery rate, JRSS B 1995; that it holds for conformal p-values,
+    which share a calibration set: Bates et al., 2023).
+    """
+    count = len(p_values)
+    limits = fdr * np.arange(1, count + 1) / count
+    (kept,) = np.nonzero(np.sort(p_values) <= limits)
+    return float(limits[kept[-1]] if len(kept) else limits[0])
+
+
 def images_needed(alpha: float) -> int:
     """The fewest calibration images n for which a threshold at `alpha` exists: 1 / (n + 1) <= alpha."""
+    if alpha < 1e-9:  # beyond what counting up in floating point can reach
+        return math.ceil(1 / Fraction(alpha)) - 1
     needed = max(int(1 / alpha) - 1, 1)
     while 1 / (needed + 1) > alpha:
         needed += 1

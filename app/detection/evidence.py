@@ -26,6 +26,9 @@ EVIDENCE = (
     "light",  # range of the paper's level over the ink's contrast
     "colour",  # colour that the mixture of ink and paper does not explain
     "contrast",  # between ink and paper
+    "extent",  # longest side in pixels as uploaded, where that is short
+    "aspect",  # width over height
+    "fill",  # ink over the area of its box
 )
 
 
@@ -40,14 +43,13 @@ class Sight(NamedTuple):
     page: float = 0.0
     pieces: int = 0
     width: float = 0.0
+    extent: int = 0
     texture: float = 1.0
     blend: float = 1.0
     uneven: float = 1.0
 
     @classmethod
-    def of(
-        cls, amount: Floats, rest: Floats, solid: Mask, near: Mask, box: tuple[int, int, int, int], full: float
-    ) -> Self:
+    def of(cls, amount: Floats, rest: Floats, solid: Mask, near: Mask, box: tuple[int, int, int, int], full: float) -> Self:
         """From ink amounts [H, W] with and without the page's lines, the glyph's pixels, those and their soft edge."""
         left, top, right, bottom = box
         margin = max(2, round(0.1 * max(right - left, bottom - top)))
@@ -69,6 +71,7 @@ def evidence(prepared: Floats, sight: Sight) -> Floats:
     mass = float(prepared.sum())
     inked = int((prepared > 0.2).sum())
     mid = int(((prepared > 0.2) & (prepared < 0.8)).sum())
+    tall, wide = int((prepared > 0.1).any(axis=1).sum()), int((prepared > 0.1).any(axis=0).sum())
     raw = (
         0.05 + mid / max(inked, 1),
         1 + mass,
@@ -82,6 +85,9 @@ def evidence(prepared: Floats, sight: Sight) -> Floats:
         0.1 + sight.light,
         0.03 + sight.colour,
         0.05 + sight.contrast,
+        1 + min(sight.extent, 24),
+        (1 + wide) / (1 + tall),
+        0.02 + mass / max(wide * tall, 1),
     )
     return np.log(np.asarray(raw, np.float64)).astype(np.float32)
 

@@ -4,17 +4,9 @@ In: the bytes of one picture, or of one .npy array, from anyone. Out: float32 pi
 message is a sentence for the sender. The type and the pixel count are read from the header before anything is unpacked,
 and no metadata is trusted beyond the orientation. The file knows no HTTP, no model and not what a digit looks like:
 `prepare.py` does that part.
-
-    ImageError
-     +- UndecodableImage   damaged, truncated, or not an image at all
-     +- UnsupportedImage   a known type outside the allow-list (SVG, PDF, HEIC, ...)
-     +- ImageTooLarge      more pixels than accepted
-     +- TooManyImages      more images in one array than accepted
 """
 
 import io
-import re
-import struct
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -27,38 +19,24 @@ from numpy.typing import NDArray
 from PIL import Image
 from PIL.ImageFile import ImageFile
 
-from app.detection.prepare import WORKING_SIDE, Prepared, prepare_digit
+from app.detection.headers import ImageError as ImageError
+from app.detection.headers import ImageTooLarge as ImageTooLarge
+from app.detection.headers import TooManyImages as TooManyImages
+from app.detection.headers import UndecodableImage as UndecodableImage
+from app.detection.headers import UnsupportedImage as UnsupportedImage
+from app.detection.headers import claimed_size, essential_png, exif_orientation, npy_field, npy_header, npy_shape, sniff
+from app.detection.prepare import WORKING_SIDE, prepare_digit
+from app.detection.prepare import Prepared as Prepared
 
 Preprocess = Literal["auto", "none", "digit"]
 Pixels = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 
 MAX_PIXELS = 25_000_000
+MAX_SCANS = 100  # of a JPEG; usual are 1 to 20. Each walks the whole picture: minutes of work fit in a megabyte
 
 
-class ImageError(ValueError):
-    """An upload that cannot be used; the message says why, in words for the sender."""
-
-
-class UndecodableImage(ImageError):
-    """Damaged, truncated, or no image at all."""
-
-
-class UnsupportedImage(ImageError):
-    """A recognised type that is not on the allow-list."""
-
-
-class ImageTooLarge(ImageError):
-    """More pixels than are accepted, by the header's own account."""
-
-
-class TooManyImages(ImageError):
-    """More images in one array than are accepted."""
-
-
-def decode_image(
-    data: bytes, *, preprocess: Preprocess = "auto", max_pixels: int = MAX_PIXELS, size: int = 28
-) -> Prepared:
+def decode_image(data: bytes, *, preprocess: Preprocess = "auto", max_pixels: int = MAX_PIXELS, size: int = 28) -> Prepared:
     """Decode one picture and bring it to the shape that the model reads.
 
     `data` holds a PNG, JPEG, WebP, BMP, GIF (first frame) or TIFF (first page). It is shown as a viewer would show it:
@@ -71,15 +49,15 @@ def decode_image(
     """
     if preprocess != "digit" and size == 28 and (plain := _plain_png(data)) is not None:
         return Prepared(normalise(plain)[0])
-    kind = _sniff(data)
+    kind = sniff(data)
     try:
         shown, steps = _show(_open(data, kind, max_pixels))
         pixels = np.asarray(shown)
     except ImageError:
         raise
-    except (
-        Exception
-    ) as error:  # Pillow answers bad data with any of a dozen types, SyntaxError and MemoryError among them
+    except Image.DecompressionBombError as error:
+        raise ImageTooLarge(f"more pixels than the {max_pixels:,} that are accepted") from error
+    except Exception as error:  # Pillow answers bad data with a dozen types, SyntaxError and MemoryError among them
         raise UndecodableImage(_complaint(kind, error)) from error
     return _bring_to_size(pixels, steps, preprocess, size)
 
@@ -94,8 +72,9 @@ def normalise(pixels: Pixels) -> Floats:
 
 def to_pixels(values: Floats) -> Pixels:
     """Floats in [-1, 1], any shape -> uint8 of that shape; what lies outside is clipped, NaN becomes 0."""
-    scaled = np.nan_to_num((np.asarray(values, np.float32) + 1) * 127.5, nan=0.0)
-    return np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
+    scaled = np.nan_to_num((np.asarray(values, np.float32) + 1) * np.float32(127.5), nan=0.0)
+    pixels: Pixels = np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
+    return pixels
 
 
 def encode_png(pixels: Pixels) -> bytes:
@@ -111,8 +90,8 @@ def decode_array(data: bytes, *, max_images: int = 100_000, size: int = 28) -> P
     Accepts uint8 of shape [N, size, size] or [size, size], versions 1 to 3 of the format (NEP 1). Nothing is unpickled and
     nothing is allocated on the header's word. Raises UndecodableImage, or TooManyImages.
     """
-    header, start = _npy_header(data)
-    shape = _npy_shape(header)
+    header, start = npy_header(data)
+    shape = npy_shape(header)
     count = 1 if len(shape) == 2 else shape[0] if len(shape) == 3 else 0
     if shape[-2:] != (size, size) or len(shape) not in (2, 3):
         raise UndecodableImage(f"the array's shape is not [N, {size}, {size}] or [{size}, {size}]")
@@ -123,47 +102,8 @@ def decode_array(data: bytes, *, max_images: int = 100_000, size: int = 28) -> P
     if len(data) - start != count * size * size:
         raise UndecodableImage(f"the array's header promises {count:,} images, its data are of another length")
     flat = np.frombuffer(data, np.uint8, offset=start)
-    order: Literal["F", "C"] = "F" if b"True" in _npy_field(header, b"fortran_order", rb"True|False") else "C"
+    order: Literal["F", "C"] = "F" if b"True" in npy_field(header, b"fortran_order", rb"True|False") else "C"
     return np.ascontiguousarray(flat.reshape(shape, order=order).reshape(count, size, size))
-
-
-# ---------------------------------------------------------------------------------------------------- what kind of file
-
-_SIGNATURES = {
-    b"\x89PNG\r\n\x1a\n": "PNG",
-    b"\xff\xd8\xff": "JPEG",
-    b"BM": "BMP",
-    b"GIF87a": "GIF",
-    b"GIF89a": "GIF",
-    b"II*\x00": "TIFF",
-    b"MM\x00*": "TIFF",
-}
-_OTHERS = {  # worth a better answer than "not an image"
-    rb"\s*(?:\xef\xbb\xbf)?\s*<(?:svg|\?xml|!DOCTYPE svg)": "SVG",
-    rb"%PDF": "PDF",
-    rb".{4}ftyp(?:avif|avis)": "AVIF",
-    rb".{4}ftyp": "HEIC or video",
-    rb"8BPS": "Photoshop",
-    rb"\x00\x00[\x01\x02]\x00": "icon",
-    rb"(?:\x00{3}\x0cjP  |\xff\x4f\xff\x51)": "JPEG 2000",
-    rb"(?:\x00{3}\x0cJXL |\xff\x0a)": "JPEG XL",
-    rb"(?:II\+\x00|MM\x00\+)": "BigTIFF",
-    rb"%!PS": "PostScript",
-    rb"P[1-7]\s": "Netpbm",
-    rb"\x93NUMPY": ".npy (send it as application/x-npy)",
-}
-
-
-def _sniff(data: bytes) -> str:
-    for signature, kind in _SIGNATURES.items():
-        if data.startswith(signature):
-            return kind
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return "WEBP"
-    for pattern, name in _OTHERS.items():
-        if re.match(pattern, data[:256], re.DOTALL | re.IGNORECASE):
-            raise UnsupportedImage(f"{name} is not accepted; send PNG, JPEG, WebP, BMP, GIF or TIFF")
-    raise UndecodableImage("not an image: no known signature" if data else "the file is empty")
 
 
 def _complaint(kind: str, error: Exception) -> str:
@@ -187,16 +127,13 @@ def _quiet() -> Iterator[None]:
 
 def _open(data: bytes, kind: str, max_pixels: int) -> Image.Image:
     """Header -> limits -> pixels, in this order. The picture comes back loaded, its orientation still to be applied."""
+    claimed = claimed_size(data, kind)
+    if claimed is not None:  # before Pillow: opening a WebP allocates its canvas
+        _check_size(*claimed, max_pixels)
     if kind == "PNG":
-        data = _essential_png(data)
-    elif kind == "WEBP":
-        _check_size(*_webp_size(data), max_pixels)  # libwebp allocates its canvas on opening
-    elif (
-        kind == "JPEG" and data.count(b"\xff\xda") > 100
-    ):  # every scan walks the whole picture: minutes of work in a megabyte
+        data = essential_png(data)
+    elif kind == "JPEG" and data.count(b"\xff\xda") > MAX_SCANS:
         raise UndecodableImage("damaged JPEG: too many scans")
-    elif kind == "GIF":
-        _check_size(*struct.unpack("<HH", data[6:10]), max_pixels)
     with _quiet():
         image = Image.open(io.BytesIO(data), formats=[kind])
         _check_size(*image.size, max_pixels)
@@ -204,9 +141,7 @@ def _open(data: bytes, kind: str, max_pixels: int) -> Image.Image:
             _check_tiles(image, max_pixels)
             image.load()  # its plugin reads more metadata here
     if isinstance(image, ImageFile):
-        image.draft(
-            None, (WORKING_SIDE * 2, WORKING_SIDE * 2)
-        )  # JPEG alone knows how: skips most of the inverse transform
+        image.draft(None, (2 * WORKING_SIDE, 2 * WORKING_SIDE))  # a JPEG need not be unpacked at its full size
     image.load()
     return image
 
@@ -226,26 +161,10 @@ def _check_tiles(image: Image.Image, max_pixels: int) -> None:
         _check_size(width, height, max_pixels)
 
 
-def _webp_size(data: bytes) -> tuple[int, int]:
-    """Canvas size from the first chunk: VP8X, VP8L or VP8 (RFC 9649, sections 2.5 to 2.7)."""
-    if len(data) < struct.unpack("<I", data[4:8])[0] + 8:
-        raise UndecodableImage("truncated WEBP")
-    chunk, body = data[12:16], data[20:30]
-    if chunk == b"VP8X":
-        return 1 + int.from_bytes(body[4:7], "little"), 1 + int.from_bytes(body[7:10], "little")
-    if chunk == b"VP8L":
-        bits = int.from_bytes(body[1:5], "little")
-        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
-    width, height = struct.unpack("<HH", body[6:10])
-    return width & 0x3FFF, height & 0x3FFF
-
-
 # ------------------------------------------------------------------------------------------------------------------ PNG
 
 _PLAIN_HEAD = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR\x00\x00\x00\x1c\x00\x00\x00\x1c\x08\x00\x00\x00\x00Wf\x80H"
 _PLAIN_TAIL = b"\x00\x00\x00\x00IEND\xaeB`\x82"
-_KEPT = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"eXIf", b"IEND"}
-_MAX_TEXT = 1 << 20
 
 
 def _plain_png(data: bytes) -> Pixels | None:
@@ -259,44 +178,12 @@ def _plain_png(data: bytes) -> Pixels | None:
     if int.from_bytes(data[33:37]) != end - 41 or int.from_bytes(data[end : end + 4]) != zlib.crc32(data[37:end]):
         return None
     try:
+        if len(zlib.decompressobj().decompress(data[41:end], 28 * 29)) < 28 * 29:
+            return None
         image = Image.frombytes("L", (28, 28), data[41:end], "zip", "L", 0)
     except Exception:  # the long way round finds the words for it
         return None
     return np.frombuffer(image.tobytes(), np.uint8).reshape(28, 28)
-
-
-def _essential_png(data: bytes) -> bytes:
-    """The chunks that make the picture, checked. Text, profiles and animation are left out: Pillow unpacks and keeps them."""
-    kept, position, spent, name = [data[:8]], 8, 0, b""
-    while name != b"IEND":
-        head = data[position : position + 8]
-        length, name = int.from_bytes(head[:4]), head[4:]
-        end = position + 12 + length
-        if len(head) < 8 or end > len(data):
-            raise UndecodableImage("truncated PNG")
-        if name in _KEPT:
-            if zlib.crc32(data[position + 4 : end - 4]) != int.from_bytes(data[end - 4 : end]):
-                raise UndecodableImage("damaged PNG: a checksum does not match")
-            kept.append(data[position:end])
-        else:
-            spent += _unpacked_length(name, data[position + 8 : end - 4])
-            if spent > _MAX_TEXT:
-                raise UndecodableImage("damaged PNG: its texts unpack to more than 1 MiB")
-        position = end
-    return b"".join(kept)
-
-
-def _unpacked_length(name: bytes, body: bytes) -> int:
-    """Bytes that a compressed text or profile unpacks to, counted no further than the limit."""
-    if name not in (b"zTXt", b"iCCP", b"iTXt"):
-        return 0
-    _, _, rest = body.partition(b"\x00")
-    if name == b"iTXt":  # flag, method, language \0 translated keyword \0 text
-        rest = rest[1:].split(b"\x00", 2)[-1] if rest[:1] == b"\x01" else b""
-    try:
-        return len(zlib.decompressobj().decompress(rest[1:] if name != b"iTXt" else rest, _MAX_TEXT + 1))
-    except zlib.error:
-        return 0
 
 
 # ----------------------------------------------------------------------------------------------- as a viewer would show it
@@ -315,7 +202,7 @@ _TURNS = {
 def _show(image: Image.Image) -> tuple[Image.Image, tuple[str, ...]]:
     """Any mode -> L or RGB, no longer than twice the working side, and what was done to it."""
     steps: tuple[str, ...] = ()
-    turn = _TURNS.get(_orientation(image.info.get("exif", b"")))
+    turn = _TURNS.get(exif_orientation(image.info.get("exif", b"")))
     image = _eight_bits(image)
     if image.has_transparency_data or image.mode in ("LA", "PA", "La", "RGBa"):
         image, steps = _over_white(image), ("composited_on_white",)
@@ -359,21 +246,6 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(shown)
 
 
-def _orientation(exif: bytes) -> int:
-    """Tag 0x0112 of the first directory (TIFF 6.0, section 2), or 1. Pillow's own reader warns about everything else in it."""
-    tiff = exif.removeprefix(b"Exif\x00\x00") if isinstance(exif, bytes) else b""
-    order = {b"II*\x00": "<", b"MM\x00*": ">"}.get(tiff[:4])
-    if order is None or len(tiff) < 10:
-        return 1
-    (start,) = struct.unpack_from(order + "I", tiff, 4)
-    entries = tiff[start + 2 : start + 2 + 12 * 256]
-    for at in range(0, len(entries) - 11, 12):
-        tag, _, _, value = struct.unpack_from(order + "HHIH", entries, at)
-        if tag == 0x0112:
-            return int(value)
-    return 1
-
-
 # ------------------------------------------------------------------------------------------------------- to the model's size
 
 
@@ -381,9 +253,7 @@ def _bring_to_size(pixels: Pixels, steps: tuple[str, ...], preprocess: Preproces
     match preprocess:
         case "auto":
             grey = _as_grey(pixels) if pixels.shape[:2] == (size, size) else None
-            return (
-                prepare_digit(pixels, size=size, steps=steps) if grey is None else Prepared(normalise(grey)[0], steps)
-            )
+            return prepare_digit(pixels, size=size, steps=steps) if grey is None else Prepared(normalise(grey)[0], steps)
         case "digit":
             return prepare_digit(pixels, size=size, steps=steps)
         case "none":
@@ -396,8 +266,9 @@ def _as_grey(pixels: Pixels) -> Pixels | None:
     """[H, W] of a picture without colour, else None."""
     if pixels.ndim == 2:
         return pixels
-    grey = pixels[..., 0]
-    return grey if bool((pixels == grey[..., None]).all()) else None
+    grey = pixels[..., 1]
+    spread = np.ptp(pixels, axis=2).max()
+    return grey if spread <= 2 else None  # a lossy WebP of a grey picture strays by 1
 
 
 def _resized(image: Image.Image, steps: tuple[str, ...], size: int) -> Prepared:
@@ -406,33 +277,3 @@ def _resized(image: Image.Image, steps: tuple[str, ...], size: int) -> Prepared:
     if image.size != (size, size):
         image, steps = image.resize((size, size), Image.Resampling.BILINEAR), (*steps, "resized")
     return Prepared(normalise(np.asarray(image))[0], steps)
-
-
-# ------------------------------------------------------------------------------------------------------------------ .npy
-
-
-def _npy_header(data: bytes) -> tuple[bytes, int]:
-    """The header's text and where the data begin."""
-    if data[:6] != b"\x93NUMPY":
-        raise UndecodableImage("not a .npy array: no known signature")
-    if data[6:8] not in (b"\x01\x00", b"\x02\x00", b"\x03\x00"):
-        raise UndecodableImage("a .npy array of an unknown version; versions 1 to 3 are read")
-    start = 10 if data[6] == 1 else 12
-    end = start + int.from_bytes(data[8:start], "little")
-    if len(data) < max(start, end):
-        raise UndecodableImage("truncated .npy header")
-    return data[start:end], end
-
-
-def _npy_field(header: bytes, name: bytes, value: bytes) -> bytes:
-    """A field of the header's dict. Matched, not evaluated: the text is the sender's."""
-    found = re.search(rb"['\"]" + name + rb"['\"]\s*:\s*(" + value + rb")\s*[,}]", header[:1024])
-    if found is None:
-        raise UndecodableImage(f"the .npy header has no readable '{name.decode()}'")
-    return bytes(found[1])
-
-
-def _npy_shape(header: bytes) -> tuple[int, ...]:
-    if re.search(rb"['\"]descr['\"]\s*:\s*['\"][|<>=]?u1['\"]", header[:1024]) is None:
-        raise UndecodableImage("the array's type is not uint8; send 0 for background to 255 for ink")
-    return tuple(int(number) for number in re.findall(rb"\d+", _npy_field(header, b"shape", rb"\([\d\s,]{0,64}\)")))

@@ -36,7 +36,7 @@ def find_pieces(mask: Mask, weights: Floats) -> Pieces:
     count = int(labels.max(initial=-1)) + 1
     image = np.full(mask.shape, -1, np.int32)
     image[mask] = np.repeat(labels, ends - starts)
-    mass = np.bincount(image[mask], weights=weights[mask], minlength=count)
+    mass = np.bincount(image[mask], weights=weights[mask], minlength=count).astype(np.float64)
     top, left = np.full(count, mask.shape[0]), np.full(count, mask.shape[1])
     bottom, right = np.zeros(count, np.intp), np.zeros(count, np.intp)
     np.minimum.at(top, labels, rows)

@@ -7,7 +7,7 @@ Numpy and Pillow only; knows neither files nor models. Every step accepts any pi
 
 Warnings, in the words of the API:
     blank           no ink was found; the result is an empty image
-    low_contrast    ink and paper differ by less than a tenth of the range
+    low_contrast    ink and paper differ by less than a tenth of the range, or by little more than the paper's own grain
     touches_border  the digit runs off the picture
     several_glyphs  more than one glyph of a size: two digits, a word, clutter
     upscaled        the digit measures less than 12 pixels
@@ -17,16 +17,17 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFilter
+from PIL import Image
 
 from app.detection.evidence import Sight, evidence, stroke_width
-from app.detection.pieces import Mask, Pieces, continued, find_pieces, grow, shrink, sweep, window_extreme
+from app.detection.ink import Ink, read_ink, resized
+from app.detection.pieces import Mask, Pieces, find_pieces, grow, shrink, sweep
 
 Pixels = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 
 WORKING_SIDE = 192  # longest side that is analysed: a digit on a sixth of it still has more pixels than the result
-GRID_SIDE = 48  # longest side on which the light is estimated
+FAINTEST = 0.03  # contrast that counts as ink: 8 of 256 grey levels
 USUAL_WIDTHS = (1.75, 3.3)  # of strokes, in pixels of the 20-pixel box: the middle 80 % of MNIST's training set
 
 
@@ -37,17 +38,6 @@ class Prepared(NamedTuple):
     preprocess: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     evidence: Floats | None = None  # [K], see evidence.py; None for an image left as it is
-
-
-class Ink(NamedTuple):
-    """A picture as ink on paper."""
-
-    amount: Floats  # [H, W], 0 = paper; in units of the full range of the picture's type
-    noise: float  # the paper's standard deviation, same units
-    grain: float  # what it was before any smoothing
-    light: float  # the paper's range from its darkest to its brightest part, same units
-    colour: float  # root mean square of the colour that the mixture of ink and paper does not explain, same units
-    inverted: bool  # the ink was darker than the paper
 
 
 class Glyph(NamedTuple):
@@ -66,15 +56,15 @@ def prepare_digit(pixels: Pixels, *, size: int = 28, steps: tuple[str, ...] = ()
     `steps` names what was done to it before. Returns a `Prepared` with its evidence; never raises, never NaN.
     """
     work = _to_working_size(pixels)
-    ink = _ink(work)
+    ink = read_ink(work)
     glyph = _find_glyph(ink)
     if glyph is None:
         empty = np.zeros((size, size), np.float32)
-        return Prepared(_signed(empty), (*steps, "blank"), ("blank",), evidence(empty, Sight(contrast=_strength(ink))))
-    fitted, rewritten, width = _fit(glyph, size)
+        return Prepared(_signed(empty), (*steps, "blank"), ("blank",), evidence(empty, Sight(contrast=ink.strength)))
+    fitted, rewritten, sight = _fit(glyph, size)
     done = ("shrunk",) * (work.shape != pixels.shape) + ("inverted",) * ink.inverted
     done += ("lines_removed",) * glyph.lines_removed + ("cropped",) + rewritten + ("centred",)
-    seen = evidence(fitted, glyph.sight._replace(width=width))
+    seen = evidence(fitted, sight)
     return Prepared(_signed(fitted), (*steps, *done), glyph.warnings, seen)
 
 
@@ -92,106 +82,13 @@ def _to_working_size(pixels: Pixels) -> Pixels:
     return np.asarray(Image.fromarray(pixels).resize(target, Image.Resampling.BOX, reducing_gap=2.0))
 
 
-# ---------------------------------------------------------------------------------------------------------- ink and paper
-
-
-def _ink(pixels: Pixels) -> Ink:
-    """Read a picture as ink on paper; grain that would drown the ink is smoothed first, and still reported."""
-    ink = _read(pixels)
-    for radius in (1.0, 2.0):
-        if ink.noise < 0.1 * _strength(ink):
-            return ink
-        smooth = Image.fromarray(pixels).filter(ImageFilter.GaussianBlur(radius))
-        ink = _read(np.asarray(smooth))._replace(grain=ink.grain)
-    return ink
-
-
-def _read(pixels: Pixels) -> Ink:
-    plane, colour = _contrast_plane(pixels.astype(np.float32) / np.float32(255))
-    inverted = _ink_is_dark(plane)
-    if inverted:
-        plane = -plane
-    paper = _paper(plane)
-    amount = plane - paper
-    level = float(np.median(amount))
-    noise = 1.4826 * float(np.median(np.abs(amount - level)))
-    light = float(np.percentile(paper, 95) - np.percentile(paper, 5))
-    return Ink(np.maximum(amount - level, 0), noise, noise, light, colour, inverted)
-
-
-def _contrast_plane(planes: Floats) -> tuple[Floats, float]:
-    """[H, W] or [H, W, 3] -> the one plane in which ink and paper differ most, and the colour that it leaves out.
-
-    The plane is the first principal axis of the colours, so that yellow ink on white is read from the blue.
-    """
-    if planes.ndim == 2:
-        return planes, 0.0
-    colours = planes.reshape(-1, 3) - np.median(planes.reshape(-1, 3), axis=0)
-    if not np.any(colours[:, 0] != colours[:, 1]) and not np.any(colours[:, 1] != colours[:, 2]):
-        return planes[..., 0], 0.0
-    values, axes = np.linalg.eigh(colours.T @ colours)
-    axis = axes[:, -1] * np.sign(axes[:, -1].sum() or 1)
-    rest = np.sqrt(max(float(values[:2].sum()), 0.0) / len(colours) / 3)
-    plane = (planes @ (axis / np.abs(axis).sum())).astype(np.float32)
-    return plane, float(rest)
-
-
-def _ink_is_dark(plane: Floats) -> bool:
-    """Ink is the rarer side: the sign of the third moment about the light; of the rim's level where that is undecided."""
-    small = _reduced(plane)
-    local = small - _blurred(small, max(small.shape) / 4)
-    spread = float(np.mean(local**2)) ** 1.5
-    skew = float(np.mean(local**3)) / spread if spread > 1e-9 else 0.0
-    if abs(skew) > 0.3:
-        return skew < 0
-    rim = np.concatenate([small[0], small[-1], small[:, 0], small[:, -1]])
-    return float(np.median(rim)) > float(small.mean())
-
-
-def _paper(plane: Floats) -> Floats:
-    """The light on the paper, [H, W]: what remains when everything brighter and narrower than a window is taken away."""
-    small = _reduced(plane)
-    reach = max(1, round(0.2 * max(small.shape)))
-    opened = window_extreme(window_extreme(small, np.minimum, reach), np.maximum, reach)
-    return _resized(_blurred(opened, reach / 2), plane.shape[1], plane.shape[0])
-
-
-def _reduced(plane: Floats) -> Floats:
-    height, width = plane.shape
-    scale = min(1.0, GRID_SIDE / max(height, width))
-    return _resized(plane, max(1, round(width * scale)), max(1, round(height * scale)), Image.Resampling.BOX)
-
-
-def _resized(plane: Floats, width: int, height: int, how: Image.Resampling = Image.Resampling.BILINEAR) -> Floats:
-    if plane.shape == (height, width):
-        return plane
-    return np.asarray(Image.fromarray(plane).resize((width, height), how))
-
-
-def _blurred(plane: Floats, radius: float) -> Floats:
-    """Box mean, twice over (close to a Gaussian), edges continued."""
-    reach = max(1, round(radius))
-    for _ in range(2):
-        plane = _box_mean(_box_mean(plane, reach).T, reach).T
-    return plane
-
-
-def _box_mean(plane: Floats, reach: int) -> Floats:
-    sums = np.cumsum(continued(plane, reach + 1, reach), axis=0, dtype=np.float64)
-    return ((sums[2 * reach + 1 :] - sums[: -2 * reach - 1]) / (2 * reach + 1)).astype(np.float32)
-
-
 # ------------------------------------------------------------------------------------------------------------- the digit
-
-
-def _strength(ink: Ink) -> float:
-    return float(ink.amount.max(initial=0.0))
 
 
 def _find_glyph(ink: Ink) -> Glyph | None:
     """Threshold, take away what belongs to the page, threshold the rest, choose the pieces of the digit."""
-    floor = max(0.03, 4 * ink.noise)
-    if _strength(ink) < floor:
+    floor = max(FAINTEST, min(4 * ink.noise, 0.5 * ink.strength))
+    if ink.strength < floor:
         return None
     first = ink.amount > max(0.6 * _otsu(ink.amount), floor)
     lines = _page_lines(first)
@@ -230,7 +127,8 @@ def _lines_across(mask: Mask) -> Mask:
     slack = max(1, round(0.02 * height))
     rows = sweep(mask, np.logical_or, slack).mean(axis=1) >= 0.85
     thickness = _stretches(rows)
-    return mask & (rows & (thickness <= 0.2 * height))[:, None]
+    across: Mask = mask & (rows & (thickness <= 0.2 * height))[:, None]
+    return across
 
 
 def _stretches(rows: Mask) -> NDArray[np.intp]:
@@ -245,17 +143,15 @@ def _stretches(rows: Mask) -> NDArray[np.intp]:
 def _edge_pieces(pieces: Pieces) -> Mask:
     """Pieces that hug the edge of the picture: borders cut off, neighbours' tips, shadows of the cell."""
     height, width = pieces.labels.shape
-    near = 0.2
-    thin = np.minimum.reduce(
-        [pieces.bottom / height, 1 - pieces.top / height, pieces.right / width, 1 - pieces.left / width]
-    )
-    touching = _touching_edge(pieces)
-    return pieces.select(touching & (thin <= near))
+    reach_y = np.minimum(pieces.bottom, height - pieces.top) / height
+    reach_x = np.minimum(pieces.right, width - pieces.left) / width
+    return pieces.select(_touching_edge(pieces) & (np.minimum(reach_x, reach_y) <= 0.2))
 
 
 def _touching_edge(pieces: Pieces) -> Mask:
     height, width = pieces.labels.shape
-    return (pieces.top <= 0) | (pieces.left <= 0) | (pieces.bottom >= height) | (pieces.right >= width)
+    touching: Mask = (pieces.top <= 0) | (pieces.left <= 0) | (pieces.bottom >= height) | (pieces.right >= width)
+    return touching
 
 
 def _choose(pieces: Pieces) -> Mask:
@@ -301,7 +197,7 @@ def _develop(ink: Ink, rest: Floats, pieces: Pieces, chosen: Mask, threshold: fl
     rows, columns = np.flatnonzero((strokes > 0.1).any(axis=1)), np.flatnonzero((strokes > 0.1).any(axis=0))
     box = (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
     kept = float(pieces.mass[chosen].sum())
-    left_out = float(pieces.mass[~chosen].sum())
+    left_out = float(pieces.mass[~chosen & ~_touching_edge(pieces)].sum())  # what the frame cut off is a neighbour's
     sight = Sight.of(ink.amount, rest, solid, near > 0, box, full)._replace(
         contrast=full,
         noise=ink.grain / full,
@@ -310,16 +206,17 @@ def _develop(ink: Ink, rest: Floats, pieces: Pieces, chosen: Mask, threshold: fl
         left_out=left_out / kept,
         page=page / kept,
         pieces=int(chosen.sum()),
+        extent=max(box[2] - box[0], box[3] - box[1]),
     )
-    return Glyph(strokes, box, sight, _suspicions(pieces, chosen, box, full), page > 0)
+    return Glyph(strokes, box, sight, _suspicions(pieces, chosen, box, full < max(0.1, 6 * ink.noise)), page > 0)
 
 
-def _suspicions(pieces: Pieces, chosen: Mask, box: tuple[int, int, int, int], full: float) -> tuple[str, ...]:
+def _suspicions(pieces: Pieces, chosen: Mask, box: tuple[int, int, int, int], faint: bool) -> tuple[str, ...]:
     kept = float(pieces.mass[chosen].sum())
     rival = float(pieces.mass[~chosen & ~_touching_edge(pieces)].max(initial=0.0))
     second = float(np.sort(pieces.mass[chosen])[-2]) if chosen.sum() > 1 else 0.0
     found = {
-        "low_contrast": full < 0.1,
+        "low_contrast": faint,
         "touches_border": bool(_touching_edge(pieces)[chosen].any()),
         "several_glyphs": max(rival, second) > 0.35 * kept,
         "upscaled": max(box[2] - box[0], box[3] - box[1]) < 12,
@@ -330,18 +227,19 @@ def _suspicions(pieces: Pieces, chosen: Mask, box: tuple[int, int, int, int], fu
 # --------------------------------------------------------------------------------------------------------- to 28x28
 
 
-def _fit(glyph: Glyph, size: int) -> tuple[Floats, tuple[str, ...], float]:
-    """Strokes -> [size, size] in [0, 1], what was done to the pen, and the pen's width before that."""
+def _fit(glyph: Glyph, size: int) -> tuple[Floats, tuple[str, ...], Sight]:
+    """Strokes -> [size, size] in [0, 1], what was done to the pen, and what was seen, the pen's width before that included."""
     side = round(size * 20 / 28)
     left, top, right, bottom = glyph.box
     cut = glyph.strokes[top:bottom, left:right]
     fitted = _to_box(cut, side)
     width = stroke_width(fitted) * 20 / side
+    sight = glyph.sight._replace(width=width)
     wanted = float(np.clip(width, *USUAL_WIDTHS))
     if max(cut.shape) <= side + 4 or wanted == width:  # from so few pixels the pen cannot be told from the raster
-        return _centred(fitted, size), (), width
+        return _centred(fitted, size), (), sight
     redrawn = _redraw(cut, (wanted - width) * side / 20, side)
-    return _centred(redrawn, size), ("thickened" if wanted > width else "thinned",), width
+    return _centred(redrawn, size), ("thickened" if wanted > width else "thinned",), sight
 
 
 def _to_box(strokes: Floats, side: int) -> Floats:
@@ -350,7 +248,7 @@ def _to_box(strokes: Floats, side: int) -> Floats:
     scale = side / max(height, width)
     shape = max(1, round(width * scale)), max(1, round(height * scale))
     how = Image.Resampling.BILINEAR if scale > 1 else Image.Resampling.BOX
-    out = _resized(strokes, *shape, how)
+    out = resized(strokes, *shape, how)
     top = float(out.max())
     return np.clip(out / top, 0, 1) if top > 0 else out
 
@@ -361,6 +259,9 @@ def _redraw(strokes: Floats, change: float, side: int) -> Floats:
     Done at three times the result's scale, between two whole radii.
     """
     large = np.pad(_to_box(strokes, 3 * side), 3 * 3)
+    ridge = large[(large > 0.2) & (large >= grow(large, 1))]
+    if change > 0 and ridge.size:  # a hairline smeared over pixels never reaches full ink, its crossings do
+        large = np.clip(large / np.median(ridge), 0, 1)
     radius = min(abs(change) * 1.5, 9.0)
     whole, part = int(radius), np.float32(radius % 1)
     act = grow if change > 0 else shrink

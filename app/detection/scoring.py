@@ -1,7 +1,7 @@
 """Scorers: images and their reconstructions in, one anomaly score an image out. Knows no threshold (see conformal.py).
 
-A scorer is fitted once, on residuals of the images that the network was trained on, and is immutable afterwards. Higher
-scores are more anomalous.
+A scorer is fitted once, by the offline side, on images that the network was trained on, and is immutable afterwards. Higher
+scores are more anomalous. The strong one has a file of its own (residual.py).
 """
 
 from typing import ClassVar, Protocol
@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from app.detection.residual import ResidualScorer
 
 Arrays = dict[str, NDArray[np.float32]]
 
@@ -56,27 +58,15 @@ class MseScorer:
         return self
 
 
-def fit_scorer(name: str, images: Tensor, reconstructions: Tensor, embeddings: Tensor) -> Scorer:
-    """Fit the scorer called `name` on normal images and what the network makes of them.
-
-    Raises:
-        ValueError: no scorer has that name.
-    """
-    if name == MseScorer.name:
-        return MseScorer()
-    raise ValueError(_unknown(name))
-
-
 def load_scorer(name: str, arrays: Arrays) -> Scorer:
     """Rebuild a scorer from what its `arrays()` gave.
 
     Raises:
-        ValueError: no scorer has that name.
+        ValueError: no scorer has that name, or the arrays hold numbers that are not finite.
+        KeyError: an array is missing.
     """
     if name == MseScorer.name:
         return MseScorer()
-    raise ValueError(_unknown(name))
-
-
-def _unknown(name: str) -> str:
-    return f"There is no scorer named {name!r}; choose one of: {MseScorer.name}."
+    if name == ResidualScorer.name:
+        return ResidualScorer.from_arrays(arrays)
+    raise ValueError(f"there is no scorer named {name!r}; there are: {MseScorer.name}, {ResidualScorer.name}")

@@ -24,12 +24,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import ValidationError
 
 from app.detection.bundle import Bundle, Card
-from app.detection.conformal import Calibration, CalibrationError
+from app.detection.conformal import Calibration
 from app.detection.model import Autoencoder, ModelConfig
 from app.detection.scoring import load_scorer
+from app.detection.uploads import EvidenceScorer, UploadScale
 
 WEIGHTS, SCORER, CARD, REPORT = "autoencoder.pth", "scorer.npz", "card.json", "report"
 _DIGEST = "card_sha256"  # of the card without this entry, so that an altered card is noticed too
@@ -44,7 +44,7 @@ def versions(root: Path, name: str) -> list[int]:
     folder = root / name
     if not folder.is_dir():
         return []
-    return sorted(int(entry.name) for entry in folder.iterdir() if re.fullmatch(r"[1-9]\d*", entry.name) and entry.is_dir())
+    return sorted(int(entry.name) for entry in folder.iterdir() if re.fullmatch("[1-9][0-9]*", entry.name) and entry.is_dir())
 
 
 def names(root: Path) -> list[str]:
@@ -92,13 +92,15 @@ def load(folder: Path) -> Bundle:
     for required in (WEIGHTS, SCORER):
         if required not in contents:
             raise StoreError(f"{folder / CARD} does not list {required}; publish the version again.")
-    model = load_weights(io.BytesIO(contents[WEIGHTS]), card.architecture.config, str(folder / WEIGHTS))
+    config = _config(card, folder)
+    model = load_weights(io.BytesIO(contents[WEIGHTS]), config, str(folder / WEIGHTS))
     arrays = _load_arrays(contents[SCORER], folder / SCORER)
     try:
         calibration = Calibration(arrays.pop("calibration"))
         threshold = calibration.threshold(card.alpha)
-        bundle = Bundle(model, load_scorer(card.scorer, arrays), calibration, card, folder)
-    except (KeyError, ValueError, CalibrationError) as error:
+        uploads = _load_uploads(arrays, calibration)
+        bundle = Bundle(model, load_scorer(card.scorer, arrays), calibration, card, uploads, folder)
+    except (KeyError, ValueError, TypeError) as error:
         raise StoreError(f"{folder / SCORER} does not belong to its card: {error}") from error
     if threshold != card.threshold:
         raise StoreError(f"{folder / CARD} states threshold {card.threshold}, but its calibration gives {threshold}.")
@@ -116,10 +118,12 @@ def load_card(folder: Path) -> Card:
         card = Card.model_validate(content)
     except FileNotFoundError:
         raise StoreError(f"{path} is missing; {folder} is not a published version.") from None
-    except (ValueError, KeyError, AttributeError, TypeError, OSError, ValidationError) as error:
+    except (ValueError, KeyError, AttributeError, TypeError, OSError, RecursionError) as error:
         raise StoreError(f"{path} is not a card of this program: {_first_line(error)}") from error
     if str(card.version) != folder.name:
         raise StoreError(f"{path} says version {card.version}, but its folder is named {folder.name}.")
+    if card.name != folder.parent.name:
+        raise StoreError(f"{path} says it is {card.name!r}, but its folder lies in {folder.parent.name!r}.")
     return card
 
 
@@ -152,6 +156,8 @@ def _sweep(home: Path) -> None:
 def _write_arrays(bundle: Bundle, draft: Path) -> None:
     torch.save(bundle.model.cpu().state_dict(), draft / WEIGHTS)
     arrays: dict[str, NDArray[Any]] = {**bundle.scorer.arrays(), "calibration": bundle.calibration.scores}
+    if bundle.uploads is not None:
+        arrays |= {**bundle.uploads.evidence.arrays(), "upload_calibration": bundle.uploads.combined}
     with (draft / SCORER).open("wb") as file:
         np.savez(file, allow_pickle=False, **arrays)
 
@@ -195,12 +201,26 @@ def _verified(folder: Path, name: str, digest: str) -> bytes:
     return content
 
 
-def _load_arrays(content: bytes, path: Path) -> dict[str, NDArray[np.float32]]:
+def _config(card: Card, folder: Path) -> ModelConfig:
+    try:
+        return card.architecture.config
+    except ValueError as error:
+        raise StoreError(f"{folder / CARD} describes no network: {error}") from error
+
+
+def _load_arrays(content: bytes, path: Path) -> dict[str, NDArray[Any]]:
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
+            return {name: np.asarray(archive[name]) for name in archive.files}
+    except (ValueError, OSError, EOFError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
         raise StoreError(f"{path} does not hold plain arrays: {_first_line(error)}") from error
+
+
+def _load_uploads(arrays: dict[str, NDArray[Any]], calibration: Calibration) -> UploadScale | None:
+    if "upload_calibration" not in arrays:
+        return None
+    combined = arrays.pop("upload_calibration")
+    return UploadScale.calibrated(EvidenceScorer.from_arrays(arrays), combined, calibration)
 
 
 def _sync(folder: Path) -> None:

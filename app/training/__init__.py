@@ -1,0 +1,1 @@
+"""Offline: a data set in, a published bundle out. Knows no HTTP."""

@@ -1,0 +1,236 @@
+"""The training: a `TrainConfig` in, a published version out. The loop is meant to be read from top to bottom.
+
+The algorithm and its settings are the tutorial's: mean squared error, Adam, shuffled batches of 128. The data set is one
+tensor on the device, and nothing in the loop waits for a value, which makes the speed. The same configuration on the same
+machine and device gives the same weights, bit for bit, interrupted and resumed or not.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from app.detection.bundle import EpochLosses
+from app.detection.detector import pick_device
+from app.detection.images import to_pixels
+from app.detection.model import Autoencoder
+from app.training.checkpoint import State, remove_checkpoint, save_checkpoint
+from app.training.config import TrainConfig, TrainingError
+from app.training.data import DataSet, Parts, load_dataset, split
+from app.training.fitting import (
+    CHUNK,
+    Origin,
+    check_calibration_size,
+    check_scorer,
+    flatten,
+    learn_evidence,
+    learn_scorer,
+    make_bundle,
+)
+from app.training.interrupt import Interrupt
+from app.training.progress import Progress, SilentProgress
+from app.training.publishing import describe_data, publish_measured
+from app.training.report import PICTURES
+from app.training.resume import checkpoint_of, find_state
+
+SAMPLE = 10_000  # fit images whose loss is taken after each epoch: all 50,000 would make an epoch half as long again
+
+
+class TrainingInterrupted(KeyboardInterrupt):
+    """Stopped by Ctrl-C; the message says how to continue."""
+
+
+@dataclass
+class History:
+    """What a training leaves behind beside its weights."""
+
+    steps: list[Tensor] = field(default_factory=list)  # the loss of every iteration: [steps] for each epoch
+    fit: list[float] = field(default_factory=list)  # mean squared error after each epoch (of a sample), untrained first
+    test: list[float] = field(default_factory=list)
+    pictures: dict[int, Tensor] = field(default_factory=dict)  # epoch -> reconstructions, uint8 [K, S, S]
+
+
+class Training:
+    """A training under way: all that changes from epoch to epoch, and all that a checkpoint holds."""
+
+    def __init__(self, config: TrainConfig, device: torch.device) -> None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            self.model = Autoencoder().to(device)
+        self.optimizer = torch.optim.Adam(
+            self.model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+        )
+        self.shuffle = torch.Generator().manual_seed(config.seed)
+        self.history = History()
+
+    @property
+    def epoch(self) -> int:
+        """How many epochs are behind us."""
+        return len(self.history.steps)
+
+    def state(self) -> State:
+        """Everything needed to go on as if nothing had happened."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "shuffle": self.shuffle.get_state(),
+            **{entry.name: getattr(self.history, entry.name) for entry in fields(History)},
+        }
+
+    def restore(self, state: State) -> None:
+        """Go back to where `state()` was taken."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.shuffle.set_state(state["shuffle"])
+        self.history = History(**{entry.name: state[entry.name] for entry in fields(History)})
+
+
+def train(config: TrainConfig, *, resume: bool = False, progress: Progress | None = None) -> Path:
+    """Train, calibrate, evaluate and publish; the folder of the new version comes back.
+
+    Raises:
+        DataError, DeviceError, TrainingError, CheckpointError, MissingExtra: before anything is written.
+        CalibrationError: too few images for the alpha asked for; also before anything is written.
+        TrainingInterrupted: Ctrl-C; the checkpoint stays.
+    """
+    progress = progress or SilentProgress()
+    device = pick_device(config.device)
+    check_scorer(config.scorer)
+    dataset = load_dataset(config.data, data_dir=config.data_dir)
+    config = replace(config, name=config.name or dataset.name, device=str(device))
+    parts = split(dataset, config.seed, config.calibration_share)
+    check_calibration_size(config.alpha, len(parts.calibration))
+    training = Training(config, device)
+    checkpoint = checkpoint_of(config, dataset)
+    if resume:
+        training.restore(find_state(checkpoint, config))
+    try:
+        with using_threads(config.threads), Interrupt() as interrupt:
+            run_epochs(training, config, parts, checkpoint, progress, interrupt)
+        progress.say("Calibrating, evaluating and drawing the report ...")
+        folder = _publish(training, config, dataset, parts)
+    except KeyboardInterrupt:
+        raise TrainingInterrupted(_how_to_continue(training, config, checkpoint)) from None
+    remove_checkpoint(checkpoint)
+    return folder
+
+
+def run_epochs(
+    training: Training, config: TrainConfig, parts: Parts, checkpoint: Path, progress: Progress, interrupt: Interrupt
+) -> None:
+    """Train until `config.epochs` are done, with a checkpoint after each.
+
+    Raises:
+        TrainingError: the loss is no number any more.
+        KeyboardInterrupt: Ctrl-C, after the epoch's checkpoint.
+    """
+    device = next(training.model.parameters()).device
+    fit, test = flatten(parts.fit.images, device), flatten(parts.test.images, device)  # [N, pixels] each
+    progress.start(training.epoch, config.epochs, len(fit))
+    if training.epoch == 0:
+        remember(training, config, fit, test, progress)
+    while training.epoch < config.epochs:
+        run_epoch(training, config, fit, progress)
+        remember(training, config, fit, test, progress)
+        save_checkpoint({**training.state(), "config": config.described()}, checkpoint)
+        interrupt.check()
+
+
+def run_epoch(training: Training, config: TrainConfig, images: Tensor, progress: Progress) -> None:
+    """Learn from all images [N, pixels] once, in the order that the training's generator gives.
+
+    Raises:
+        TrainingError: the loss is no number any more.
+    """
+    order = torch.randperm(len(images), generator=training.shuffle).to(images.device)
+    batches = torch.split(order, config.batch_size)
+    losses = train_one_epoch(training.model, training.optimizer, images, batches, progress.advance)
+    if not bool(torch.isfinite(losses).all()):
+        raise TrainingError(
+            f"The loss is no longer a number in epoch {training.epoch + 1}; use a smaller --learning-rate than "
+            f"{config.learning_rate:g}."
+        )
+    training.history.steps.append(losses.cpu())
+
+
+def train_one_epoch(
+    model: Autoencoder,
+    optimizer: torch.optim.Optimizer,
+    images: Tensor,
+    batches: Iterable[Tensor],
+    advance: Callable[[int], None] = lambda images: None,
+) -> Tensor:
+    """Learn from images [N, pixels] once, a batch of indices at a time -> the loss of each iteration [steps]."""
+    losses = []
+    for batch in batches:
+        originals = images[batch]  # [B, pixels]
+        loss = nn.functional.mse_loss(model(originals), originals)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        losses.append(loss.detach())  # not loss.item(): that would wait for the device
+        advance(len(batch))
+    return torch.stack(losses)
+
+
+@torch.inference_mode()
+def mean_error(model: Autoencoder, images: Tensor) -> float:
+    """The mean squared error over images [N, pixels]."""
+    sums = [nn.functional.mse_loss(model(chunk), chunk, reduction="sum") for chunk in torch.split(images, CHUNK)]
+    return float(torch.stack(sums).double().sum() / images.numel())
+
+
+def remember(training: Training, config: TrainConfig, fit: Tensor, test: Tensor, progress: Progress) -> None:
+    """Note the losses after an epoch and, where it is due, draw the first test images."""
+    history = training.history
+    history.fit.append(mean_error(training.model, fit[:SAMPLE]))
+    history.test.append(mean_error(training.model, test))
+    if training.epoch % config.picture_every == 0 or training.epoch == config.epochs:
+        with torch.inference_mode():
+            drawn = training.model(test[:PICTURES]).cpu().numpy()
+        side = training.model.config.image_size
+        history.pictures[training.epoch] = torch.from_numpy(to_pixels(drawn)).view(-1, side, side)
+    progress.finish_epoch(training.epoch, history.fit[-1], history.test[-1])
+
+
+def _publish(training: Training, config: TrainConfig, dataset: DataSet, parts: Parts) -> Path:
+    model, history, device = training.model.eval(), training.history, pick_device(config.device)
+    origin = Origin(
+        name=str(config.name),
+        alpha=config.alpha,
+        training=config.described(),
+        data=describe_data(config.data, dataset, parts, config.seed, config.calibration_share),
+        losses=EpochLosses(fit=tuple(history.fit), test=tuple(history.test)),
+    )
+    scorer = learn_scorer(config.scorer, model, parts.fit.images, device, config.seed)
+    evidence = learn_evidence(model, scorer, parts.fit, device, config.seed)
+    bundle = make_bundle(model, scorer, evidence, parts.calibration, origin, device)
+    return publish_measured(
+        bundle,
+        parts.test,
+        config.root,
+        device,
+        steps=torch.cat(history.steps).numpy(),
+        reconstructions={epoch: pixels.numpy() for epoch, pixels in history.pictures.items()},
+    )
+
+
+def _how_to_continue(training: Training, config: TrainConfig, checkpoint: Path) -> str:
+    if not checkpoint.exists():
+        return "Stopped before the first epoch was done; nothing is kept."
+    done = f"Stopped after epoch {training.epoch} of {config.epochs}"
+    return f"{done}; repeat the command with --resume to continue."
+
+
+@contextmanager
+def using_threads(count: int) -> Iterator[None]:
+    """Let torch use so many threads, for now."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,25 +1,38 @@
 """Wires the server together: settings in, an ASGI application out. `uvicorn app.main:app` works."""
 
+import asyncio
 import gc
 import logging
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import NoReturn
+from functools import partial
+from pathlib import Path
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 
 from app.detection import store
-from app.detection.detector import Detector
-from app.serving.about import About
+from app.detection.bundle import Bundle
+from app.detection.detector import Detections, Detector, pick_device
+from app.serving.about import About, State
+from app.serving.admission import Admission
+from app.serving.draining import Draining
+from app.serving.drift import Drift, DriftMonitor
 from app.serving.front import Front
+from app.serving.guard import Guard, read_keys
 from app.serving.inference import Inference
 from app.serving.logs import set_up_logging
+from app.serving.observe import Metrics
 from app.serving.openapi import add_routes
+from app.serving.pages import add_page
+from app.serving.protocol import STATE_KEY, Limits
+from app.serving.reload import Versions, watch
 from app.serving.routes import Endpoints
 from app.serving.settings import Settings, read_settings
 from app.serving.upload import Uploads
@@ -29,51 +42,110 @@ logger = logging.getLogger(__name__)
 _DESCRIPTION = "Tells digit images from everything else: anomaly scores with honest false-alarm rates."
 
 
-def create_app(settings: Settings, detector: Detector | None = None) -> FastAPI:
-    """The server for `settings`. Without a `detector` it loads and checks the one they name when it starts."""
-    inference = Inference(max_batch_size=settings.max_batch_size)
+class Monitor:
+    """Told of every forward pass: counts it, and bets on its p-values for drift."""
+
+    def __init__(self, metrics: Metrics, level: float) -> None:
+        self._metrics = metrics
+        self._level = level
+        self._bundle: Bundle | None = None
+        self._drift = DriftMonitor(1, level)
+
+    def __call__(self, bundle: Bundle, detections: Detections, seconds: float) -> None:
+        if bundle is not self._bundle:  # a new version: its p-values are a new stream
+            self._bundle, self._drift = bundle, DriftMonitor(bundle.calibration.n, self._level)
+        self._metrics.judged(detections, bundle.card.threshold)
+        self._drift.observe(detections.p_values)
+
+    def drift(self) -> Drift:
+        return self._drift.state()
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The server for `settings`. The model is loaded and checked when it starts, not before.
+
+    Raises:
+        KeysError: the API keys cannot be used.
+    """
+    guard = Guard(_keys(settings))
+    metrics = Metrics(shared="PROMETHEUS_MULTIPROC_DIR" in os.environ)
+    draining = Draining()
+    monitor = Monitor(metrics, settings.drift_level)
+    inference = Inference(max_batch_size=settings.max_batch_size, watcher=monitor)
     uploads = Uploads(settings)
-    endpoints = Endpoints(inference, uploads, settings)
+    admission = Admission(max_waiting=settings.max_waiting, deadline_s=settings.deadline_ms / 1000)
+    endpoints = Endpoints(inference, uploads, admission, metrics, settings)
+    versions = Versions(settings.store, settings.model, settings.version, partial(load_detector, settings=settings))
 
     @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
         torch.set_num_threads(settings.threads)
-        inference.put_in_service(detector or load_detector(settings))
+        put_in_service(versions, inference, metrics)
+        draining.begin_on_sigterm(settings.drain_s)
+        watching = asyncio.create_task(watch(versions, inference, metrics)) if settings.reload else None
         gc.collect()
         gc.freeze()  # torch's heap is large; walking it in every collection is what long tails are made of
-        yield
+        yield {STATE_KEY: Limits(settings.max_connections, settings.head_timeout_s)}
+        if watching is not None:
+            watching.cancel()
         uploads.close()
         inference.close()
 
-    app = FastAPI(title="Oddigit", description=_DESCRIPTION, version="0.1.0", lifespan=lifespan)
-    app.add_middleware(
-        Front,
-        straight={
-            "/score": endpoints.score,
-            "/embed": endpoints.embed,
-            "/reconstruct": endpoints.reconstruct,
-        },
-    )
+    app = FastAPI(title="Oddigit", description=_DESCRIPTION, version="0.1.0", lifespan=lifespan, redirect_slashes=False)
+    straight = {"/score": endpoints.score, "/embed": endpoints.embed, "/reconstruct": endpoints.reconstruct}
+    app.add_middleware(Front, straight=straight, guard=guard, metrics=metrics, draining=draining)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=[origin.strip() for origin in settings.cors_origins.split(",")],
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=["X-Request-ID", "Server-Timing", "Retry-After"],
+        )
     app.add_exception_handler(HTTPException, _pass_on)
-    add_routes(app, endpoints, About(inference, settings))
+    state = State(draining, lambda: versions.refused, monitor.drift)
+    add_routes(app, endpoints, About(inference, admission, metrics, state, settings))
+    add_page(app)
     return app
 
 
-def load_detector(settings: Settings) -> Detector:
-    """The detector that the settings name, verified, self-checked and warm.
+def load_detector(folder: Path, settings: Settings) -> Detector:
+    """A version, verified, self-checked and warm.
 
     Raises:
-        StoreError, DeviceError, SelfCheckError: it cannot be served; the message says why.
+        StoreError, SelfCheckError: it must not be served; the message says why.
+        DeviceError: the device is not there.
     """
-    pinned = settings.version is not None
-    folder = settings.store / settings.model / str(settings.version) if pinned else store.latest(settings.store, settings.model)
     detector = Detector(store.load(folder), settings.device)
     detector.self_check()
     size = detector.image_size
     for count in (1, settings.max_batch_size):
         detector.detect(np.zeros((count, 1, size, size), np.float32), reconstructions=True, error_maps=True)
-    logger.info("serving %s on %s", detector.bundle.label, detector.device)
     return detector
+
+
+def put_in_service(versions: Versions, inference: Inference, metrics: Metrics) -> None:
+    """Begin to serve the best version there is. Raises StoreError, DeviceError."""
+    detector = versions.best()
+    assert detector is not None  # nothing is in service yet that could be the best already
+    inference.put_in_service(detector)
+    metrics.serves(detector.bundle, str(detector.device))
+    logger.info("serving %s on %s", detector.bundle.label, detector.device)
+
+
+def check_settings(settings: Settings) -> None:
+    """Find out before a server starts whether it could: keys, device, and a version that can be served.
+
+    Raises:
+        KeysError, StoreError, DeviceError: it could not; the message says why.
+    """
+    _keys(settings)
+    pick_device(settings.device)
+    Versions(settings.store, settings.model, settings.version, partial(load_detector, settings=settings)).best()
+
+
+def _keys(settings: Settings) -> dict[str, str]:
+    return read_keys(settings.api_keys.get_secret_value() if settings.api_keys else None, settings.api_keys_file)
 
 
 async def _pass_on(request: Request, error: Exception) -> NoReturn:

@@ -1,6 +1,11 @@
 """The endpoints that tell of the server and its model: probes, card, report, latent plane."""
 
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import NamedTuple
+
 import numpy as np
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4 as METRICS_TYPE
 from pydantic import ValidationError
 from starlette.requests import Request
 from starlette.responses import FileResponse, PlainTextResponse, Response
@@ -9,21 +14,37 @@ from app.detection.detector import Detector
 from app.detection.images import to_pixels
 from app.detection.store import REPORT
 from app.serving import answers
+from app.serving.admission import Admission
 from app.serving.body import read_body
-from app.serving.errors import PROBLEMS, BadBody, NotFound, OutOfRange
+from app.serving.draining import Draining
+from app.serving.drift import Drift
+from app.serving.errors import PROBLEMS, BadBody, NotFound, OutOfRange, Unavailable
 from app.serving.inference import Inference
 from app.serving.negotiate import JSON
+from app.serving.observe import Metrics
 from app.serving.schemas import DecodeRequest
 from app.serving.settings import Settings
 
+_DECODE_BYTES = 128 * 1024  # room for the most points, each with all its digits
 _FAR = 1e6  # latent coordinates beyond this say nothing and overflow in float32
+
+
+class State(NamedTuple):
+    """What the server knows of itself beside its model."""
+
+    draining: Draining
+    refused: Callable[[], dict[int, str]]  # versions of the store that may not serve, and why
+    drift: Callable[[], Drift]
 
 
 class About:
     """Answers about the detector in service."""
 
-    def __init__(self, inference: Inference, settings: Settings) -> None:
+    def __init__(self, inference: Inference, admission: Admission, metrics: Metrics, state: State, settings: Settings) -> None:
         self._inference = inference
+        self._admission = admission
+        self._metrics = metrics
+        self._state = state
         self._settings = settings
 
     async def livez(self, request: Request) -> Response:
@@ -31,9 +52,22 @@ class About:
         return _json({"status": "alive"})
 
     async def readyz(self, request: Request) -> Response:
-        """The model is loaded, and its self-check has passed on this device; 503 otherwise."""
+        """The model is loaded, its self-check has passed on this device, and the server is not shutting down; 503 else."""
+        if self._state.draining.on:
+            raise Unavailable("The server is shutting down.", {"retry-after": "1", "connection": "close"})
         detector = self._inference.detector
-        return _json({"status": "ready", "model": answers.model_entry(detector.bundle), "device": str(detector.device)})
+        refused = [{"version": number, "reason": reason} for number, reason in sorted(self._state.refused().items())]
+        model = answers.model_entry(detector.bundle)
+        return _json({"status": "ready", "model": model, "device": str(detector.device), "refused_versions": refused})
+
+    async def metrics(self, request: Request) -> Response:
+        """Metrics in Prometheus's text format."""
+        self._metrics.watch(self._admission.in_flight, self._inference.queued_images, self._state.drift())
+        return Response(self._metrics.text(), media_type=METRICS_TYPE)
+
+    async def drift(self, request: Request) -> Response:
+        """Whether the traffic still looks like what the model was calibrated for."""
+        return _json({"model": answers.model_entry(self._inference.detector.bundle), **asdict(self._state.drift())})
 
     async def model(self, request: Request) -> Response:
         """The card of the model in service, and the device it runs on."""
@@ -64,7 +98,7 @@ class About:
         body = await read_body(
             request.receive,
             request.headers,
-            limit=self._settings.max_body_bytes,
+            limit=_DECODE_BYTES,
             timeout_s=self._settings.body_timeout_s,
         )
         try:

@@ -3,12 +3,13 @@
 import asyncio
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import unquote
 
 from python_multipart import MultipartParser
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import parse_options_header
 from starlette.requests import ClientDisconnect
-from starlette.types import Message, Receive
+from starlette.types import Receive
 
 from app.serving.errors import BadBody, DeadlinePassed, TooLarge
 
@@ -37,30 +38,27 @@ async def read_body(receive: Receive, headers: Mapping[str, str], *, limit: int,
     declared = headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > limit:
         raise _too_large(limit)
-    message = await receive()
-    if not message.get("more_body", False) and message["type"] == "http.request":  # nearly always: no timer is needed
-        return _within(limit, message.get("body", b""))
     try:
         async with asyncio.timeout(timeout_s):
-            return await _read_on(receive, message, limit)
+            return await _read_on(receive, limit)
     except TimeoutError:
         raise DeadlinePassed(f"The body did not arrive within {timeout_s:g} seconds.") from None
 
 
-async def _read_on(receive: Receive, message: Message, limit: int) -> bytes:
+async def _read_on(receive: Receive, limit: int) -> bytes:
+    message = await receive()
+    first = message.get("body", b"")
+    if message["type"] == "http.request" and not message.get("more_body", False) and len(first) <= limit:
+        return bytes(first)  # nearly always: nothing needs to be put together
     body = bytearray()
     while message["type"] == "http.request":
-        body += _within(limit - len(body), message.get("body", b""), limit)
+        body += message.get("body", b"")
+        if len(body) > limit:
+            raise _too_large(limit)
         if not message.get("more_body", False):
             return bytes(body)
         message = await receive()
     raise ClientDisconnect
-
-
-def _within(room: int, chunk: bytes, limit: int | None = None) -> bytes:
-    if len(chunk) > room:
-        raise _too_large(room if limit is None else limit)
-    return chunk
 
 
 def parse_form(body: bytes, content_type: str, *, max_parts: int) -> list[Part]:
@@ -131,9 +129,17 @@ class _FormReader:
         _, options = parse_options_header(self._headers.get(b"content-disposition", b""))
         if options.get(b"name") != b"file":
             return
-        name = readable(options.get(b"filename", b"").decode("utf-8", "replace")) or f"file {len(self.parts) + 1}"
+        name = readable(_file_name(options)) or f"file {len(self.parts) + 1}"
         content_type = self._headers.get(b"content-type", b"").decode("latin-1")
         self.parts.append(Part(name, media_type(content_type), b"".join(self._data)))
+
+
+def _file_name(options: Mapping[bytes, bytes]) -> str:
+    """`filename`, or `filename*` as RFC 8187 writes names that are not ASCII."""
+    extended = options.get(b"filename*", b"").decode("latin-1")
+    if extended.lower().startswith("utf-8'"):
+        return unquote(extended.rpartition("'")[2], errors="replace")
+    return options.get(b"filename", b"").decode("utf-8", "replace")
 
 
 def media_type(content_type: str) -> str:

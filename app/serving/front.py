@@ -1,7 +1,7 @@
 """The outermost layer of the server, plain ASGI: every request passes here, every answer leaves here.
 
-Gives each request an id, turns every error into a problem body, logs a line, and leads the questions that are asked most
-straight to their endpoints, past the framework's routing, which costs more than the model.
+Gives each request an id, checks its key, turns every error into a problem body, counts, logs a line, and leads the questions
+that are asked most straight to their endpoints, past the framework's routing, which costs more than the model.
 """
 
 import asyncio
@@ -17,56 +17,88 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.serving.answers import json_bytes
-from app.serving.errors import BY_STATUS, MEDIA_TYPE, InternalError, Problem
+from app.serving.draining import Draining
+from app.serving.errors import BY_STATUS, MEDIA_TYPE, InternalError, Problem, Unauthorized, Unavailable
+from app.serving.guard import Guard
+from app.serving.inference import NotLoaded
+from app.serving.observe import Metrics
 
 logger = logging.getLogger(__name__)
 access = logging.getLogger("oddigit.access")
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
+OPEN = frozenset({"/", "/page.css", "/page.js", "/livez", "/readyz"})  # asked for without a key, and while draining
+
 _SANE_ID = re.compile(rb"[A-Za-z0-9._:-]{1,64}")
+_NO_SNIFFING = (b"x-content-type-options", b"nosniff")
 _LINGER_BYTES, _LINGER_S = 16 * 2**20, 2.0
 
 
 class Front:
     """ASGI middleware around the framework's application."""
 
-    def __init__(self, app: ASGIApp, straight: Mapping[str, Endpoint]) -> None:
+    def __init__(
+        self, app: ASGIApp, straight: Mapping[str, Endpoint], guard: Guard, metrics: Metrics, draining: Draining
+    ) -> None:
         """`straight` maps paths to the POST endpoints that bypass `app`."""
         self._app = app
         self._straight = straight
+        self._guard = guard
+        self._metrics = metrics
+        self._draining = draining
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         visit = Visit(scope, receive, send)
+        route = scope["path"]
         try:
-            endpoint = self._straight.get(scope["path"]) if scope["method"] == "POST" else None
+            if route not in OPEN:
+                self._let_in(visit, scope)
+            endpoint = self._straight.get(route) if scope["method"] == "POST" else None
             if endpoint is None:
+                if scope["method"] == "HEAD":  # answered as GET; the server leaves the body out
+                    scope = {**scope, "method": "GET"}
                 await self._app(scope, visit.receive, visit.send)
+                route = getattr(scope.get("route"), "path", "other")  # a template: clients must not invent time series
             else:
                 response = await endpoint(Request(scope, visit.receive))
                 await response(scope, visit.receive, visit.send)
         except ClientDisconnect:
-            visit.status = 499  # nobody is left to answer; the log shows nginx's number for it
+            visit.status = 499  # nobody is left to answer; nginx's number for it
         except Exception as error:
-            await visit.fail(error)
+            route = route if route in self._straight else getattr(scope.get("route"), "path", "other")
+            self._metrics.refused(await visit.fail(error))
         finally:
-            visit.log()
+            took = time.perf_counter() - visit.started
+            self._metrics.answered(route, visit.status, took)
+            if access.isEnabledFor(logging.INFO):
+                visit.log(took)
+
+    def _let_in(self, visit: "Visit", scope: Scope) -> None:
+        """Refuse clients without a key, and everything once the server is on its way out."""
+        if self._draining.on:
+            raise Unavailable("The server is shutting down.", {"retry-after": "1", "connection": "close"})
+        if not self._guard.open:
+            visit.client = self._guard.name_of(scope["headers"])
+            if visit.client is None:
+                raise Unauthorized("Send a key as X-API-Key or as Authorization: Bearer.", {"www-authenticate": "Bearer"})
 
 
 class Visit:
     """One request on its way through: its id, its status, and whether its body was read to the end."""
 
-    __slots__ = ("_receive", "_send", "_started", "id", "scope", "status", "unread")
+    __slots__ = ("_receive", "_send", "client", "id", "scope", "started", "status", "unread")
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.scope = scope
         self._receive = receive
         self._send = send
-        self._started = time.perf_counter()
+        self.started = time.perf_counter()
         self.id = request_id(scope)
+        self.client: str | None = None
         self.status = 0
         self.unread = True
         scope.setdefault("state", {})["request_id"] = self.id
@@ -79,11 +111,11 @@ class Visit:
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            message["headers"] = [*message.get("headers", ()), (b"x-request-id", self.id.encode())]
+            message["headers"] = [*message.get("headers", ()), (b"x-request-id", self.id.encode()), _NO_SNIFFING]
         await self._send(message)
 
-    async def fail(self, error: Exception) -> None:
-        """Answer with the error's problem; one that nobody foresaw is logged whole."""
+    async def fail(self, error: Exception) -> str:
+        """Answer with the error's problem -> its type; one that nobody foresaw is logged whole."""
         problem = problem_for(error)
         if isinstance(problem, InternalError):
             logger.error("request %s failed", self.id, exc_info=error)
@@ -91,12 +123,13 @@ class Visit:
             raise error
         headers, body = problem_answer(problem, self.scope)
         lingering = self.unread and self.scope["method"] in ("POST", "PUT", "PATCH")
-        if lingering:
+        if lingering and "connection" not in problem.headers:
             headers.append((b"connection", b"close"))
         await self.send({"type": "http.response.start", "status": problem.status, "headers": headers})
         await self.send({"type": "http.response.body", "body": body, "more_body": lingering})
         if lingering:
             await self._linger()
+        return problem.type
 
     async def _linger(self) -> None:
         """Read on for a while before the connection closes, or a client that still sends would lose the answer to a reset."""
@@ -109,13 +142,12 @@ class Visit:
             received += len(message.get("body", b""))
         await self._send({"type": "http.response.body", "body": b""})
 
-    def log(self) -> None:
-        if access.isEnabledFor(logging.INFO):
-            took = (time.perf_counter() - self._started) * 1000
-            access.info(
-                '"%s %s" %d %.1f ms', self.scope["method"], self.scope["path"], self.status, took,
-                extra={"request_id": self.id},
-            )  # fmt: skip
+    def log(self, took: float) -> None:
+        client = f" by {self.client}" if self.client else ""
+        access.info(
+            '"%s %s" %d %.1f ms%s', self.scope["method"], self.scope["path"], self.status, took * 1000, client,
+            extra={"request_id": self.id},
+        )  # fmt: skip
 
 
 def request_id(scope: Scope) -> str:
@@ -130,6 +162,8 @@ def problem_for(error: Exception) -> Problem:
     """The problem that a client is told of for an error raised inside."""
     if isinstance(error, Problem):
         return error
+    if isinstance(error, NotLoaded):
+        return Unavailable(str(error), {"retry-after": "1"})
     if isinstance(error, HTTPException) and error.status_code in BY_STATUS:
         return BY_STATUS[error.status_code](error.detail, dict(error.headers or {}))
     return InternalError("Something unexpected happened; the server's log has the details under this request id.")

@@ -5,6 +5,8 @@ the event loop.
 """
 
 import asyncio
+import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -12,12 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.detection.bundle import Bundle
-from app.detection.detector import Detections, Detector
+from app.detection.detector import Detections, Detector, stack_evidence
 from app.detection.images import normalise
 from app.serving.batcher import Batcher
-from app.serving.errors import Unavailable
 
 _CHUNK = 2048  # images: the largest whose activations stay in a core's cache without costing throughput
+
+
+class NotLoaded(RuntimeError):
+    """There is no detector in service yet."""
 
 
 class Wanted(NamedTuple):
@@ -28,66 +33,93 @@ class Wanted(NamedTuple):
 
 
 class Job(NamedTuple):
-    """Images of one request, float32 [n, 1, S, S], and what its answer needs."""
+    """Images of one request, float32 [n, 1, S, S], what their preparation saw [n, K], and what the answer needs."""
 
     images: NDArray[np.float32]
+    evidence: NDArray[np.float32] | None
     wanted: Wanted
 
 
 class Outcome(NamedTuple):
-    """What the detector said, and the bundle that said it."""
+    """What the detector said, the bundle that said it, and how long its batch took."""
 
     bundle: Bundle
     detections: Detections
+    infer_s: float
+
+
+Watcher = Callable[[Bundle, Detections, float], None]  # told of every forward pass and its seconds
 
 
 class Inference:
     """Answers for the detector in service."""
 
-    def __init__(self, *, max_batch_size: int) -> None:
+    def __init__(self, *, max_batch_size: int, watcher: Watcher = lambda bundle, detections, seconds: None) -> None:
         self._detector: Detector | None = None
+        self._watcher = watcher
         self._batcher: Batcher[Job, Outcome] = Batcher(self._run, lambda job: len(job.images), max_batch_size=max_batch_size)
         self._bulk = ThreadPoolExecutor(max_workers=1, thread_name_prefix="bulk")
 
     @property
     def detector(self) -> Detector:
-        """The detector in service. Raises Unavailable while there is none."""
+        """The detector in service. Raises NotLoaded while there is none."""
         if self._detector is None:
-            raise Unavailable("The model is not loaded yet.", {"retry-after": "1"})
+            raise NotLoaded("The model is not loaded yet.")
         return self._detector
+
+    @property
+    def queued_images(self) -> int:
+        """Images that wait for a forward pass."""
+        return self._batcher.depth
 
     def put_in_service(self, detector: Detector) -> None:
         """Answer with `detector` from the next batch on."""
         self._detector = detector
 
-    async def judge(self, job: Job) -> Outcome:
-        """The job's outcome, in one batch with whatever else waits."""
-        return await self._batcher.submit(job)
+    async def judge(self, job: Job, *, deadline: float) -> Outcome:
+        """The job's outcome, in one batch with whatever else waits. Raises TimeoutError after `deadline` (loop time)."""
+        return await self._batcher.submit(job, deadline=deadline)
 
     async def judge_array(self, pixels: NDArray[np.uint8], wanted: Wanted) -> Outcome:
         """The outcome for uint8 [N, S, S], off the event loop."""
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._bulk, self._run_array, self.detector, pixels, wanted)
+        outcome = await loop.run_in_executor(self._bulk, _run_array, self.detector, pixels, wanted)
+        self._watcher(*outcome)
+        return outcome
 
     def close(self) -> None:
         self._bulk.shutdown(wait=False, cancel_futures=True)
 
     def _run(self, jobs: list[Job]) -> list[Outcome]:
         detector = self.detector  # read once: a batch never mixes versions
+        began = time.perf_counter()
         images = jobs[0].images if len(jobs) == 1 else np.concatenate([job.images for job in jobs])
         wanted = Wanted(*(any(needs) for needs in zip(*(job.wanted for job in jobs), strict=True)))
-        detections = detector.detect(images, **wanted._asdict())
+        detections = detector.detect(images, _joined_evidence(jobs), **wanted._asdict())
+        took = time.perf_counter() - began
+        self._watcher(detector.bundle, detections, took)
         if len(jobs) == 1:
-            return [Outcome(detector.bundle, detections)]
+            return [Outcome(detector.bundle, detections, took)]
         stops = np.cumsum([len(job.images) for job in jobs]).tolist()
         return [
-            Outcome(detector.bundle, detections.part(stop - len(job.images), stop))
+            Outcome(detector.bundle, detections.part(stop - len(job.images), stop), took)
             for job, stop in zip(jobs, stops, strict=True)
         ]
 
-    def _run_array(self, detector: Detector, pixels: NDArray[np.uint8], wanted: Wanted) -> Outcome:
-        chunks = [
-            detector.detect(normalise(pixels[start : start + _CHUNK]), **wanted._asdict())
-            for start in range(0, len(pixels), _CHUNK)
-        ]
-        return Outcome(detector.bundle, Detections.join(chunks))
+
+def _joined_evidence(jobs: list[Job]) -> NDArray[np.float32] | None:
+    if len(jobs) == 1:
+        return jobs[0].evidence
+    if all(job.evidence is None for job in jobs):
+        return None
+    rows = [[None] * len(job.images) if job.evidence is None else list(job.evidence) for job in jobs]
+    return stack_evidence([row for part in rows for row in part])
+
+
+def _run_array(detector: Detector, pixels: NDArray[np.uint8], wanted: Wanted) -> Outcome:
+    began = time.perf_counter()
+    chunks = [
+        detector.detect(normalise(pixels[start : start + _CHUNK]), **wanted._asdict())
+        for start in range(0, len(pixels), _CHUNK)
+    ]
+    return Outcome(detector.bundle, Detections.join(chunks), time.perf_counter() - began)

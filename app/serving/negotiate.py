@@ -1,12 +1,17 @@
 """What a request asks for: query parameters and the Accept header in, checked values out."""
 
 import math
+import re
 from dataclasses import dataclass
 from typing import get_args
 from urllib.parse import parse_qsl
 
 from app.detection.images import Preprocess
 from app.serving.errors import OutOfRange
+
+_NUMBER = re.compile(r"[0-9.eE+-]{1,64}")  # float() alone takes spaces, underscores and the digits of every script
+_WEIGHT = re.compile(r"0(\.[0-9]{0,3})?|1(\.0{0,3})?")
+_LEAST_RATE = 1e-9  # no calibration is large enough for less
 
 JSON, PNG, NPY = "application/json", "image/png", "application/x-npy"
 
@@ -16,6 +21,7 @@ class Options:
     """The query parameters of /score, /reconstruct and /embed; None = as the model's card says."""
 
     alpha: float | None = None
+    fdr: float | None = None
     preprocess: Preprocess = "auto"
 
 
@@ -31,30 +37,31 @@ def read_options(query: bytes) -> Options:
     if not query:
         return DEFAULTS
     values = dict(parse_qsl(query.decode("latin-1"), keep_blank_values=True))
-    return Options(alpha=_rate("alpha", values.get("alpha")), preprocess=_preprocess(values.get("preprocess", "auto")))
+    alpha, fdr = _rate("alpha", values.get("alpha")), _rate("fdr", values.get("fdr"))
+    if alpha is not None and fdr is not None:
+        raise OutOfRange("Ask for alpha or for fdr, not for both.")
+    return Options(alpha, fdr, _preprocess(values.get("preprocess", "auto")))
 
 
 def choose(accept: str, offers: tuple[str, ...]) -> str:
-    """The offer that an Accept header prefers (RFC 9110, 12.5.1); the first where it says nothing we can serve."""
+    """The offer that an Accept header prefers (RFC 9110, 12.5.1); the first where it says nothing that can be served."""
     if not accept or accept == "*/*":
         return offers[0]
-    best, best_weight = offers[0], 0.0
-    for offer in offers:
-        weight = max((_weight(entry, offer) for entry in accept.lower().split(",")), default=0.0)
-        if weight > best_weight:
-            best, best_weight = offer, weight
-    return best
+    ranges = [_read_range(entry) for entry in accept.lower().split(",")]
+    weights = [_weight(offer, ranges) for offer in offers]
+    best = max(weights)
+    return offers[weights.index(best)] if best > 0 else offers[0]
 
 
 def _rate(name: str, text: str | None) -> float | None:
     if text is None:
         return None
     try:
-        rate = float(text)
+        rate = float(text) if _NUMBER.fullmatch(text) else math.nan
     except ValueError:
         rate = math.nan
-    if not 0 < rate < 1:
-        raise OutOfRange(f"{name} must be a number between 0 and 1, both excluded.")
+    if not _LEAST_RATE <= rate < 1:
+        raise OutOfRange(f"{name} must be a number between 0 and 1, both excluded, and not below {_LEAST_RATE:g}.")
     return rate
 
 
@@ -65,14 +72,20 @@ def _preprocess(text: str) -> Preprocess:
     raise OutOfRange(f"preprocess must be one of: {', '.join(get_args(Preprocess))}.")
 
 
-def _weight(entry: str, offer: str) -> float:
+def _weight(offer: str, ranges: list[tuple[str, float]]) -> float:
+    """The weight that the most specific range which covers the offer gives it; 0 where none does."""
+    for covering in (offer, offer.partition("/")[0] + "/*", "*/*"):
+        found = [weight for kind, weight in ranges if kind == covering]
+        if found:
+            return max(found)
+    return 0.0
+
+
+def _read_range(entry: str) -> tuple[str, float]:
+    """A media range and its weight: `image/png;q=0.5` -> ("image/png", 0.5); a weight that is none counts as 0."""
     kind, *parameters = (part.strip() for part in entry.split(";"))
-    if kind not in (offer, "*/*", offer.partition("/")[0] + "/*"):
-        return 0.0
+    weight = 1.0
     for parameter in parameters:
         if parameter.startswith("q="):
-            try:
-                return float(parameter[2:])
-            except ValueError:
-                return 0.0
-    return 1.0
+            weight = float(parameter[2:]) if _WEIGHT.fullmatch(parameter[2:]) else 0.0
+    return kind, weight

@@ -22,6 +22,12 @@ _ALPHA: Entry = {
     "description": "False-alarm rate to judge by; unset, the model's own.",
     "schema": {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1},
 }
+_FDR: Entry = {
+    "name": "fdr",
+    "in": "query",
+    "description": "Instead of alpha: the share of false alarms among all alarms of this request (Benjamini-Hochberg).",
+    "schema": {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1},
+}
 _PREPROCESS: Entry = {
     "name": "preprocess",
     "in": "query",
@@ -55,6 +61,14 @@ def add_routes(app: FastAPI, endpoints: Endpoints, about: About) -> None:
     _add(app, "/readyz", about.readyz, schemas.Readiness, "probes", (503,))
     _add(app, "/model", about.model, schemas.ModelCard, "model", (401, 503))
     _add(app, "/latent", about.latent, schemas.Latent, "model", (401, 404, 503))
+    _add(app, "/drift", about.drift, schemas.Drift, "monitoring", (401, 503))
+    app.add_api_route(
+        "/metrics",
+        about.metrics,
+        responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}, **errors(401, 503)},
+        response_model=None,
+        tags=["monitoring"],
+    )
     app.add_api_route(
         "/model/report/{picture}",
         about.report,
@@ -94,6 +108,7 @@ def errors(*statuses: int) -> dict[int | str, Entry]:
 
 
 def _add_question(app: FastAPI, path: str, endpoint: Endpoint, answer: type, others: tuple[str, ...]) -> None:
+    parameters = [_ALPHA, _FDR, _PREPROCESS] if path == "/score" else [_PREPROCESS]
     app.add_api_route(
         path,
         endpoint,
@@ -101,7 +116,7 @@ def _add_question(app: FastAPI, path: str, endpoint: Endpoint, answer: type, oth
         response_model=answer,
         responses={200: {"content": {media: {"schema": _BINARY} for media in others}}, **errors(*_UPLOAD_ERRORS)},
         tags=["questions"],
-        openapi_extra={"parameters": [_ALPHA, _PREPROCESS], "requestBody": _UPLOAD},
+        openapi_extra={"parameters": parameters, "requestBody": _UPLOAD},
     )
 
 

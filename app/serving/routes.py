@@ -1,9 +1,11 @@
 """The endpoints that judge uploads: a request in, an answer out. Each is a `Question`; one way leads through all of them."""
 
 import asyncio
+import math
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,15 +13,17 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from app.detection.bundle import Bundle
-from app.detection.conformal import CalibrationError
+from app.detection.conformal import CalibrationError, benjamini_hochberg
 from app.detection.images import normalise
 from app.serving import answers
+from app.serving.admission import Admission, Overloaded
 from app.serving.answers import Entry
-from app.serving.errors import OutOfRange, TooLarge
+from app.serving.errors import DeadlinePassed, OutOfRange, TooLarge, Unavailable
 from app.serving.inference import Inference, Job, Outcome, Wanted
 from app.serving.negotiate import JSON, NPY, PNG, Options, choose, read_options
+from app.serving.observe import Metrics
 from app.serving.settings import Settings
-from app.serving.upload import Upload, Uploads, refusal
+from app.serving.upload import Body, Upload, Uploads, refusal
 
 _INLINE_IMAGES = 64  # answers for more images are built on a thread
 
@@ -31,16 +35,21 @@ class Question:
     wanted: Wanted
     offers: tuple[str, ...]  # media types, the default first
     entries: Callable[[Upload, Outcome, float], Iterable[Entry]]
-    head: Callable[[Bundle, float, float], Entry]
+    head: Callable[[Bundle, "Verdict"], Entry]
     array: Callable[[Outcome], NDArray[Any]]
 
 
 class Endpoints:
-    """The server's questions, bound to one inference and one set of settings."""
+    """The server's questions, bound to what answers them."""
 
-    def __init__(self, inference: Inference, uploads: Uploads, settings: Settings) -> None:
+    def __init__(
+        self, inference: Inference, uploads: Uploads, admission: Admission, metrics: Metrics, settings: Settings
+    ) -> None:
         self._inference = inference
         self._uploads = uploads
+        self._admission = admission
+        self._arrays = Admission(max_waiting=settings.max_arrays, deadline_s=math.inf)
+        self._metrics = metrics
         self._settings = settings
 
     async def score(self, request: Request) -> Response:
@@ -58,25 +67,47 @@ class Endpoints:
     async def _answer(self, request: Request, question: Question) -> Response:
         options = read_options(request.scope["query_string"])
         media = choose(request.headers.get("accept", ""), question.offers)
-        size = self._inference.detector.image_size
-        upload = await self._uploads.read(request, options.preprocess, size)
+        body = await self._uploads.receive(request)
+        try:
+            with self._arrays if len(body.data) > self._settings.max_body_bytes else self._admission:
+                return await self._answer_body(request, question, media, body, options)
+        except Overloaded as error:
+            raise Unavailable(
+                f"Too much is waiting already; try again in {error.retry_after} s.",
+                {"retry-after": str(error.retry_after)},
+            ) from None
+        except TimeoutError:
+            raise DeadlinePassed(
+                f"The question was not answered within {self._settings.deadline_ms:g} ms; the server is busy."
+            ) from None
+
+    async def _answer_body(self, request: Request, question: Question, media: str, body: Body, options: Options) -> Response:
+        clock = time.perf_counter  # uvloop's own clock stands still within a round
+        deadline = asyncio.get_running_loop().time() + self._settings.deadline_ms / 1000
+        began = clock()
+        upload = await self._uploads.decode(body, options.preprocess, self._inference.detector.image_size)
         self._check(upload, question, media)
+        decoded = clock()
         if upload.array is not None:
             outcome = await self._inference.judge_array(upload.array, question.wanted)
         else:
-            outcome = await self._inference.judge(Job(upload.images, question.wanted))
+            outcome = await self._inference.judge(Job(upload.images, upload.evidence, question.wanted), deadline=deadline)
+        judged = clock()
         if len(upload.shown) <= _INLINE_IMAGES and not question.wanted.error_maps:
-            return _word(request, question, media, upload, outcome, options)
-        return await asyncio.to_thread(_word, request, question, media, upload, outcome, options)
+            response = _word(request, question, media, upload, outcome, options)
+        else:
+            response = await asyncio.to_thread(_word, request, question, media, upload, outcome, options)
+        times = (decoded - began, max(judged - decoded - outcome.infer_s, 0.0), outcome.infer_s, clock() - judged)
+        response.raw_headers.append((b"server-timing", self._metrics.timed(*times)))
+        return response
 
     def _check(self, upload: Upload, question: Question, media: str) -> None:
         if media != JSON and upload.failed:
             raise refusal([problem for _, problem in upload.failed.values()])
-        if question.wanted.error_maps and media != NPY and len(upload.shown) > self._settings.max_pictures:
-            raise TooLarge(
-                f"At most {self._settings.max_pictures:,} images are answered with pictures; "
-                f"ask with Accept: {NPY} or send fewer."
-            )
+        pictures, rows = self._settings.max_pictures, self._settings.max_images
+        most = {JSON: pictures, PNG: min(pictures, rows)}.get(media, math.inf)
+        if question.wanted.error_maps and len(upload.shown) > most:
+            raise TooLarge(f"At most {most:,} images are answered as {media}; ask with Accept: {NPY} or send fewer.")
 
 
 def _word(request: Request, question: Question, media: str, upload: Upload, outcome: Outcome, options: Options) -> Response:
@@ -85,23 +116,41 @@ def _word(request: Request, question: Question, media: str, upload: Upload, outc
         return Response(answers.npy(question.array(outcome)), media_type=NPY)
     if media == PNG:
         return Response(answers.sheet(_seen(upload), outcome.detections), media_type=PNG)
-    alpha, threshold = _threshold(outcome.bundle, options.alpha)
-    results = list(question.entries(upload, outcome, threshold))
+    verdict = _verdict(outcome, options)
+    results = list(question.entries(upload, outcome, verdict.threshold))
     for index, (name, problem) in sorted(upload.failed.items()):
         error = problem.body(request.scope["path"], request.scope["state"]["request_id"])
         results.insert(index, {"name": name, "error": error})
-    return Response(
-        answers.json_bytes({**question.head(outcome.bundle, alpha, threshold), "results": results}), media_type=JSON
-    )
+    return Response(answers.json_bytes({**question.head(outcome.bundle, verdict), "results": results}), media_type=JSON)
 
 
-def _threshold(bundle: Bundle, alpha: float | None) -> tuple[float, float]:
-    if alpha is None:
-        return bundle.card.alpha, bundle.card.threshold
+class Verdict(NamedTuple):
+    """What the images of one answer are judged by."""
+
+    alpha: float
+    threshold: float
+    fdr: float | None = None
+
+
+def _verdict(outcome: Outcome, options: Options) -> Verdict:
+    bundle = outcome.bundle
+    if options.fdr is not None:
+        return _discoveries(outcome, options.fdr)
+    if options.alpha is None:
+        return Verdict(bundle.card.alpha, bundle.card.threshold)
     try:
-        return alpha, bundle.calibration.threshold(alpha)
+        return Verdict(options.alpha, bundle.calibration.threshold(options.alpha))
     except CalibrationError as error:
         raise OutOfRange(str(error)) from None
+
+
+def _discoveries(outcome: Outcome, fdr: float) -> Verdict:
+    """The alpha and the threshold that control the false discovery rate over this answer's images."""
+    detections, calibration = outcome.detections, outcome.bundle.calibration
+    alpha = benjamini_hochberg(detections.p_values, fdr)
+    if (detections.p_values <= alpha).any():
+        return Verdict(alpha, calibration.threshold(alpha), fdr)
+    return Verdict(alpha, float(max(detections.scores.max(), calibration.scores[-1])), fdr)  # nothing is called an anomaly
 
 
 def _seen(upload: Upload) -> NDArray[np.float32]:
@@ -109,12 +158,13 @@ def _seen(upload: Upload) -> NDArray[np.float32]:
     return upload.images if upload.array is None else normalise(upload.array)
 
 
-def _model_head(bundle: Bundle, alpha: float, threshold: float) -> Entry:
+def _model_head(bundle: Bundle, verdict: Verdict) -> Entry:
     return {"model": answers.model_entry(bundle)}
 
 
-def _score_head(bundle: Bundle, alpha: float, threshold: float) -> Entry:
-    return {"model": answers.model_entry(bundle), "alpha": alpha, "threshold": threshold}
+def _score_head(bundle: Bundle, verdict: Verdict) -> Entry:
+    head: Entry = {"model": answers.model_entry(bundle), "alpha": verdict.alpha, "threshold": verdict.threshold}
+    return head if verdict.fdr is None else {**head, "fdr": verdict.fdr}
 
 
 _SCORE = Question(

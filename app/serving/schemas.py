@@ -74,6 +74,9 @@ class ScoreAnswer(_Answer):
     model: Model
     alpha: float = Field(gt=0, lt=1, description="The false-alarm rate that the threshold is for.")
     threshold: Finite
+    fdr: float | None = Field(
+        None, gt=0, lt=1, description="The false discovery rate asked for, where one was; alpha and threshold follow from it."
+    )
     results: list[Score | Failed]
 
 
@@ -91,8 +94,10 @@ class ReconstructAnswer(_Answer):
     results: list[Reconstruction | Failed]
 
 
-class DecodeRequest(_Answer):
+class DecodeRequest(BaseModel):
     """Points of the latent plane."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
 
     embedding: list[list[Finite]] = Field(min_length=1, max_length=1024)
 
@@ -111,12 +116,32 @@ class Latent(_Answer):
     labels: list[int]
 
 
+class RefusedVersion(_Answer):
+    """A version of the store that is not served, and why."""
+
+    version: int
+    reason: str
+
+
 class Readiness(_Answer):
     """Whether the server answers questions now."""
 
     status: str = Field(examples=["ready"])
     model: Model
     device: str
+    refused_versions: list[RefusedVersion]
+
+
+class Drift(_Answer):
+    """Evidence that the traffic is not what the model was calibrated for."""
+
+    model: Model
+    images: int = Field(description="Images seen since the model was put in service.")
+    capital: Finite = Field(ge=0, description="Of a player who bets against normal traffic, begun at 1.")
+    highest: Finite = Field(ge=0, description="The highest it has been.")
+    level: Finite = Field(description="Reaching it is called drift; normal traffic ever does with probability 1 / level.")
+    drifting: bool
+    since: int | None = Field(description="How many images it took.")
 
 
 class Liveness(_Answer):

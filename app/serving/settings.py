@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
 PREFIX = "ODDIGIT_"
 SHIPPED_STORE = Path(__file__).parents[2] / "model_store"
@@ -29,9 +29,22 @@ class Settings(BaseModel):
     max_array_bytes: int = Field(128 * MIB, ge=1, description="Largest application/x-npy body.")
     max_images: int = Field(64, ge=1, description="Most images in one multipart request.")
     max_array_images: int = Field(100_000, ge=1, description="Most images in one array.")
-    max_pictures: int = Field(1_000, ge=1, description="Most images that /reconstruct answers with pictures.")
+    max_pictures: int = Field(
+        1_000, ge=1, description="Most images that /reconstruct answers in JSON; one picture holds max_images."
+    )
     max_pixels: int = Field(25_000_000, ge=784, description="Most pixels in one image, read from its header.")
     max_batch_size: int = Field(64, ge=1, description="Most images in one forward pass of waiting requests.")
+    max_waiting: int = Field(512, ge=1, description="Most questions under way at once; more are refused with 503.")
+    max_arrays: int = Field(4, ge=1, description="Most bodies larger than max_body_bytes under way at once.")
+    deadline_ms: float = Field(5000.0, gt=0, description="Longest time a question may wait, from its last byte on.")
+    max_connections: int = Field(4096, ge=1, description="Most connections at once (with the serve command).")
+    head_timeout_s: float = Field(10.0, gt=0, description="Longest time for a request's head (with the serve command).")
+    drain_s: float = Field(1.0, ge=0, description="After SIGTERM: how long new work is refused before the server closes.")
+    api_keys: SecretStr | None = Field(None, description="NAME:KEY entries, separated by commas; unset, no key is asked for.")
+    api_keys_file: Path | None = Field(None, description="File with a NAME:KEY entry a line.")
+    cors_origins: str = Field("", description="Origins that browsers may call from, separated by commas; * for all.")
+    reload: bool = Field(True, description="Put new versions of the store in service as they appear.")
+    drift_level: float = Field(100.0, gt=1, description="Drift is announced at this capital; false alarms: 1 in this many.")
     body_timeout_s: float = Field(20.0, gt=0, description="Longest time a client may take to send a body.")
     log_format: str = Field("text", pattern="^(text|json)$", description="text for people, json for machines.")
     access_log: bool = Field(True, description="One log line a request.")
@@ -55,4 +68,4 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
         if first["type"] == "extra_forbidden":
             known = ", ".join(PREFIX + field.upper() for field in Settings.model_fields)
             raise SettingsError(f"{variable} is no setting. There are: {known}.") from None
-        raise SettingsError(f"{variable}={values[str(first['loc'][0])]!r}: {first['msg']}.") from None
+        raise SettingsError(f"{variable} is not acceptable: {first['msg']}.") from None  # the value may be a secret

@@ -1,16 +1,18 @@
 """Uploads: a request in, prepared images out, in any of the three forms that the contract allows."""
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from starlette.requests import Request
 
+from app.detection.detector import stack_evidence
 from app.detection.images import ImageError, Preprocess, decode_array, decode_image
 from app.detection.prepare import Prepared
 from app.serving.answers import Shown
@@ -25,6 +27,7 @@ FORM = "multipart/form-data"
 IMAGE_TYPES = frozenset({"image/png", "image/jpeg", "image/webp", "image/bmp", "image/gif", "image/tiff"})
 _UNDECLARED = ("", "application/octet-stream")  # what clients say of a form's part when they say nothing
 _INLINE_BYTES = 2048  # up to here even a hostile image costs less than handing it to a thread and back
+_LIGHT_BYTES = 256 * 1024  # a photograph from a form; more than this, and it queues with the large ones
 
 
 @dataclass(frozen=True)
@@ -43,57 +46,65 @@ class Upload:
             return self.prepared[0].image[None]
         return np.stack([prepared.image for prepared in self.prepared])
 
+    @property
+    def evidence(self) -> NDArray[np.float32] | None:
+        """What the preparations saw, [n, K]; NaN for untouched images, None where all are."""
+        return stack_evidence([prepared.evidence for prepared in self.prepared])
+
+
+class Body(NamedTuple):
+    """A request's complete body and what it is declared to be."""
+
+    kind: str  # media type, one of those that are accepted
+    content_type: str  # the whole header
+    data: bytes
+
 
 class Uploads:
     """Reads uploads under the limits of the settings; large images are decoded on threads."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="decode")
+        self._light = ThreadPoolExecutor(max_workers=1, thread_name_prefix="decode-light")
+        self._heavy = ThreadPoolExecutor(max_workers=1, thread_name_prefix="decode-heavy")
 
-    async def read(self, request: Request, preprocess: Preprocess, size: int) -> Upload:
-        """The request's images, size x size. Raises the Problem that the contract names for a body nothing can be made of."""
+    async def receive(self, request: Request) -> Body:
+        """The request's body. Raises UnsupportedType, TooLarge, DeadlinePassed or BadBody, before it is read where it can."""
         content_type = request.headers.get("content-type", "")
         kind = media_type(content_type)
-        if kind in IMAGE_TYPES:
-            return await self._image(request, preprocess, size)
-        if kind == NPY:
-            return await self._array(request, size)
-        if kind == FORM:
-            return await self._form(request, content_type, preprocess, size)
-        raise UnsupportedType(f"{kind or 'No content type'} is not accepted; send an image, multipart/form-data or {NPY}.")
-
-    def close(self) -> None:
-        self._threads.shutdown(wait=False, cancel_futures=True)
-
-    async def _body(self, request: Request, limit: int) -> bytes:
-        body = await read_body(request.receive, request.headers, limit=limit, timeout_s=self._settings.body_timeout_s)
-        if not body:
+        if kind not in IMAGE_TYPES and kind not in (FORM, NPY):
+            raise UnsupportedType(f"{kind or 'No content type'} is not accepted; send an image, multipart/form-data or {NPY}.")
+        settings = self._settings
+        limit = settings.max_array_bytes if kind == NPY else settings.max_body_bytes
+        data = await read_body(request.receive, request.headers, limit=limit, timeout_s=settings.body_timeout_s)
+        if not data:
             raise BadBody("The body is empty.")
-        return body
+        return Body(kind, content_type, data)
 
-    async def _image(self, request: Request, preprocess: Preprocess, size: int) -> Upload:
-        body = await self._body(request, self._settings.max_body_bytes)
-        decode = partial(self._decode, preprocess=preprocess, size=size)
+    async def decode(self, body: Body, preprocess: Preprocess, size: int) -> Upload:
+        """The body's images, size x size. Raises the Problem that the contract names for a body nothing can be made of."""
+        if body.kind == FORM:
+            return await self._form(body, preprocess, size)
         try:
-            prepared = decode(body) if len(body) <= _INLINE_BYTES else await self._off_loop(decode, body)
+            if body.kind == NPY:
+                array = decode_array(body.data, max_images=self._settings.max_array_images, size=size)
+                return Upload([Shown(str(index)) for index in range(len(array))], array=array)
+            decode = partial(self._decode, preprocess=preprocess, size=size)
+            inline = len(body.data) <= _INLINE_BYTES
+            prepared = decode(body.data) if inline else await self._off_loop(len(body.data), decode, body.data)
         except ImageError as error:
             raise problem_of(error) from None
         return Upload([Shown("image", prepared.preprocess, prepared.warnings)], [prepared])
 
-    async def _array(self, request: Request, size: int) -> Upload:
-        body = await self._body(request, self._settings.max_array_bytes)
-        try:
-            array = decode_array(body, max_images=self._settings.max_array_images, size=size)
-        except ImageError as error:
-            raise problem_of(error) from None
-        return Upload([Shown(str(index)) for index in range(len(array))], array=array)
+    def close(self) -> None:
+        self._light.shutdown(wait=False, cancel_futures=True)
+        self._heavy.shutdown(wait=False, cancel_futures=True)
 
-    async def _form(self, request: Request, content_type: str, preprocess: Preprocess, size: int) -> Upload:
-        body = await self._body(request, self._settings.max_body_bytes)
-        parts = parse_form(body, content_type, max_parts=self._settings.max_images)
-        work = partial(self._decode_parts, parts, preprocess, size)
-        outcomes = work() if len(body) <= _INLINE_BYTES else await self._off_loop(work)
+    async def _form(self, body: Body, preprocess: Preprocess, size: int) -> Upload:
+        parts = parse_form(body.data, body.content_type, max_parts=self._settings.max_images)
+        until = time.monotonic() + self._settings.deadline_ms / 1000
+        work = partial(self._decode_parts, parts, preprocess, size, until)
+        outcomes = work() if len(body.data) <= _INLINE_BYTES else await self._off_loop(len(body.data), work)
         failed = {
             index: (part.name, outcome)
             for index, (part, outcome) in enumerate(zip(parts, outcomes, strict=True))
@@ -105,8 +116,13 @@ class Uploads:
         shown = [Shown(part.name, prepared.preprocess, prepared.warnings) for part, prepared in good]
         return Upload(shown, [prepared for _, prepared in good], failed=failed)
 
-    def _decode_parts(self, parts: list[Part], preprocess: Preprocess, size: int) -> list[Prepared | Problem]:
-        return [self._decode_part(part, preprocess, size) for part in parts]
+    def _decode_parts(self, parts: list[Part], preprocess: Preprocess, size: int, until: float) -> list[Prepared | Problem]:
+        outcomes = []
+        for part in parts:
+            if time.monotonic() > until:
+                raise TimeoutError
+            outcomes.append(self._decode_part(part, preprocess, size))
+        return outcomes
 
     def _decode_part(self, part: Part, preprocess: Preprocess, size: int) -> Prepared | Problem:
         if part.content_type not in IMAGE_TYPES and part.content_type not in _UNDECLARED:
@@ -119,8 +135,10 @@ class Uploads:
     def _decode(self, data: bytes, *, preprocess: Preprocess, size: int) -> Prepared:
         return decode_image(data, preprocess=preprocess, max_pixels=self._settings.max_pixels, size=size)
 
-    async def _off_loop(self, work: Callable[..., Made], *arguments: object) -> Made:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
+    async def _off_loop(self, size: int, work: Callable[..., Made], *arguments: object) -> Made:
+        """Run `work` on a thread; what is large waits behind what is large, and holds up nobody else."""
+        lane = self._light if size <= _LIGHT_BYTES else self._heavy
+        return await asyncio.get_running_loop().run_in_executor(lane, work, *arguments)
 
 
 def refusal(problems: list[Problem]) -> Problem:

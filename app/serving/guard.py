@@ -1,0 +1,76 @@
+"""API keys: which clients may ask. Keys come as `name:key` lines; only their digests are kept, and none is ever logged."""
+
+import hashlib
+import hmac
+from collections.abc import Iterable
+from pathlib import Path
+
+
+class KeysError(ValueError):
+    """The keys cannot be used; the message says which line and why, without showing the key."""
+
+
+class Guard:
+    """Knows who holds which key. Without keys, everyone is let in."""
+
+    def __init__(self, keys: dict[str, str]) -> None:
+        """`keys`: name -> key."""
+        self._digests = [(name, _digest(key)) for name, key in keys.items()]
+
+    @property
+    def open(self) -> bool:
+        """Whether no key is asked for."""
+        return not self._digests
+
+    def name_of(self, headers: Iterable[tuple[bytes, bytes]]) -> str | None:
+        """The name of the key in X-API-Key or `Authorization: Bearer`; None where there is none or a wrong one.
+
+        Every key is compared, each in constant time, so that the time of an answer tells nothing.
+        """
+        sent = _digest(_key(headers))
+        found = None
+        for name, digest in self._digests:
+            if hmac.compare_digest(sent, digest):
+                found = name
+        return found
+
+
+def read_keys(text: str | None, file: Path | None) -> dict[str, str]:
+    """Keys from `name:key` entries, separated by commas in `text` and by lines in `file`; a bare key names itself key-N.
+
+    Raises:
+        KeysError: the file cannot be read, an entry is empty or short, or a name occurs twice.
+    """
+    entries = text.split(",") if text else []
+    if file is not None:
+        try:
+            lines = file.read_text().splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise KeysError(f"The file of API keys {file} cannot be read: {error.__class__.__name__}.") from None
+        entries += [line for line in lines if line.strip() and not line.lstrip().startswith("#")]
+    keys: dict[str, str] = {}
+    for number, entry in enumerate(entries, start=1):
+        name, colon, key = entry.strip().partition(":")
+        if not colon:
+            name, key = f"key-{number}", name
+        if len(key) < 16 or not key.isascii() or not name.isprintable():
+            raise KeysError(f"API key number {number} must be NAME:KEY with a key of at least 16 ASCII characters.")
+        if name in keys:
+            raise KeysError(f"Two API keys have the name {name!r}; give each a name of its own.")
+        keys[name] = key
+    if file is not None and not keys:
+        raise KeysError(f"The file of API keys {file} holds none; every client would be let in.")
+    return keys
+
+
+def _key(headers: Iterable[tuple[bytes, bytes]]) -> str:
+    for name, value in headers:
+        if name == b"x-api-key":
+            return value.decode("latin-1")
+        if name == b"authorization" and value[:7].lower() == b"bearer ":
+            return value[7:].strip().decode("latin-1")
+    return ""
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode("latin-1", "replace")).digest()

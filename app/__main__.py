@@ -1,0 +1,88 @@
+"""The commands: `python -m app COMMAND`, or `oddigit COMMAND` where the package is installed."""
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated
+
+import typer
+
+from app.terminal import models, score
+from app.training.commands import calibrate, evaluate, train
+
+cli = typer.Typer(
+    help="Tells digit images from everything else: train a detector, measure it, score files, serve it over HTTP.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+for command in (train, evaluate, calibrate, score, models):
+    cli.command()(command)
+
+
+@cli.command()
+def serve(
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8000,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that serve side by side; one a core is plenty.")] = 1,
+    store: Annotated[Path | None, typer.Option(help="Folder of detectors; unset, the shipped one.")] = None,
+    model: Annotated[str | None, typer.Option(help="Which detector of the store; unset, mnist.")] = None,
+    version: Annotated[int | None, typer.Option(min=1, help="Serve this version; unset, the highest.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps; unset, auto.")] = None,
+) -> None:
+    """Serve a detector over HTTP.
+
+    Every further knob is an ODDIGIT_* variable; the README lists them. An option given here wins over its variable.
+    """
+    import uvicorn  # the commands that do not serve need not wait for it
+
+    from app.main import check_settings
+    from app.serving.guard import KeysError
+    from app.serving.settings import SettingsError, read_settings
+
+    given = {"STORE": store, "MODEL": model, "VERSION": version, "DEVICE": device}
+    os.environ.update({f"ODDIGIT_{name}": str(value) for name, value in given.items() if value is not None})
+    try:
+        check_settings(read_settings(os.environ))
+    except (SettingsError, KeysError, RuntimeError) as error:
+        print(error, file=sys.stderr)
+        raise typer.Exit(2) from None
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # uvicorn raises it again when all is done
+    with _shared_metrics(workers):
+        uvicorn.run(
+            "app.main:app",
+            host=host,
+            port=port,
+            workers=workers,
+            loop="uvloop",
+            http="app.serving.protocol:LimitedProtocol",
+            ws="none",
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+        )
+
+
+@contextmanager
+def _shared_metrics(workers: int) -> Iterator[None]:
+    """A folder where several workers keep their metrics, so that each can tell of all; gone when they are."""
+    if workers == 1 or "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+        yield
+        return
+    with TemporaryDirectory(prefix="oddigit-metrics-") as folder:
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
+        yield
+
+
+def main() -> None:
+    """The `oddigit` command."""
+    cli()
+
+
+if __name__ == "__main__":
+    main()

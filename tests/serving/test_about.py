@@ -1,0 +1,152 @@
+import base64
+import io
+import json
+import math
+
+import numpy as np
+import pytest
+from PIL import Image
+from strokes import npy, stroke_images
+
+from app.detection import store
+from app.detection.bundle import Card
+from app.serving import schemas
+from app.serving.errors import PROBLEMS
+
+
+def decode(client, body):
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return client.post("/decode", content=content, headers={"content-type": "application/json"})
+
+
+def test_the_probes_answer(client):
+    """The process is alive, and ready with a model of the store."""
+    assert client.get("/livez").json() == {"status": "alive"}
+    ready = client.get("/readyz").json()
+    assert ready["status"] == "ready"
+    assert ready["model"]["name"] == "mnist"
+
+
+def test_the_highest_version_serves(client, shipped_store):
+    """Unless one is pinned, the latest version of the store answers."""
+    assert str(client.get("/readyz").json()["model"]["version"]) == store.latest(shipped_store, "mnist").name
+
+
+def test_the_model_is_described_by_its_card(client, shipped_store):
+    """/model is the card of the version in service, and the device."""
+    answer = client.get("/model").json()
+    card = store.load_card(shipped_store / "mnist" / str(answer["version"]))
+    assert answer.pop("device")
+    assert Card.model_validate(answer) == card
+
+
+def test_the_reports_pictures_are_served(client):
+    """Every picture that the card lists is there, and is a picture."""
+    pictures = [name.removeprefix("report/") for name in client.get("/model").json()["files"] if name.endswith(".png")]
+    for picture in pictures:
+        response = client.get(f"/model/report/{picture}")
+        assert response.headers["content-type"] == "image/png"
+        assert Image.open(io.BytesIO(response.content)).size[0] > 28
+
+
+@pytest.mark.parametrize(
+    "picture",
+    [
+        "no.png",
+        "..%2fcard.json",
+        "%2e%2e%2fautoencoder.pth",
+        "../card.json",
+        "latent.npz",
+        ".png",
+        "a%00.png",
+        "%ff.png",
+        "x" * 3000,
+    ],
+)
+def test_nothing_but_the_reports_pictures_is_served(client, picture):
+    """Other files of the version and other folders cannot be reached."""
+    assert client.get(f"/model/report/{picture}").status_code == 404
+
+
+def test_a_version_without_a_report_says_so(strict_client):
+    """Where no picture and no map was published, both are not found."""
+    for path in ("/model/report/loss.png", "/latent"):
+        response = strict_client.get(path)
+        assert response.status_code == 404
+        schemas.Problem.model_validate(response.json())
+
+
+def test_the_latent_map_has_a_label_a_point(client):
+    """The test images in the plane, where the version has them."""
+    response = client.get("/latent")
+    if response.status_code == 404:
+        pytest.skip("the version in service was published without a map")
+    latent = schemas.Latent.model_validate(response.json())
+    assert len(latent.embedding) == len(latent.labels) > 0
+
+
+def test_a_decoded_embedding_is_the_reconstruction(client):
+    """/decode of what /embed says is what /reconstruct draws."""
+    body, headers = npy(stroke_images(3, seed=12)), {"content-type": "application/x-npy"}
+    embeddings = [r["embedding"] for r in client.post("/embed", content=body, headers=headers).json()["results"]]
+    drawn = [r["reconstruction"] for r in client.post("/reconstruct", content=body, headers=headers).json()["results"]]
+    answer = schemas.DecodeAnswer.model_validate(decode(client, {"embedding": embeddings}).json())
+    for one, other in zip(answer.images, drawn, strict=True):
+        pixels = [np.asarray(Image.open(io.BytesIO(base64.b64decode(picture))), int) for picture in (one, other)]
+        assert np.abs(pixels[0] - pixels[1]).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b"", 400),
+        (b"{", 400),
+        (b"\xff\xfe", 400),
+        (b"[" * 100_000, 400),
+        (b'{"embedding": ' + b"[" * 50_000, 400),
+        (b'{"embedding": [[NaN, 0]]}', 422),
+        (b'{"embedding": [[1e999, 0]]}', 422),
+        (b'{"embedding": [[' + b"9" * 5000 + b", 0]]}", None),
+        (b"null", 422),
+        (b"3", 422),
+        ({}, 422),
+        ({"embedding": []}, 422),
+        ({"embedding": [[]]}, 422),
+        ({"embedding": [[1]]}, 422),
+        ({"embedding": [[1, 2, 3]]}, 422),
+        ({"embedding": [[1, 2], [1]]}, 422),
+        ({"embedding": [["x", 2]]}, 422),
+        ({"embedding": [[True, 2]]}, None),
+        ({"embedding": [[None, 2]]}, 422),
+        ({"embedding": [[1e7, 0]]}, 422),
+        ({"embedding": [[0, 0]] * 1025}, 422),
+        ({"embedding": [[0, 0]], "more": 1}, 422),
+        ({"embedding": {"0": [0, 0]}}, 422),
+    ],
+    ids=lambda value: str(value)[:40] if not isinstance(value, int) else None,
+)
+def test_points_that_are_none_are_refused(client, body, status):
+    """Whatever is not one to 1,024 points of the plane: a problem that says where it is wrong."""
+    response = decode(client, body)
+    if status is None:
+        assert response.status_code in (200, 400, 422)
+    else:
+        assert response.status_code == status, response.text
+        schemas.Problem.model_validate(response.json())
+
+
+@pytest.mark.parametrize("far", [1e6, -1e6, 1e-300, 0.0, -0.0])
+def test_far_and_tiny_points_are_drawn(client, far):
+    """Every point within the limits has a picture."""
+    answer = decode(client, {"embedding": [[far, far]] * 1024}).json()
+    assert len(answer["images"]) == 1024
+    assert math.isfinite(np.asarray(Image.open(io.BytesIO(base64.b64decode(answer["images"][0])))).mean())
+
+
+@pytest.mark.parametrize("problem", PROBLEMS, ids=lambda problem: problem.type)
+def test_every_problem_type_leads_to_its_meaning(client, problem):
+    """The `type` of a problem is a path of this server, where it is explained."""
+    response = client.get(f"/problems/{problem.type}")
+    assert response.status_code == 200
+    assert problem.title in response.text
+    assert client.get("/problems/nonsense").status_code == 404

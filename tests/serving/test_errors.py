@@ -1,0 +1,46 @@
+import json
+
+import pytest
+
+from app.detection.images import ImageTooLarge, TooManyImages, UndecodableImage, UnsupportedImage
+from app.serving import schemas
+from app.serving.errors import BY_STATUS, PROBLEMS, BadBody, TooLarge, UnsupportedType, problem_of
+
+CONTRACT = {400, 401, 404, 405, 413, 415, 422, 500, 503, 504}
+
+
+def test_the_tree_has_one_error_for_each_status_of_the_contract():
+    """No status is missing, none is there twice, and types and titles tell them apart."""
+    assert set(BY_STATUS) == CONTRACT
+    assert len(PROBLEMS) == len({p.type for p in PROBLEMS}) == len({p.title for p in PROBLEMS}) == len(CONTRACT)
+    assert all(problem.__doc__ for problem in PROBLEMS)
+
+
+@pytest.mark.parametrize("problem", PROBLEMS, ids=lambda problem: problem.type)
+def test_a_problem_has_the_body_of_the_contract(problem):
+    """Type, title, status, detail, instance and request id; nothing else, and all of it JSON."""
+    body = problem("Say why.").body("/score", "abc")
+    assert schemas.Problem.model_validate(json.loads(json.dumps(body)))
+    assert (body["status"], body["detail"], body["instance"], body["request_id"]) == (
+        problem.status,
+        "Say why.",
+        "/score",
+        "abc",
+    )
+    assert body["type"] == f"/problems/{problem.type}"
+
+
+@pytest.mark.parametrize(
+    ("error", "problem"),
+    [
+        (UndecodableImage, BadBody),
+        (UnsupportedImage, UnsupportedType),
+        (ImageTooLarge, TooLarge),
+        (TooManyImages, TooLarge),
+    ],
+)
+def test_an_image_error_becomes_its_problem_with_the_files_name(error, problem):
+    """The sentence is kept, with the name before it where there is one."""
+    assert type(problem_of(error("truncated PNG"))) is problem
+    assert problem_of(error("truncated PNG"), "a.png").detail == "a.png: truncated PNG"
+    assert problem_of(error("truncated PNG")).detail == "truncated PNG"

@@ -1,0 +1,83 @@
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from app.serving.settings import PREFIX, Settings, SettingsError, read_settings
+
+GOOD = {
+    "store": ("/tmp/store", Path("/tmp/store")),
+    "model": ("kmnist", "kmnist"),
+    "version": ("3", 3),
+    "device": ("cpu", "cpu"),
+    "threads": ("2", 2),
+    "max_body_bytes": ("1000", 1000),
+    "max_pixels": ("784", 784),
+    "body_timeout_s": ("0.5", 0.5),
+    "log_format": ("json", "json"),
+    "access_log": ("false", False),
+}
+
+
+def test_nothing_set_is_a_server_with_sane_limits():
+    """The defaults are those of the contract: 10 MiB, 128 MiB for arrays, 64 images, 100,000 in an array, 25 megapixels."""
+    settings = read_settings({})
+    assert settings.max_body_bytes == 10 * 2**20
+    assert settings.max_array_bytes == 128 * 2**20
+    assert settings.max_images == 64
+    assert settings.max_array_images == 100_000
+    assert settings.max_pixels == 25_000_000
+    assert (settings.store.name, settings.model, settings.version) == ("model_store", "mnist", None)
+
+
+@pytest.mark.parametrize("field", GOOD)
+def test_each_variable_sets_its_field(field):
+    """ODDIGIT_<FIELD> is the field of that name, in its type."""
+    text, value = GOOD[field]
+    assert getattr(read_settings({PREFIX + field.upper(): text}), field) == value
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("THREADS", "0"),
+        ("THREADS", "two"),
+        ("THREADS", "1.5"),
+        ("VERSION", "0"),
+        ("MAX_BODY_BYTES", "-1"),
+        ("MAX_BODY_BYTES", "10MB"),
+        ("MAX_IMAGES", "0"),
+        ("MAX_PIXELS", "783"),
+        ("MAX_BATCH_SIZE", "0"),
+        ("BODY_TIMEOUT_S", "0"),
+        ("BODY_TIMEOUT_S", "nan"),
+        ("LOG_FORMAT", "xml"),
+        ("ACCESS_LOG", "perhaps"),
+        ("TREADS", "2"),
+        ("", "2"),
+    ],
+)
+def test_a_bad_variable_is_refused_by_its_name(variable, value):
+    """Out of range, of the wrong type or misspelt: one sentence that names the variable."""
+    with pytest.raises(SettingsError) as caught:
+        read_settings({PREFIX + variable: value})
+    assert PREFIX + variable in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_misspelt_variable_is_told_what_there_is():
+    """The refusal of an unknown variable lists the known ones."""
+    with pytest.raises(SettingsError, match="ODDIGIT_THREADS"):
+        read_settings({"ODDIGIT_TREADS": "2"})
+
+
+def test_empty_and_foreign_variables_do_not_count():
+    """An empty value is an unset one; other programs' variables and the tests' own are left alone."""
+    assert read_settings({"ODDIGIT_THREADS": "", "THREADS": "7", "ODDIGIT_DATA": "/data", "PATH": "/bin"}) == Settings()
+
+
+def test_settings_cannot_be_changed():
+    """They are frozen, and every one says what it is for."""
+    with pytest.raises(ValidationError):
+        Settings().threads = 2
+    assert all(field.description for field in Settings.model_fields.values())

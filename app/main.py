@@ -16,6 +16,7 @@ from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.detection import store
 from app.detection.bundle import Bundle
@@ -24,7 +25,7 @@ from app.serving.about import About, State
 from app.serving.admission import Admission
 from app.serving.draining import Draining
 from app.serving.drift import Drift, DriftMonitor
-from app.serving.front import Front
+from app.serving.front import CarryErrors, Front
 from app.serving.guard import Guard, read_keys
 from app.serving.inference import Inference
 from app.serving.logs import set_up_logging
@@ -40,6 +41,19 @@ from app.serving.upload import Uploads
 logger = logging.getLogger(__name__)
 
 _DESCRIPTION = "Tells digit images from everything else: anomaly scores with honest false-alarm rates."
+
+
+class Server(FastAPI):
+    """The framework's application with our front before all of it: its own layers cost a question more than the model does."""
+
+    outermost: ASGIApp
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.outermost(scope, receive, send)
+
+    async def inner(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """What the framework would have done without the front."""
+        await super().__call__(scope, receive, send)
 
 
 class Monitor:
@@ -75,6 +89,8 @@ def create_app(settings: Settings) -> FastAPI:
     uploads = Uploads(settings)
     admission = Admission(max_waiting=settings.max_waiting, deadline_s=settings.deadline_ms / 1000)
     endpoints = Endpoints(inference, uploads, admission, metrics, settings)
+    state = State(draining, lambda: versions.refused, monitor.drift)
+    about = About(inference, admission, metrics, state, settings)
     versions = Versions(settings.store, settings.model, settings.version, partial(load_detector, settings=settings))
 
     @asynccontextmanager
@@ -82,31 +98,41 @@ def create_app(settings: Settings) -> FastAPI:
         torch.set_num_threads(settings.threads)
         put_in_service(versions, inference, metrics)
         draining.begin_on_sigterm(settings.drain_s)
-        watching = asyncio.create_task(watch(versions, inference, metrics)) if settings.reload else None
+        tasks = [asyncio.create_task(_keep_counting(metrics, about))]
+        if settings.reload:
+            tasks.append(asyncio.create_task(watch(versions, inference, metrics)))
         gc.collect()
         gc.freeze()  # torch's heap is large; walking it in every collection is what long tails are made of
         yield {STATE_KEY: Limits(settings.max_connections, settings.head_timeout_s)}
-        if watching is not None:
-            watching.cancel()
+        for task in tasks:
+            task.cancel()
         uploads.close()
         inference.close()
 
-    app = FastAPI(title="Oddigit", description=_DESCRIPTION, version="0.1.0", lifespan=lifespan, redirect_slashes=False)
+    app = Server(title="Oddigit", description=_DESCRIPTION, version="0.1.0", lifespan=lifespan, redirect_slashes=False)
     straight = {"/score": endpoints.score, "/embed": endpoints.embed, "/reconstruct": endpoints.reconstruct}
-    app.add_middleware(Front, straight=straight, guard=guard, metrics=metrics, draining=draining)
+    app.add_middleware(CarryErrors)
+    app.outermost = Front(app.inner, straight, guard, metrics, draining)
     if settings.cors_origins:
-        app.add_middleware(
-            CORSMiddleware,
+        app.outermost = CORSMiddleware(
+            app.outermost,
             allow_origins=[origin.strip() for origin in settings.cors_origins.split(",")],
             allow_methods=["GET", "POST"],
             allow_headers=["*"],
             expose_headers=["X-Request-ID", "Server-Timing", "Retry-After"],
         )
     app.add_exception_handler(HTTPException, _pass_on)
-    state = State(draining, lambda: versions.refused, monitor.drift)
-    add_routes(app, endpoints, About(inference, admission, metrics, state, settings))
+    add_routes(app, endpoints, about)
     add_page(app)
     return app
+
+
+async def _keep_counting(metrics: Metrics, about: About) -> None:
+    """So that a scrape of one worker finds the others' numbers fresh."""
+    while True:
+        await asyncio.sleep(1)
+        about.note_state()
+        metrics.catch_up()
 
 
 def load_detector(folder: Path, settings: Settings) -> Detector:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from app.detection.bundle import Bundle, self_check_images
 from app.detection.images import normalise
+from app.detection.model import Plain
 from app.detection.scoring import reconstruction_error
 
 Images = NDArray[np.float32]
@@ -83,7 +84,7 @@ class Detector:
         """Move the bundle to `device`. Raises DeviceError where that is not there."""
         self.bundle = bundle
         self.device = pick_device(device)
-        self._model = bundle.model.to(self.device).eval()
+        self._model = Plain(bundle.model.to(self.device).eval())
         self._scorer = bundle.scorer.to(self.device)
         self._calibration = bundle.calibration
         self.image_size = bundle.model.config.image_size

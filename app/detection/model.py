@@ -4,11 +4,12 @@ The architecture is the well-known tutorial autoencoder: fully connected, 784-12
 and Tanh at the end. Layer names match the tutorial's, so that its `autoencoder.pth` loads unchanged.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,28 @@ class Autoencoder(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """[N, pixels] -> reconstructions [N, pixels]."""
         return self.decode(self.encode(images))
+
+
+class Plain:
+    """A network's layers without their modules, for small batches, where calling the modules costs more than computing."""
+
+    def __init__(self, model: Autoencoder) -> None:
+        self._encoder = [(layer.weight, layer.bias) for layer in model.encoder if isinstance(layer, nn.Linear)]
+        self._decoder = [(layer.weight, layer.bias) for layer in model.decoder if isinstance(layer, nn.Linear)]
+
+    def encode(self, images: Tensor) -> Tensor:
+        """As `Autoencoder.encode`."""
+        return _chain(self._encoder, images)
+
+    def decode(self, embeddings: Tensor) -> Tensor:
+        """As `Autoencoder.decode`."""
+        return _chain(self._decoder, embeddings).tanh_()
+
+
+def _chain(layers: Sequence[tuple[Tensor, Tensor]], values: Tensor) -> Tensor:
+    for weight, bias in layers[:-1]:
+        values = linear(values, weight, bias).relu_()
+    return linear(values, *layers[-1])
 
 
 def _layers(widths: tuple[int, ...]) -> Iterator[nn.Module]:

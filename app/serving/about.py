@@ -62,8 +62,12 @@ class About:
 
     async def metrics(self, request: Request) -> Response:
         """Metrics in Prometheus's text format."""
-        self._metrics.watch(self._admission.in_flight, self._inference.queued_images, self._state.drift())
+        self.note_state()
         return Response(self._metrics.text(), media_type=METRICS_TYPE)
+
+    def note_state(self) -> None:
+        """Set the metrics that are states and not events."""
+        self._metrics.watch(self._admission.in_flight, self._inference.queued_images, self._state.drift())
 
     async def drift(self, request: Request) -> Response:
         """Whether the traffic still looks like what the model was calibrated for."""
@@ -97,7 +101,7 @@ class About:
         """What the network draws at points of the latent plane."""
         body = await read_body(
             request.receive,
-            request.headers,
+            dict(request.scope["headers"]),
             limit=_DECODE_BYTES,
             timeout_s=self._settings.body_timeout_s,
         )

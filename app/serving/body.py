@@ -27,7 +27,7 @@ class Part(NamedTuple):
     data: bytes
 
 
-async def read_body(receive: Receive, headers: Mapping[str, str], *, limit: int, timeout_s: float) -> bytes:
+async def read_body(receive: Receive, headers: Mapping[bytes, bytes], *, limit: int, timeout_s: float) -> bytes:
     """The whole body. Its size is checked against `limit` bytes before and while it streams.
 
     Raises:
@@ -35,8 +35,8 @@ async def read_body(receive: Receive, headers: Mapping[str, str], *, limit: int,
         DeadlinePassed: the client took longer than `timeout_s` seconds.
         ClientDisconnect: the client went away.
     """
-    declared = headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) > limit:
+    declared = headers.get(b"content-length", b"")
+    if declared.isdigit() and int(declared) > limit:
         raise _too_large(limit)
     try:
         async with asyncio.timeout(timeout_s):

@@ -30,6 +30,7 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 
 OPEN = frozenset({"/", "/page.css", "/page.js", "/livez", "/readyz"})  # asked for without a key, and while draining
 
+_CARRIED = "oddigit_error"
 _SANE_ID = re.compile(rb"[A-Za-z0-9._:-]{1,64}")
 _NO_SNIFFING = (b"x-content-type-options", b"nosniff")
 _LINGER_BYTES, _LINGER_S = 16 * 2**20, 2.0
@@ -62,6 +63,8 @@ class Front:
                 if scope["method"] == "HEAD":  # answered as GET; the server leaves the body out
                     scope = {**scope, "method": "GET"}
                 await self._app(scope, visit.receive, visit.send)
+                if error := scope["state"].pop(_CARRIED, None):
+                    raise error
                 route = getattr(scope.get("route"), "path", "other")  # a template: clients must not invent time series
             else:
                 response = await endpoint(Request(scope, visit.receive))
@@ -85,6 +88,21 @@ class Front:
             visit.client = self._guard.name_of(scope["headers"])
             if visit.client is None:
                 raise Unauthorized("Send a key as X-API-Key or as Authorization: Bearer.", {"www-authenticate": "Bearer"})
+
+
+class CarryErrors:
+    """ASGI middleware inside the framework's: hands every error to the front, or the framework would answer it by itself."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await self._app(scope, receive, send)
+        except Exception as error:
+            if scope["type"] != "http":
+                raise
+            scope["state"][_CARRIED] = error
 
 
 class Visit:

@@ -23,6 +23,7 @@ _BATCHES = (1, 2, 4, 8, 16, 32, 64, 256, 1024, 4096, 16384, 65536)
 _SCORES = (0.25, 0.5, 0.75, 1, 1.25, 1.5, 2, 3, 5, 10, 30, 100)
 _P_VALUES = (0.0001, 0.001, 0.005, 0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1)
 
+_TOGETHER = 64  # answers
 STAGES = ("decode", "queue", "infer", "encode")
 
 
@@ -74,31 +75,37 @@ class Metrics:
             "oddigit_drifting", "1 once the capital has reached the level.", multiprocess_mode="livemax", registry=registry
         )  # fmt: skip
         self._served: tuple[str, ...] | None = None
-        self._by_answer: dict[tuple[str, int], Counter] = {}
-        self._by_route: dict[str, Histogram] = {}
+        self._answers: dict[tuple[str, int], list[float]] = {}  # what is not counted yet: (route, status) -> seconds
+        self._times: list[tuple[float, float, float, float]] = []
 
     def answered(self, route: str, status: int, seconds: float) -> None:
-        """A request has been answered."""
-        key = (route, status)
+        """A request has been answered. Counted some at a time, since counting costs more than noting."""
         try:
-            self._by_answer[key].inc()
-            self._by_route[route].observe(seconds)
-        except KeyError:  # looking a label up costs more than counting
-            self._by_answer[key] = self._requests.labels(route, str(status))
-            self._by_route[route] = self._request_seconds.labels(route)
-            self._by_answer[key].inc()
-            self._by_route[route].observe(seconds)
+            waiting = self._answers[route, status]
+        except KeyError:
+            waiting = self._answers[route, status] = []
+        waiting.append(seconds)
+        if len(waiting) >= _TOGETHER:
+            self.catch_up()
+
+    def catch_up(self) -> None:
+        """Count what was noted; called often enough by the server, and before each scrape."""
+        for (route, status), seconds in self._answers.items():
+            if seconds:
+                self._requests.labels(route, str(status)).inc(len(seconds))
+                observe_many(self._request_seconds.labels(route), _SECONDS, np.array(seconds))
+                seconds.clear()
+        if self._times:
+            for name, column in zip(STAGES, np.array(self._times).T, strict=True):
+                observe_many(self._stages[name], _SECONDS, column)
+            self._times.clear()
 
     def refused(self, reason: str) -> None:
         self._refused.labels(reason).inc()
 
     def timed(self, decode: float, queue: float, infer: float, encode: float) -> bytes:
         """Note the seconds that a question spent in each stage -> its Server-Timing header, in milliseconds."""
-        stages = self._stages
-        stages["decode"].observe(decode)
-        stages["queue"].observe(queue)
-        stages["infer"].observe(infer)
-        stages["encode"].observe(encode)
+        self._times.append((decode, queue, infer, encode))
         return b"decode;dur=%.3f, queue;dur=%.3f, infer;dur=%.3f, encode;dur=%.3f" % (
             decode * 1e3,
             queue * 1e3,
@@ -137,6 +144,7 @@ class Metrics:
 
     def text(self) -> bytes:
         """All metrics in Prometheus's text format."""
+        self.catch_up()
         if not self._shared:
             return generate_latest(self._registry)
         everyone = CollectorRegistry()

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -68,15 +68,15 @@ class Uploads:
         self._light = ThreadPoolExecutor(max_workers=1, thread_name_prefix="decode-light")
         self._heavy = ThreadPoolExecutor(max_workers=1, thread_name_prefix="decode-heavy")
 
-    async def receive(self, request: Request) -> Body:
+    async def receive(self, request: Request, headers: Mapping[bytes, bytes]) -> Body:
         """The request's body. Raises UnsupportedType, TooLarge, DeadlinePassed or BadBody, before it is read where it can."""
-        content_type = request.headers.get("content-type", "")
+        content_type = headers.get(b"content-type", b"").decode("latin-1")
         kind = media_type(content_type)
         if kind not in IMAGE_TYPES and kind not in (FORM, NPY):
             raise UnsupportedType(f"{kind or 'No content type'} is not accepted; send an image, multipart/form-data or {NPY}.")
         settings = self._settings
         limit = settings.max_array_bytes if kind == NPY else settings.max_body_bytes
-        data = await read_body(request.receive, request.headers, limit=limit, timeout_s=settings.body_timeout_s)
+        data = await read_body(request.receive, headers, limit=limit, timeout_s=settings.body_timeout_s)
         if not data:
             raise BadBody("The body is empty.")
         return Body(kind, content_type, data)

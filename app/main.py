@@ -62,14 +62,17 @@ class Monitor:
     def __init__(self, metrics: Metrics, level: float) -> None:
         self._metrics = metrics
         self._level = level
-        self._bundle: Bundle | None = None
+        self._bundle: Bundle | None = None  # in service
         self._drift = DriftMonitor(1, level)
 
+    def begin(self, bundle: Bundle) -> None:
+        """A new version: its p-values are a new stream."""
+        self._bundle, self._drift = bundle, DriftMonitor(bundle.calibration.n, self._level)
+
     def __call__(self, bundle: Bundle, detections: Detections, seconds: float) -> None:
-        if bundle is not self._bundle:  # a new version: its p-values are a new stream
-            self._bundle, self._drift = bundle, DriftMonitor(bundle.calibration.n, self._level)
         self._metrics.judged(detections, bundle.card.threshold)
-        self._drift.observe(detections.p_values)
+        if bundle is self._bundle:  # not an array that an old version was still busy with
+            self._drift.observe(detections.p_values)
 
     def drift(self) -> Drift:
         return self._drift.state()
@@ -93,14 +96,22 @@ def create_app(settings: Settings) -> FastAPI:
     about = About(inference, admission, metrics, state, settings)
     versions = Versions(settings.store, settings.model, settings.version, partial(load_detector, settings=settings))
 
+    def put_in_service(detector: Detector) -> None:
+        inference.put_in_service(detector)
+        monitor.begin(detector.bundle)
+        metrics.serves(detector.bundle, str(detector.device))
+        logger.info("serving %s on %s", detector.bundle.label, detector.device)
+
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
         torch.set_num_threads(settings.threads)
-        put_in_service(versions, inference, metrics)
+        first = versions.best()
+        assert first is not None  # nothing is in service yet that could be the best already
+        put_in_service(first)
         draining.begin_on_sigterm(settings.drain_s)
         tasks = [asyncio.create_task(_keep_counting(metrics, about))]
         if settings.reload:
-            tasks.append(asyncio.create_task(watch(versions, inference, metrics)))
+            tasks.append(asyncio.create_task(watch(versions, inference, metrics, put_in_service)))
         gc.collect()
         gc.freeze()  # torch's heap is large; walking it in every collection is what long tails are made of
         yield {STATE_KEY: Limits(settings.max_connections, settings.head_timeout_s)}
@@ -148,15 +159,6 @@ def load_detector(folder: Path, settings: Settings) -> Detector:
     for count in (1, settings.max_batch_size):
         detector.detect(np.zeros((count, 1, size, size), np.float32), reconstructions=True, error_maps=True)
     return detector
-
-
-def put_in_service(versions: Versions, inference: Inference, metrics: Metrics) -> None:
-    """Begin to serve the best version there is. Raises StoreError, DeviceError."""
-    detector = versions.best()
-    assert detector is not None  # nothing is in service yet that could be the best already
-    inference.put_in_service(detector)
-    metrics.serves(detector.bundle, str(detector.device))
-    logger.info("serving %s on %s", detector.bundle.label, detector.device)
 
 
 def check_settings(settings: Settings) -> None:

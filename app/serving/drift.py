@@ -81,7 +81,14 @@ class DriftMonitor:
     def state(self) -> Drift:
         """Where the capital stands."""
         capital = _exp(_log_sum(self._logs))
-        return Drift(self._images, capital, max(_exp(self._highest), capital), self.level, self._since is not None, self._since)
+        return Drift(
+            self._images + self._waiting,
+            capital,
+            max(_exp(self._highest), capital),
+            self.level,
+            self._since is not None,
+            self._since,
+        )
 
     def _hits(self, blocks: NDArray[np.float64]) -> NDArray[np.float64]:
         """How many p-values of each block [B, _BLOCK] each bet was right about: [B, bets]."""

@@ -2,8 +2,11 @@
 
 import hashlib
 import hmac
+import re
 from collections.abc import Iterable
 from pathlib import Path
+
+_KEY = re.compile(r"[\x21-\x7e]{16,}")
 
 
 class KeysError(ValueError):
@@ -53,8 +56,8 @@ def read_keys(text: str | None, file: Path | None) -> dict[str, str]:
         name, colon, key = entry.strip().partition(":")
         if not colon:
             name, key = f"key-{number}", name
-        if len(key) < 16 or not key.isascii() or not name.isprintable():
-            raise KeysError(f"API key number {number} must be NAME:KEY with a key of at least 16 ASCII characters.")
+        if not _KEY.fullmatch(key) or not name.isprintable():
+            raise KeysError(f"API key number {number} must be NAME:KEY with a key of at least 16 visible ASCII characters.")
         if name in keys:
             raise KeysError(f"Two API keys have the name {name!r}; give each a name of its own.")
         keys[name] = key

@@ -18,6 +18,7 @@ STATE_KEY = "oddigit_limits"
 
 _HEAD_BYTES = 64 * 1024  # of a request that are no body: its head, trailers
 _FRAMING = 8  # bytes of chunk framing that are allowed for each byte of a body: a byte a chunk takes six
+_FRAMES = (b"content-length", b"transfer-encoding")
 
 
 class Limits(NamedTuple):
@@ -35,7 +36,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._limits: Limits = self.app_state[STATE_KEY]
         self._head_timer: TimerHandle | None = None
         self._overhead = 0  # bytes received for this request that are no body
-        self._upgrade_body: int | None = None  # bytes of body still to come after an Upgrade that is not taken up
+        self._replaying = False  # the parser reads a head that was read before
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -49,15 +50,12 @@ class LimitedProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if self._upgrade_body is not None:
-            self._take_upgrade_body(data)
-            return
         self._unset_keepalive_if_required()
         self._overhead += len(data)
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as stop:
-            self._take_upgrade_body(data[stop.args[0] :])
+            self._go_on(data[stop.args[0] :])
         except httptools.HttpParserError:
             self.send_400_response("This is not HTTP/1.1.")
         else:
@@ -65,11 +63,24 @@ class LimitedProtocol(HttpToolsProtocol):
                 self._refuse(TooLarge(f"The request's head is larger than {_HEAD_BYTES:,} bytes."))
 
     def on_message_begin(self) -> None:
+        if self._replaying:
+            return
         super().on_message_begin()
         if self._head_timer is None:
             self._start_timer()
 
+    def on_url(self, url: bytes) -> None:
+        if not self._replaying:
+            super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._replaying:
+            super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
+        if self._replaying:
+            self._replaying = False
+            return
         self._stop_timer()
         self._overhead = 0
         super().on_headers_complete()
@@ -79,37 +90,28 @@ class LimitedProtocol(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        self._overhead = 0
-        if self.parser.should_upgrade():  # the parser stops here, body or not; ours goes on
-            self._upgrade_body = self._declared_length()
-            if self._upgrade_body:
-                return
-        super().on_message_complete()
+        if not self.parser.should_upgrade():  # else the parser only stops here; the body is still to come
+            self._overhead = 0
+            super().on_message_complete()
 
     def send_400_response(self, msg: str) -> None:
         self._refuse(BadBody(msg))
 
-    def _declared_length(self) -> int:
-        lengths = [value for name, value in self.headers if name == b"content-length"]
-        return int(lengths[0]) if lengths and lengths[0].isdigit() else 0
-
-    def _take_upgrade_body(self, data: bytes) -> None:
-        """No protocol is ever changed to, so what follows the head of such a request is its body, and then the next one."""
-        assert self._upgrade_body is not None
-        body, rest = data[: self._upgrade_body], data[self._upgrade_body :]
-        unfinished = self._upgrade_body > 0
-        self._upgrade_body -= len(body)
-        if body:
-            HttpToolsProtocol.on_body(self, body)
-        if self._upgrade_body == 0:
-            if unfinished:
-                HttpToolsProtocol.on_message_complete(self)
-            self._upgrade_body = None
-            self.parser = httptools.HttpRequestParser(self)
-            if rest:
-                self.data_received(rest)
+    def _go_on(self, rest: bytes) -> None:
+        """Read what follows a head that offered an Upgrade. None is ever taken up, but the parser stops there, body or not:
+        another one gets a head that frames the same body, and offers nothing."""
+        framing = [name + b": " + value for name, value in self.headers if name in _FRAMES]
+        self.parser = httptools.HttpRequestParser(self)
+        self._replaying = True
+        self.parser.feed_data(b"\r\n".join([b"POST / HTTP/1.1", *(framing or [b"content-length: 0"]), b"\r\n"]))
+        if rest:
+            self.data_received(rest)
 
     def _refuse(self, problem: Problem, headers: bytes = b"") -> None:
+        if self.cycle is not None and not self.cycle.response_complete and not self.cycle.more_body:
+            self.cycle.keep_alive = False  # what was asked before gets its answer, and the connection ends with it
+            self.flow.pause_reading()
+            return
         body = json_bytes(problem.body("", ""))
         head = b"HTTP/1.1 %d %s\r\ncontent-type: %s\r\ncontent-length: %d\r\nconnection: close\r\n%s\r\n"
         reason = problem.title.encode()

@@ -70,7 +70,7 @@ class Versions:
             del self.refused[version]
 
 
-async def watch(versions: Versions, inference: Inference, metrics: Metrics) -> None:
+async def watch(versions: Versions, inference: Inference, metrics: Metrics, put_in_service: Callable[[Detector], None]) -> None:
     """Put each better version in service as it appears; runs until cancelled."""
     while True:
         await asyncio.sleep(POLL_S)
@@ -88,9 +88,7 @@ async def watch(versions: Versions, inference: Inference, metrics: Metrics) -> N
         for _ in set(versions.refused.items()) - set(before.items()):
             metrics.refused_version()
         if detector is not None:
-            inference.put_in_service(detector)
-            metrics.serves(detector.bundle, str(detector.device))
-            logger.info("serving %s on %s", detector.bundle.label, detector.device)
+            put_in_service(detector)
 
 
 def _fingerprint(folder: Path) -> Fingerprint:

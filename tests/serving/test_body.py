@@ -30,7 +30,7 @@ def sending(*chunks, ends=True):
 
 
 def read(receive, *, limit=1000, timeout_s=30.0, **headers):
-    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    named = {name.replace("_", "-").encode(): str(value).encode() for name, value in headers.items()}
     return asyncio.run(read_body(receive, named, limit=limit, timeout_s=timeout_s))
 
 

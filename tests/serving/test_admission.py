@@ -1,0 +1,236 @@
+import asyncio
+import itertools
+import math
+import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from live import serving
+from strokes import npy, png, stroke_images
+
+from app.serving import schemas
+from app.serving.admission import Admission, Overloaded
+
+PNG = {"content-type": "image/png"}
+NPY = {"content-type": "application/x-npy"}
+
+
+def admission(max_waiting=3, deadline_s=math.inf):
+    return Admission(max_waiting=max_waiting, deadline_s=deadline_s)
+
+
+def refuses(door):
+    """Whether one more is refused now; if not, it goes again at once."""
+    try:
+        with door:
+            return False
+    except Overloaded:
+        return True
+
+
+@given(st.integers(1, 20), st.lists(st.booleans(), max_size=100))
+def test_no_more_than_allowed_are_under_way(limit, steps):
+    """Whatever comes and goes, the count is right, never over the limit, and a place that is free is given."""
+    door, inside = admission(limit), 0
+    for enter in steps:
+        if enter and inside < limit:
+            door.__enter__()
+            inside += 1
+        elif enter:
+            with pytest.raises(Overloaded):
+                door.__enter__()
+        elif inside:
+            door.__exit__(None, None, None)
+            inside -= 1
+        assert door.in_flight == inside
+
+
+def test_a_refusal_takes_no_place():
+    """Those who were refused do not count, however many; when one leaves, the next is let in."""
+    door = admission(1)
+    with door:
+        for _ in range(100):
+            with pytest.raises(Overloaded):
+                door.__enter__()
+        assert door.in_flight == 1
+    assert not refuses(door)
+
+
+def test_a_question_that_fails_gives_its_place_back():
+    """An error inside leaves no one counted."""
+    door = admission(1)
+    for _ in range(3):
+        with pytest.raises(ZeroDivisionError), door:
+            raise ZeroDivisionError
+    assert door.in_flight == 0
+
+
+def test_a_cancelled_question_gives_its_place_back():
+    """A client that leaves frees its place."""
+    door = admission(1)
+
+    async def leave():
+        async def stay():
+            with door:
+                await asyncio.sleep(60)
+
+        task = asyncio.create_task(stay())
+        await asyncio.sleep(0)
+        assert door.in_flight == 1
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    asyncio.run(leave())
+    assert door.in_flight == 0
+
+
+def slow(door, count, seconds):
+    """Let `count` questions through, one after the other, each of so many seconds: the door learns the pace."""
+    for _ in range(count):
+        with door:
+            time.sleep(seconds)
+
+
+def test_what_would_wait_longer_than_its_deadline_is_refused():
+    """A door that has learnt a slow pace refuses long before it is full, and never the first two."""
+    door = admission(1000, deadline_s=0.02)
+    slow(door, 50, 0.02)
+    let_in = 0
+    while not refuses(door):
+        door.__enter__()
+        let_in += 1
+        assert let_in < 100
+    assert let_in >= 2
+    assert door.expected_wait_s > 0.02
+
+
+def test_a_wait_is_given_in_whole_seconds_and_never_as_none():
+    """Retry-After is at least 1, and as long as what is under way will take."""
+    fast, busy = admission(1), admission(300)
+    slow(busy, 60, 0.02)
+    for door, places in ((fast, 1), (busy, 300)):
+        for _ in range(places):
+            door.__enter__()
+        with pytest.raises(Overloaded) as caught:
+            door.__enter__()
+        assert isinstance(caught.value.retry_after, int)
+        assert caught.value.retry_after == max(1, math.ceil(door.expected_wait_s))
+    assert caught.value.retry_after > 1
+
+
+def test_a_door_that_was_slow_learns_that_it_is_fast_again():
+    """After a bad time the pace recovers with quick answers: nobody is refused for what is long past."""
+    door = admission(1000, deadline_s=0.02)
+    slow(door, 50, 0.02)
+    slow(door, 500, 0)
+    for _ in range(20):
+        door.__enter__()
+    assert not refuses(door)
+
+
+def test_idle_time_does_not_count_as_work():
+    """The pace is that of work; a quiet server does not grow slower by waiting."""
+    door = admission(1000, deadline_s=0.05)
+    for _ in range(10):
+        time.sleep(0.02)
+        slow(door, 1, 0)
+    assert door.expected_wait_s == 0
+    for _ in range(50):
+        door.__enter__()
+    assert door.expected_wait_s < 0.05
+
+
+def check_refusal(response):
+    """A refusal for lack of room: 503, when to come back, and a problem body."""
+    assert response.status_code == 503
+    assert int(response.headers["retry-after"]) >= 1
+    assert schemas.Problem.model_validate(response.json()).type == "/problems/unavailable"
+
+
+def test_an_overloaded_server_refuses_some_and_answers_the_others(tiny_store, tmp_path):
+    """With room for two at once, many clients get 200 or a 503 that says when to come back; afterwards all are answered."""
+    body = png(stroke_images(1, seed=0, size=900)[0])  # decoded on a thread, so that questions overlap
+    variables = {"ODDIGIT_STORE": str(tiny_store), "ODDIGIT_MAX_WAITING": "2", "ODDIGIT_DRAIN_S": "0"}
+    with (
+        serving(tmp_path / "log", **variables) as server,
+        httpx.Client(base_url=server.url, timeout=60, limits=httpx.Limits(max_connections=24)) as client,
+        ThreadPoolExecutor(24) as pool,
+    ):
+        answers = list(pool.map(lambda _: client.post("/score", content=body, headers=PNG), range(240)))
+        statuses = Counter(answer.status_code for answer in answers)
+        assert set(statuses) == {200, 503}
+        for answer in answers:
+            if answer.status_code == 503:
+                check_refusal(answer)
+            else:
+                schemas.ScoreAnswer.model_validate(answer.json())
+        after = [client.post("/score", content=body, headers=PNG).status_code for _ in range(5)]
+        assert after == [200] * 5
+        text = client.get("/metrics").text
+        assert f'oddigit_refused_total{{reason="unavailable"}} {float(statuses[503])}' in text
+        assert "oddigit_in_flight 0.0" in text
+
+
+def test_probes_and_metrics_are_answered_whatever_is_refused(tiny_store, tmp_path):
+    """A full server is alive, ready and measurable."""
+    body = png(stroke_images(1, seed=0, size=900)[0])
+    variables = {"ODDIGIT_STORE": str(tiny_store), "ODDIGIT_MAX_WAITING": "1", "ODDIGIT_DRAIN_S": "0"}
+    done = threading.Event()
+    with (
+        serving(tmp_path / "log", **variables) as server,
+        httpx.Client(base_url=server.url, timeout=60) as client,
+        ThreadPoolExecutor(8) as pool,
+    ):
+
+        def press():
+            statuses = set()
+            while not done.is_set():
+                statuses.add(client.post("/score", content=body, headers=PNG).status_code)
+            return statuses
+
+        pressing = [pool.submit(press) for _ in range(8)]
+        try:
+            probes = [client.get(path).status_code for path in ("/livez", "/readyz", "/metrics", "/drift") * 10]
+        finally:
+            done.set()
+        assert probes == [200] * 40
+        assert set().union(*(press.result() for press in pressing)) == {200, 503}
+
+
+def test_large_arrays_have_a_door_of_their_own(tiny_store, tmp_path):
+    """Bodies over max_body_bytes are few at once; images are answered beside them."""
+    large, small = npy(stroke_images(4000, seed=0)), png(stroke_images(1, seed=0)[0])
+    variables = {
+        "ODDIGIT_STORE": str(tiny_store),
+        "ODDIGIT_MAX_ARRAYS": "1",
+        "ODDIGIT_MAX_BODY_BYTES": "100000",
+        "ODDIGIT_DRAIN_S": "0",
+    }
+    with (
+        serving(tmp_path / "log", **variables) as server,
+        httpx.Client(base_url=server.url, timeout=60) as client,
+        ThreadPoolExecutor(12) as pool,
+    ):
+        asked = [pool.submit(client.post, "/score", content=large, headers=NPY) for _ in range(40)]
+        beside = [client.post("/score", content=small, headers=PNG).status_code for _ in range(20)]
+        answers = [one.result() for one in asked]
+    assert beside == [200] * 20
+    assert {answer.status_code for answer in answers} == {200, 503}
+    for answer in itertools.islice((answer for answer in answers if answer.status_code == 503), 5):
+        check_refusal(answer)
+
+
+def test_a_deadline_that_passes_is_told_as_such(tiny_store, tmp_path):
+    """Where no answer can come in time, the status is 504 and the body says which time it was."""
+    variables = {"ODDIGIT_STORE": str(tiny_store), "ODDIGIT_DEADLINE_MS": "0.001", "ODDIGIT_DRAIN_S": "0"}
+    body = png(stroke_images(1, seed=0, size=900)[0])
+    with serving(tmp_path / "log", **variables) as server, httpx.Client(base_url=server.url, timeout=60) as client:
+        answers = [client.post("/score", content=body, headers=PNG) for _ in range(10)]
+    assert {answer.status_code for answer in answers} <= {504, 503}
+    assert answers[0].status_code == 504
+    assert "0.001 ms" in answers[0].json()["detail"]

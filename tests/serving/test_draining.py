@@ -1,0 +1,166 @@
+import itertools
+import os
+import re
+import signal
+import socket
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import httpx
+import pytest
+from live import head, serving
+from strokes import png, stroke_images
+
+from app.serving import schemas
+
+PNG = "image/png"
+GOOD = png(stroke_images(1, seed=0)[0])
+LARGE = png(stroke_images(1, seed=0, size=700)[0])
+
+
+def has_ended(server):
+    """Whether the process is no more, but for its exit code."""
+    try:
+        return Path(f"/proc/{server.pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+def wait_until(holds, patience=20):
+    until = time.monotonic() + patience
+    while not holds():
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+def status_of(server, path):
+    """The status of a GET over a connection of its own; None where none is to be had."""
+    with suppress(httpx.TransportError):
+        return httpx.get(server.url + path, timeout=20).status_code
+    return None
+
+
+def load(server, number, done):
+    """Ask as fast as one can until nobody answers -> what became of each request, by its id."""
+    answers = {}
+    with httpx.Client(base_url=server.url, timeout=60) as client:
+        for count in itertools.count():
+            made = f"load-{number}-{count}"
+            body = LARGE if count % 4 == 0 else GOOD
+            try:
+                response = client.post("/score", content=body, headers={"content-type": PNG, "x-request-id": made})
+            except httpx.TransportError as error:
+                answers[made] = error
+                if done.is_set():
+                    return answers
+                continue
+            answers[made] = response.status_code
+            if response.status_code == 503:
+                assert int(response.headers["retry-after"]) >= 1
+                assert response.headers["connection"] == "close"
+                assert schemas.Problem.model_validate(response.json()).type == "/problems/unavailable"
+                time.sleep(0.005)
+
+
+@contextmanager
+def under_load(server, threads=6):
+    """Clients that ask all the time; what they were answered comes after the block."""
+    done, answers = threading.Event(), {}
+    with ThreadPoolExecutor(threads) as pool:
+        asking = [pool.submit(load, server, number, done) for number in range(threads)]
+        try:
+            time.sleep(0.7)
+            yield answers
+        finally:
+            done.set()
+    for one in asking:
+        answers |= one.result()
+
+
+def check_nobody_was_let_down(server, answers):
+    """Whatever the server says it has answered was received, and nothing was answered but 200 and 503."""
+    log = server.log.read_text()
+    logged = {made: int(status) for status, made in re.findall(r'"POST /score" (\d+) .*\[(load-\S+)\]', log)}
+    assert set(logged.values()) == {200, 503}
+    assert logged == {made: status for made, status in answers.items() if isinstance(status, int)}
+
+
+@pytest.mark.parametrize("workers", [1, 1, 2])
+def test_sigterm_under_load_lets_nobody_down(tiny_store, tmp_path, workers):
+    """The probe turns 503, accepted requests are answered, new ones are refused and told when to come back; exit code 0."""
+    variables = {"ODDIGIT_STORE": str(tiny_store), "ODDIGIT_DRAIN_S": "1"}
+    with serving(tmp_path / "log", "--workers", str(workers), **variables) as server:
+        with under_load(server) as answers:
+            os.kill(server.pid, signal.SIGTERM)
+            wait_until(lambda: status_of(server, "/readyz") == 503, patience=5)
+            assert status_of(server, "/livez") in (200, None)
+            wait_until(lambda: has_ended(server), patience=30)
+        check_nobody_was_let_down(server, answers)
+        refusals = [status for status in answers.values() if status == 503]
+        assert refusals
+
+
+def begin(server):
+    """A connection with half of a question on it."""
+    line = socket.create_connection(("127.0.0.1", server.port), timeout=30)
+    line.sendall(head(content_type=PNG, content_length=len(GOOD)) + GOOD[:100])
+    return line
+
+
+def finish(line):
+    """Send the other half -> what came back, to the end of the connection."""
+    with line:
+        line.sendall(GOOD[100:])
+        answer = b""
+        while piece := line.recv(65536):
+            answer += piece
+    return answer
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_question_that_had_begun_is_answered_though_it_ends_late(tiny_store, tmp_path, workers):
+    """Bodies that were on their way at SIGTERM are read and judged: during the drain and after it. Then the server ends."""
+    variables = {"ODDIGIT_STORE": str(tiny_store), "ODDIGIT_DRAIN_S": "0.5"}
+    with serving(tmp_path / "log", "--workers", workers, **variables) as server:
+        early, late = begin(server), begin(server)
+        time.sleep(0.3)
+        os.kill(server.pid, signal.SIGTERM)
+        wait_until(lambda: status_of(server, "/readyz") == 503, patience=5)
+        assert finish(early).startswith(b"HTTP/1.1 200")
+        time.sleep(1.5)
+        assert not has_ended(server)
+        assert finish(late).startswith(b"HTTP/1.1 200")
+        wait_until(lambda: has_ended(server))
+
+
+def test_while_it_drains_all_but_page_and_probes_is_refused(tiny_store, tmp_path):
+    """New work is not taken on, on old connections or new ones; the process is alive and says that it is not ready."""
+    with serving(tmp_path / "log", ODDIGIT_STORE=str(tiny_store), ODDIGIT_DRAIN_S="20") as server:
+        with httpx.Client(base_url=server.url, timeout=20) as old:
+            assert old.get("/readyz").status_code == 200
+            os.kill(server.pid, signal.SIGTERM)
+            time.sleep(0.2)
+            for path, status in (("/readyz", 503), ("/livez", 200), ("/", 200), ("/model", 503), ("/drift", 503)):
+                assert old.get(path).status_code == status_of(server, path) == status
+            for path in ("/score", "/embed", "/reconstruct", "/decode"):
+                response = old.post(path, content=GOOD, headers={"content-type": PNG})
+                assert response.status_code == 503
+                assert response.headers["retry-after"]
+                assert response.headers["connection"] == "close"
+                schemas.Problem.model_validate(response.json())
+        os.kill(server.pid, signal.SIGTERM)  # asked twice: at once
+        wait_until(lambda: has_ended(server), patience=10)
+
+
+def test_a_server_without_a_drain_ends_at_once(tiny_store, tmp_path):
+    """ODDIGIT_DRAIN_S=0 with idle connections open: they are closed, the exit code is 0."""
+    with serving(tmp_path / "log", ODDIGIT_STORE=str(tiny_store), ODDIGIT_DRAIN_S="0") as server:
+        idle = [socket.create_connection(("127.0.0.1", server.port), timeout=20) for _ in range(5)]
+        os.kill(server.pid, signal.SIGTERM)
+        wait_until(lambda: has_ended(server), patience=10)
+        for line in idle:
+            with line:
+                assert line.recv(10) == b""

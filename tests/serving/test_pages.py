@@ -1,0 +1,174 @@
+import re
+import shutil
+
+import httpx
+import pytest
+from live import serving
+
+CHROMIUM = "/usr/bin/chromium"
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+FILES = {"/": "text/html", "/page.css": "text/css", "/page.js": "text/javascript"}
+
+
+@pytest.mark.parametrize("path", FILES)
+def test_the_page_and_its_files_are_served_under_a_policy(client, path):
+    """Each in its type, guessed by nobody, and allowed to load from this server alone, and to be framed by none."""
+    response = client.get(path)
+    assert response.status_code == 200
+    assert response.headers["content-type"].startswith(FILES[path])
+    assert response.headers["x-content-type-options"] == "nosniff"
+    assert response.headers["referrer-policy"] == "no-referrer"
+    policy = dict(part.strip().partition(" ")[::2] for part in response.headers["content-security-policy"].split(";"))
+    assert policy["default-src"] == "'none'"
+    assert policy["script-src"] == policy["style-src"] == policy["connect-src"] == "'self'"
+    assert policy["frame-ancestors"] == policy["base-uri"] == "'none'"
+    assert "unsafe" not in response.headers["content-security-policy"]
+
+
+def test_the_page_names_nothing_of_elsewhere(client):
+    """No address of another server, no code and no style inside the page: the policy would block them."""
+    page, style, script = (client.get(path).text for path in FILES)
+    assert not re.search(r"(https?:)?//[a-z0-9]", page + style)
+    assert not re.search(r"https?://", script)
+    assert not re.search(r"<script(?![^>]*\ssrc=)|<style|\sstyle=|\son\w+=", page)
+    assert "eval(" not in script
+    assert "innerHTML" not in script
+
+
+def test_the_page_asks_for_what_is_there(client):
+    """Every file and every page that it links to is served."""
+    for link in re.findall(r'(?:src|href)="([^"]+)"', client.get("/").text):
+        if not link.startswith("data:"):
+            assert client.get(f"/{link}").status_code == 200, link
+
+
+def test_the_page_has_a_text_for_those_who_do_not_see_it(client):
+    """Canvases have labels, images an alt attribute, buttons a text, the page a language and a title."""
+    page = client.get("/").text
+    assert 'lang="en"' in page
+    assert re.search(r"<title>\w+", page)
+    assert all("aria-label" in tag for tag in re.findall(r"<canvas[^>]*>", page))
+    assert all("alt=" in tag for tag in re.findall(r"<img[^>]*>", page))
+    assert "user-scalable=no" not in page
+
+
+# ------------------------------------------------------------------------------------------------------------- in a browser
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A headless Chromium; skips where there is none."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if not shutil.which(CHROMIUM):
+        pytest.skip(f"there is no {CHROMIUM}")
+    with playwright.sync_playwright() as running:
+        chromium = running.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def page(browser, server):
+    """The page, open; on leaving, nothing may have gone wrong in it."""
+    opened = browser.new_page()
+    complaints = []
+    opened.on("console", lambda message: complaints.append(message.text) if message.type in ("error", "warning") else None)
+    opened.on("pageerror", lambda error: complaints.append(str(error)))
+    opened.goto(server.url)
+    opened.locator("#model").filter(has_text="mnist/").wait_for()
+    yield opened
+    opened.close()
+    assert complaints == []
+
+
+def draw(page, *points):
+    """One stroke of the pen through these points of the paper, in its pixels."""
+    box = page.locator("#paper").bounding_box()
+    (x, y), *others = [(box["x"] + x, box["y"] + y) for x, y in points]
+    page.mouse.move(x, y)
+    page.mouse.down()
+    for x, y in others:
+        page.mouse.move(x, y, steps=8)
+    page.mouse.up()
+
+
+def verdict(page, text):
+    """Wait until the verdict is `text`."""
+    page.locator("#verdict").get_by_text(text, exact=True).wait_for()
+
+
+def pictures(page):
+    """How large the three pictures of the answer are, each as it was decoded."""
+    return [page.locator(f"#{name}").evaluate("image => image.naturalWidth") for name in ("input", "reconstruction", "error_map")]
+
+
+def test_a_drawn_seven_is_a_digit(page):
+    """Two strokes of the pen, and the page says so, with score, pictures and a place in the plane."""
+    verdict(page, "Nothing yet")
+    draw(page, (70, 60), (200, 60), (120, 230))
+    verdict(page, "A digit")
+    assert re.fullmatch(r"Score \d+\.\d\d, threshold \d+\.\d\d\. .+", page.locator("#reason").inner_text())
+    assert pictures(page) == [28, 28, 28]
+    assert "inverted" in page.locator("#notes").inner_text()
+
+
+def test_an_opened_cat_is_none(page, samples):
+    """A file from the disk is shown, judged and flagged; so is a digit, the other way."""
+    page.set_input_files("#file", samples / "cat.png")
+    verdict(page, "Not a digit")
+    assert "anomaly" in page.locator("#bar").get_attribute("class")
+    page.set_input_files("#file", samples / "seven.png")
+    verdict(page, "A digit")
+    page.set_input_files("#file", samples / "cat.png")  # the same file once more
+    verdict(page, "Not a digit")
+
+
+def test_clearing_takes_everything_back(page, samples):
+    """Verdict, pictures and notes are those of an empty paper, and no late answer fills them again."""
+    page.set_input_files("#file", samples / "cat.png")
+    verdict(page, "Not a digit")
+    draw(page, (70, 60), (200, 60))
+    page.locator("#clear").click()
+    page.wait_for_timeout(500)
+    assert page.locator("#verdict").inner_text() == "Nothing yet"
+    assert page.locator("#notes").inner_text() == ""
+    assert pictures(page) == [0, 0, 0]
+
+
+def test_the_plane_draws_where_one_points(page):
+    """Moving over the map shows what the network would draw there."""
+    page.locator("#map").hover()
+    page.locator("#decoded[src^='data:image/png']").wait_for()
+    assert page.locator("#decoded").evaluate("image => image.naturalWidth") == 28
+
+
+def test_what_is_no_image_is_told_in_words(browser, server, tmp_path):
+    """A text file gives no answer but the server's sentence, and no broken pictures."""
+    page = browser.new_page()
+    page.goto(server.url)
+    (tmp_path / "notes.txt").write_text("no image")
+    page.set_input_files("#file", tmp_path / "notes.txt")
+    verdict(page, "No answer")
+    assert "notes.txt" in page.locator("#reason").inner_text()
+    page.close()
+
+
+def test_the_page_fits_a_phone(browser, server):
+    """At the width of a small phone nothing sticks out to the side."""
+    page = browser.new_page(viewport={"width": 360, "height": 740})
+    page.goto(server.url)
+    assert page.evaluate("() => document.documentElement.scrollWidth") <= 360
+    page.close()
+
+
+def test_without_answers_the_page_says_so(browser, tiny_store, tmp_path):
+    """Where a key is asked for, the page tells that none was sent instead of staying silent."""
+    variables = {"ODDIGIT_STORE": str(tiny_store), "ODDIGIT_API_KEYS": "k:" + "x" * 20, "ODDIGIT_DRAIN_S": "0"}
+    with serving(tmp_path / "log", **variables) as server:
+        assert httpx.get(server.url, timeout=20).status_code == 200
+        page = browser.new_page()
+        page.goto(server.url)
+        draw(page, (70, 60), (200, 60))
+        verdict(page, "No answer")
+        assert "key" in page.locator("#reason").inner_text()
+        page.close()

@@ -1,0 +1,300 @@
+import itertools
+import json
+import select
+import socket
+import time
+from contextlib import ExitStack, contextmanager
+
+import httpx
+import pytest
+from live import head, serving, speak
+from strokes import png, stroke_images
+
+from app.serving import schemas
+from app.serving.errors import MEDIA_TYPE
+
+PNG = "image/png"
+GOOD = png(stroke_images(1, seed=0)[0])
+NEXT = head("/livez", "GET")
+UPGRADE = {"connection": "Upgrade, HTTP2-Settings", "upgrade": "h2c", "http2_settings": "AAMAAABkAAQAAP__"}
+
+
+@pytest.fixture(scope="module")
+def hasty(tiny_store, tmp_path_factory):
+    """A server that waits half a second for a head and has room for twelve connections."""
+    variables = {
+        "ODDIGIT_STORE": str(tiny_store),
+        "ODDIGIT_HEAD_TIMEOUT_S": "0.5",
+        "ODDIGIT_MAX_CONNECTIONS": "12",
+        "ODDIGIT_DRAIN_S": "0",
+    }
+    with serving(tmp_path_factory.mktemp("hasty") / "log", **variables) as running:
+        yield running
+
+
+@contextmanager
+def connected(server, patience=20):
+    with socket.create_connection(("127.0.0.1", server.port), timeout=patience) as line:
+        yield line
+
+
+def received(line, answers):
+    """All bytes up to the end of so many answers, or of the connection."""
+    text = b""
+    while text.count(b"HTTP/1.1 ") < answers or not text.rstrip().endswith(b"}"):
+        piece = line.recv(65536)
+        if not piece:
+            break
+        text += piece
+    return text
+
+
+def statuses(text):
+    return [int(part[:3]) for part in text.split(b"HTTP/1.1 ")[1:]]
+
+
+def asked(server, data, answers):
+    """The statuses of so many answers to these bytes, sent at once."""
+    with connected(server) as line:
+        line.sendall(data)
+        return statuses(received(line, answers))
+
+
+def closes(line, within=10):
+    """Whether the server closes the connection by itself."""
+    line.settimeout(within)
+    try:
+        return line.recv(65536) == b""
+    except ConnectionResetError:
+        return True
+
+
+@pytest.mark.parametrize("start", [b"", b"G", b"GET /livez HTTP/1.1\r\n", b"GET /livez HTTP/1.1\r\nhost: a\r\nx-a: b"])
+def test_a_head_that_does_not_come_is_not_waited_for(hasty, start):
+    """A connection that says nothing, or half of a head, is closed when the time for a head is over."""
+    with connected(hasty) as line:
+        line.sendall(start)
+        assert closes(line)
+
+
+def test_a_head_that_trickles_is_cut_off(hasty):
+    """A byte now and then does not win time: it is that of the whole head."""
+    with connected(hasty) as line:
+        for byte in itertools.cycle(b"GET /livez HTTP/1.1\r\nx-a: aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"):
+            try:
+                line.sendall(bytes([byte]))
+            except (BrokenPipeError, ConnectionResetError):
+                break
+            if select.select([line], [], [], 0.1)[0]:
+                assert closes(line)
+                break
+
+
+def test_the_second_head_of_a_connection_has_a_time_too(hasty):
+    """A connection that was good once is no excuse."""
+    with connected(hasty) as line:
+        line.sendall(NEXT)
+        assert statuses(received(line, 1)) == [200]
+        line.sendall(b"GET /livez HT")
+        assert closes(line)
+
+
+def test_a_body_may_take_longer_than_a_head(hasty):
+    """The time for a head ends with it; the body has its own."""
+    with connected(hasty) as line:
+        line.sendall(head(content_type=PNG, content_length=len(GOOD)) + GOOD[:50])
+        time.sleep(1)
+        line.sendall(GOOD[50:])
+        assert statuses(received(line, 1)) == [200]
+
+
+def test_a_question_may_come_in_any_pieces(server):
+    """Byte by byte, head and body: answered as in one piece."""
+    data = head(content_type=PNG, content_length=len(GOOD)) + GOOD
+    with connected(server) as line:
+        line.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for index in range(len(data)):
+            line.sendall(data[index : index + 1])
+        assert statuses(received(line, 1)) == [200]
+
+
+def endless(start, line):
+    """Send `line` after `start` until the server has had enough -> what it took, what it answered."""
+
+    def lines():
+        for _ in range(4000):
+            yield line
+
+    return lambda server: speak(server, start, lines(), patience=20)
+
+
+@pytest.mark.parametrize(
+    "send",
+    [
+        pytest.param(endless(head()[:-2], b"x-a: " + b"b" * 1000 + b"\r\n"), id="headers"),
+        pytest.param(endless(head()[:-2] + b"x-a: ", b"b" * 1000), id="one-header"),
+        pytest.param(endless(b"GET /", b"a" * 1000), id="path"),
+        pytest.param(endless(b"", b"A" * 1000), id="method"),
+        pytest.param(
+            endless(head(content_type=PNG, transfer_encoding="chunked") + b"0\r\n", b"x-a: " + b"b" * 1000 + b"\r\n"),
+            id="trailers",
+        ),
+        pytest.param(
+            endless(head(content_type=PNG, transfer_encoding="chunked") + b"1;a=", b"b" * 1000), id="chunk-extension"
+        ),
+    ],
+)
+def test_what_never_ends_is_refused(server, client, send):
+    """Headers, a path, trailers or the extension of a chunk: a refusal or a closed connection long before 4 MB."""
+    answer = send(server)
+    assert answer.status in (0, 400, 413, 414, 431)
+    if answer.status:
+        assert answer.headers["connection"] == "close"
+        schemas.Problem.model_validate_json(answer.body)
+    assert client.get("/livez").status_code == 200
+
+
+def test_a_large_head_within_the_limit_is_served(server):
+    """Cookies and tokens of 32 kB are no attack."""
+    lines = {f"x_a{index}": "b" * 1000 for index in range(32)}
+    assert speak(server, head("/livez", "GET", **lines)).status == 200
+
+
+def test_large_bodies_in_small_chunks_are_no_overhead(server):
+    """An image sent in chunks of a byte, whose framing is five times its size, is read."""
+    data = b"".join(b"1\r\n%c\r\n" % byte for byte in GOOD) + b"0\r\n\r\n"
+    assert speak(server, head(content_type=PNG, transfer_encoding="chunked"), data).status == 200
+
+
+def test_a_connection_serves_any_number_of_questions(server):
+    """What one request was long does not count for the next: 500 of them on one connection, a megabyte in all."""
+    one = head("/livez", "GET", x_a="b" * 2000)
+    with connected(server) as line:
+        for _ in range(10):
+            line.sendall(one * 50)
+            assert statuses(received(line, 50)) == [200] * 50
+
+
+def test_too_many_connections_are_refused_with_when_to_come_back(hasty):
+    """The one over the limit is told so at once; when the others have gone, there is room again."""
+    with ExitStack() as stack:
+        for _ in range(12):
+            stack.enter_context(connected(hasty))
+        time.sleep(0.1)
+        refused = [speak(hasty) for _ in range(5)]
+        for answer in refused:
+            assert answer.status == 503
+            assert int(answer.headers["retry-after"]) >= 1
+            assert answer.headers["content-type"] == MEDIA_TYPE
+            assert answer.headers["connection"] == "close"
+            assert schemas.Problem.model_validate_json(answer.body).type == "/problems/unavailable"
+    until = time.monotonic() + 20
+    while speak(hasty, NEXT).status != 200:
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("pieces", ["one", "many"])
+@pytest.mark.parametrize("following", [b"", NEXT, head(content_type=PNG, content_length=len(GOOD)) + GOOD])
+def test_an_upgrade_that_is_offered_with_a_body_changes_nothing(server, following, pieces):
+    """As some clients send it with every first request: the body is read, and so is the next request behind it."""
+    data = head(content_type=PNG, content_length=len(GOOD), **UPGRADE) + GOOD + following
+    size = len(data) if pieces == "one" else 11
+    with connected(server) as line:
+        for start in range(0, len(data), size):
+            line.sendall(data[start : start + size])
+        text = received(line, 2 if following else 1)
+    assert statuses(text) == [200] * (2 if following else 1)
+    assert b'"score"' in text
+    assert b"upgrade:" not in text.lower()
+
+
+@pytest.mark.parametrize("following", [b"", NEXT])
+def test_an_upgrade_that_is_offered_with_a_chunked_body_changes_nothing(server, following):
+    """The same where the length of the body is not known beforehand."""
+    body = b"%x\r\n%s\r\n0\r\n\r\n" % (len(GOOD), GOOD)
+    data = head(content_type=PNG, transfer_encoding="chunked", **UPGRADE) + body + following
+    assert asked(server, data, 2 if following else 1) == [200] * (2 if following else 1)
+
+
+def test_an_upgrade_that_is_offered_without_a_body_changes_nothing(server):
+    """A GET with an offer, and another behind it."""
+    assert asked(server, head("/livez", "GET", **UPGRADE) + NEXT, 2) == [200, 200]
+
+
+def test_an_upgrade_with_an_overlong_body_is_refused_like_any(server):
+    """The limits hold for a body that comes with an offer."""
+    answer = speak(server, head(content_type=PNG, content_length=2 * 2**30, **UPGRADE), itertools.repeat(bytes(2**16), 500))
+    assert answer.status == 413
+
+
+@pytest.mark.parametrize(
+    "noise", [b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", b"hello\r\n\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"\x00" * 64]
+)
+def test_what_is_not_http_gets_a_problem(server, noise):
+    """Its body is the contract's, its connection closes."""
+    answer = speak(server, noise)
+    assert answer.status == 400
+    assert answer.headers["content-type"] == MEDIA_TYPE
+    assert answer.headers["connection"] == "close"
+    problem = schemas.Problem.model_validate(json.loads(answer.body))
+    assert problem.status == 400
+    assert "HTTP" in problem.detail
+
+
+def test_a_good_question_is_answered_though_noise_follows_it(server):
+    """What was asked properly gets its own answer first; the refusal belongs to what came behind."""
+    good = head(content_type=PNG, content_length=len(GOOD)) + GOOD
+    assert asked(server, good + b"\x00\xff no request\r\n\r\n", 2)[:1] == [200]
+
+
+def test_a_byte_a_second_from_two_hundred_disturbs_nobody(server, client):
+    """200 connections that trickle a head: others are answered, and the slow ones are gone in the end."""
+    lines = [socket.create_connection(("127.0.0.1", server.port), timeout=30) for _ in range(200)]
+    text = b"GET /livez HTTP/1.1\r\nhost: slow\r\nx-a: aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"
+    try:
+        for second in range(3):
+            for line in lines:
+                line.sendall(text[second : second + 1])
+            answers = [client.post("/score", content=GOOD, headers={"content-type": PNG}) for _ in range(20)]
+            assert {answer.status_code for answer in answers} == {200}
+            time.sleep(1)
+        assert all(closes(line, 30) for line in lines)
+    finally:
+        for line in lines:
+            line.close()
+
+
+def test_slow_connections_do_not_take_the_places_of_others_for_long(hasty):
+    """When all places are held by clients that say nothing, they are free again after the time for a head."""
+    with ExitStack() as stack:
+        for _ in range(12):
+            stack.enter_context(connected(hasty))
+        until = time.monotonic() + 20
+        while speak(hasty, NEXT).status != 200:
+            assert time.monotonic() < until
+            time.sleep(0.1)
+
+
+def test_the_server_does_not_say_what_it_is_made_of(client):
+    """No banner with names and versions, on good answers and on bad ones."""
+    for response in (client.get("/livez"), client.get("/nowhere"), client.post("/score")):
+        assert "server" not in response.headers
+        assert not any(word in str(response.headers).lower() for word in ("uvicorn", "starlette", "python"))
+
+
+def test_a_client_that_waits_for_leave_is_given_it(server):
+    """Expect: 100-continue is answered before the body is sent, as curl wants it for large ones."""
+    with connected(server) as line:
+        line.sendall(head(content_type=PNG, content_length=len(GOOD), expect="100-continue"))
+        assert line.recv(1000).startswith(b"HTTP/1.1 100")
+        line.sendall(GOOD)
+        assert statuses(received(line, 1)) == [200]
+
+
+def test_an_old_client_is_answered_and_closed(server):
+    """HTTP/1.0 without a host, as simple probes speak it."""
+    answer = speak(server, b"GET /livez HTTP/1.0\r\n\r\n")
+    assert answer.status == 200
+    with httpx.Client(base_url=server.url) as client:
+        assert client.get("/livez", headers={"connection": "close"}).headers["connection"] == "close"

@@ -1,0 +1,80 @@
+import os
+import sys
+from pathlib import Path
+
+import pytest
+from live import ROOT, run
+from strokes import png, stroke_images
+
+CONFIG = """
+hooks = "contract"
+max-failures = 20
+
+[parameters]
+"path.picture" = "{picture}"
+"path.type" = "too-large"
+
+[generation]
+deterministic = true
+max-examples = 25
+
+[[operations]]
+include-operation-id = "score_score_post"
+# an alpha in range may still be too small for the number of calibration images, which no schema knows
+checks.positive_data_acceptance.expected-statuses = ["2xx", "422"]
+"""
+
+
+@pytest.fixture(scope="module")
+def document(client):
+    """The OpenAPI document of the running server."""
+    return client.get("/openapi.json").json()
+
+
+def test_the_server_does_what_its_description_says(server, client, tmp_path):
+    """Every operation, fuzzed from the OpenAPI document with all of schemathesis's checks: good requests are accepted, bad ones
+    refused, and each answer has a status, a type and a shape that the document names."""
+    pytest.importorskip("schemathesis")
+    picture = next(name for name in client.get("/model").json()["files"] if name.endswith(".png")).removeprefix("report/")
+    config = tmp_path / "schemathesis.toml"
+    config.write_text(CONFIG.format(picture=picture))
+    done = run(
+        str(Path(sys.executable).with_name("st")),
+        "--config-file",
+        str(config),
+        "run",
+        f"{server.url}/openapi.json",
+        "--checks",
+        "all",
+        "--no-color",
+        PYTHONPATH=os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
+    )
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("parameter", ["alpha", "fdr"])
+def test_the_ranges_of_rates_are_those_of_the_server(client, document, parameter):
+    """What the document allows is not refused as no rate at all; it may be too small for the calibration."""
+    operation = document["paths"]["/score"]["post"]
+    (schema,) = [entry["schema"] for entry in operation["parameters"] if entry["name"] == parameter]
+    smallest = schema.get("minimum") or 5e-324
+    for value in (smallest, 1 - 1e-16):
+        body = png(stroke_images(1, seed=0)[0])
+        response = client.post("/score", params={parameter: value}, content=body, headers={"content-type": "image/png"})
+        assert response.status_code == 200 or "calibration images" in response.json()["detail"], response.text
+
+
+def test_the_document_says_how_many_coordinates_a_point_has(client, document):
+    """/decode takes points of the plane: the length of each, and how far out it may lie, are in the document."""
+    schema = document["paths"]["/decode"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    point = schema["properties"]["embedding"]["items"]
+    dimensions = client.get("/model").json()["architecture"]["latent_dim"]
+    assert point.get("minItems") == point.get("maxItems") == dimensions
+    assert point["items"]["maximum"] == -point["items"]["minimum"] == 1e6
+
+
+@pytest.mark.parametrize("path", ["/decode", "/score", "/model", "/latent", "/drift", "/metrics"])
+def test_statuses_that_any_request_can_meet_are_in_the_document(document, path):
+    """A key may be asked for, and the server may be on its way out."""
+    (operation,) = document["paths"][path].values()
+    assert {"401", "503"} <= set(operation["responses"])

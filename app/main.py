@@ -108,6 +108,8 @@ def create_app(settings: Settings) -> FastAPI:
         first = versions.best()
         assert first is not None  # nothing is in service yet that could be the best already
         put_in_service(first)
+        for _ in versions.refused:
+            metrics.refused_version()
         draining.begin_on_sigterm(settings.drain_s)
         tasks = [asyncio.create_task(_keep_counting(metrics, about))]
         if settings.reload:

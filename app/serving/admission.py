@@ -9,6 +9,7 @@ import time
 from types import TracebackType
 
 _SMOOTHING = 0.02  # weight of the newest completion in the pace: the last fifty or so count
+_MARGIN = 0.5  # of the deadline: a pace is only an average, and work that comes too late is work for nothing
 
 
 class Overloaded(RuntimeError):
@@ -23,7 +24,7 @@ class Admission:
     """Enter with `with`; belongs to one event loop."""
 
     def __init__(self, *, max_waiting: int, deadline_s: float) -> None:
-        """At most `max_waiting` questions at once, and none that would wait longer than `deadline_s` seconds."""
+        """At most `max_waiting` questions at once, and none expected to wait for half of `deadline_s` seconds."""
         self._max_waiting = max_waiting
         self._deadline_s = deadline_s
         self._pace_s = 0.0  # seconds of work a question, learnt
@@ -37,7 +38,7 @@ class Admission:
 
     def __enter__(self) -> None:
         """Accept one more question. Raises Overloaded."""
-        if self.in_flight >= self._max_waiting or (self.in_flight > 1 and self.expected_wait_s > self._deadline_s):
+        if self.in_flight >= self._max_waiting or (self.in_flight > 1 and self.expected_wait_s > _MARGIN * self._deadline_s):
             raise Overloaded(max(1, math.ceil(self.expected_wait_s)))
         if self.in_flight == 0:
             self._since = time.perf_counter()

@@ -136,9 +136,20 @@ class Uploads:
         return decode_image(data, preprocess=preprocess, max_pixels=self._settings.max_pixels, size=size)
 
     async def _off_loop(self, size: int, work: Callable[..., Made], *arguments: object) -> Made:
-        """Run `work` on a thread; what is large waits behind what is large, and holds up nobody else."""
+        """Run `work` on a thread; what is large waits behind what is large, and holds up nobody else.
+
+        Raises:
+            TimeoutError: its turn came after the deadline; nothing was done for it any more.
+        """
         lane = self._light if size <= _LIGHT_BYTES else self._heavy
-        return await asyncio.get_running_loop().run_in_executor(lane, work, *arguments)
+        until = time.monotonic() + self._settings.deadline_ms / 1000
+        return await asyncio.get_running_loop().run_in_executor(lane, _in_time, until, work, *arguments)
+
+
+def _in_time(until: float, work: Callable[..., Made], *arguments: object) -> Made:
+    if time.monotonic() > until:
+        raise TimeoutError
+    return work(*arguments)
 
 
 def refusal(problems: list[Problem]) -> Problem:

@@ -4,7 +4,7 @@ The protocol of Ruff et al., Deep One-Class Classification (ICML 2018): a detect
 alone, and the AUROC is taken over all 10,000 test images, the other nine digits being the anomalies. The network and its
 settings are the tutorial's, trained by our own loop; nothing is tuned to a digit. Their figures beside ours are from table 1
 of that paper, means over ten seeds; there the DCAE and Deep SVDD are convolutional networks with 32 latent dimensions, here
-it is fully connected layers with two. All runs on one CPU thread; ten digits take about four minutes.
+it is fully connected layers with two. All runs on one CPU thread; ten digits take about six minutes.
 """
 
 import argparse
@@ -58,7 +58,8 @@ def main() -> None:
     runs = [{digit: judged(mnist, digit, options.epochs, seed) for digit in options.digits} for seed in options.seed]
     taken = time.perf_counter() - began
     if options.json:
-        figures = {str(seed): {digit: found._asdict() for digit, found in run.items()} for seed, run in zip(options.seed, runs)}
+        by_seed = zip(options.seed, runs, strict=True)
+        figures = {seed: {digit: found._asdict() for digit, found in run.items()} for seed, run in by_seed}
         options.json.write_text(json.dumps(figures, indent=2) + "\n")
     print(table({digit: mean_of(run[digit] for run in runs) for digit in options.digits}))
     print(

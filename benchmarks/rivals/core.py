@@ -1,8 +1,9 @@
-"""What the rivals share: the same network and its plain score, as a user of theirs would write it. AUTOENCODER names the weights."""
+"""What the rivals share: the same network and its plain score, as their users would write it. AUTOENCODER: the weights."""
 
 import base64
 import io
 import os
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ THRESHOLD = 0.36
 
 def stack(*widths: int) -> list[nn.Module]:
     layers: list[nn.Module] = []
-    for inputs, outputs in zip(widths, widths[1:], strict=False):
+    for inputs, outputs in pairwise(widths):
         layers += [nn.Linear(inputs, outputs), nn.ReLU(True)]
     return layers[:-1]
 

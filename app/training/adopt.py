@@ -60,7 +60,7 @@ def adopt_weights(weights: Path, config: CalibrateConfig) -> Path:
     scorer = learn_scorer(config.scorer, model, parts.fit.images, device, config.seed)
     evidence = learn_evidence(model, scorer, parts.fit, device, config.seed)
     bundle = make_bundle(model, scorer, evidence, parts.calibration, origin, device)
-    return publish_measured(bundle, parts.test, config.root, device)
+    return publish_measured(bundle, parts.test, config.root, device, fit=parts.fit)
 
 
 def recalibrate(version: Path, config: CalibrateConfig) -> Path:

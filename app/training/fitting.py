@@ -125,8 +125,11 @@ def detect_all(detector: Detector, images: Labelled) -> Detections:
     return Detections.join([detector.detect(normalise(part.images), part.evidence) for part in parts])
 
 
-def measure(bundle: Bundle, test: Detections, data_name: str) -> dict[str, Any]:
-    """The card's metrics: how the bundle does on normal test images, and how exact its false-alarm rate can be."""
+def measure(bundle: Bundle, test: Detections, data_name: str, fitted: Detections | None = None) -> dict[str, Any]:
+    """The card's metrics: how the bundle does on normal test images, and how exact its false-alarm rate can be.
+
+    `fitted` are the images that were learnt from: their plain quantile is the threshold as it is commonly set, and too low.
+    """
     known = [rate for rate in RATES if bundle.calibration.n >= images_needed(rate)]
     return {
         "normal_test": {
@@ -136,6 +139,7 @@ def measure(bundle: Bundle, test: Detections, data_name: str) -> dict[str, Any]:
             "false_alarm_rate": {f"{rate:g}": float((test.p_values <= rate).mean()) for rate in known},
         },
         "false_alarm_rate_90_percent_interval": false_alarm_interval(bundle.calibration.n, bundle.card.alpha),
+        "plain_quantile_of_fitted_images": float(np.quantile(fitted.scores, 1 - bundle.card.alpha)) if fitted else None,
     }
 
 

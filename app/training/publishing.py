@@ -22,17 +22,19 @@ def publish_measured(
     root: Path,
     device: torch.device,
     *,
+    fit: Labelled | None = None,
     test_name: str | None = None,
     steps: NDArray[np.float32] | None = None,
     reconstructions: Mapping[int, NDArray[np.uint8]] | None = None,
 ) -> Path:
     """Evaluate on normal test images, complete the card's metrics, draw the report, publish -> the new version's folder.
 
-    `steps` and `reconstructions` are a training's own, see `Report`.
+    `fit` are the images that were learnt from, where they are at hand; `steps` and `reconstructions` are a training's own, see `Report`.
     """
-    detections = detect_all(Detector(bundle, str(device)), test)
+    detector = Detector(bundle, str(device))
+    detections, fitted = detect_all(detector, test), detect_all(detector, fit) if fit else None
     test_name = test_name or f"{bundle.card.data['name']}, test images"
-    bundle = with_card(bundle, metrics=measure(bundle, detections, test_name))
+    bundle = with_card(bundle, metrics=measure(bundle, detections, test_name, fitted))
     report = Report(bundle, test, detections, steps=steps, reconstructions=reconstructions or {})
     return publish(bundle, root, report.write)
 

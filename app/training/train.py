@@ -213,6 +213,7 @@ def _publish(training: Training, config: TrainConfig, dataset: DataSet, parts: P
         parts.test,
         config.root,
         device,
+        fit=parts.fit,
         steps=torch.cat(history.steps).numpy(),
         reconstructions={epoch: pixels.numpy() for epoch, pixels in history.pictures.items()},
     )

@@ -1,9 +1,10 @@
 import os
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from live import ROOT, run
+from live import ROOT, environment
 from strokes import png, stroke_images
 
 CONFIG = """
@@ -38,16 +39,14 @@ def test_the_server_does_what_its_description_says(server, client, tmp_path):
     picture = next(name for name in client.get("/model").json()["files"] if name.endswith(".png")).removeprefix("report/")
     config = tmp_path / "schemathesis.toml"
     config.write_text(CONFIG.format(picture=picture))
-    done = run(
-        str(Path(sys.executable).with_name("st")),
-        "--config-file",
-        str(config),
-        "run",
-        f"{server.url}/openapi.json",
-        "--checks",
-        "all",
-        "--no-color",
-        PYTHONPATH=os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
+    command = [str(Path(sys.executable).with_name("st")), "--config-file", str(config), "run", f"{server.url}/openapi.json"]
+    done = subprocess.run(
+        [*command, "--checks", "all", "--no-color"],
+        cwd=tmp_path,  # it leaves its notes where it runs
+        env=environment(PYTHONPATH=os.pathsep.join([str(ROOT), str(ROOT / "tests")])),
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
 

@@ -29,7 +29,8 @@ def publish_measured(
 ) -> Path:
     """Evaluate on normal test images, complete the card's metrics, draw the report, publish -> the new version's folder.
 
-    `fit` are the images that were learnt from, where they are at hand; `steps` and `reconstructions` are a training's own, see `Report`.
+    `fit` are the images that were learnt from, where they are at hand; `steps` and `reconstructions` are a training's own,
+    see `Report`.
     """
     detector = Detector(bundle, str(device))
     detections, fitted = detect_all(detector, test), detect_all(detector, fit) if fit else None

@@ -1,4 +1,3 @@
-import itertools
 import os
 import re
 import signal
@@ -44,18 +43,16 @@ def status_of(server, path):
 
 
 def load(server, number, done):
-    """Ask as fast as one can until nobody answers -> what became of each request, by its id."""
+    """Ask as fast as one can -> what became of each request, by its id."""
     answers = {}
     with httpx.Client(base_url=server.url, timeout=60) as client:
-        for count in itertools.count():
-            made = f"load-{number}-{count}"
-            body = LARGE if count % 4 == 0 else GOOD
+        while not done.is_set():
+            made = f"load-{number}-{len(answers)}"
+            body = LARGE if len(answers) % 4 == 0 else GOOD
             try:
                 response = client.post("/score", content=body, headers={"content-type": PNG, "x-request-id": made})
             except httpx.TransportError as error:
                 answers[made] = error
-                if done.is_set():
-                    return answers
                 continue
             answers[made] = response.status_code
             if response.status_code == 503:
@@ -63,6 +60,7 @@ def load(server, number, done):
                 assert response.headers["connection"] == "close"
                 assert schemas.Problem.model_validate(response.json()).type == "/problems/unavailable"
                 time.sleep(0.005)
+    return answers
 
 
 @contextmanager

@@ -99,7 +99,9 @@ def verdict(page, text):
 
 def pictures(page):
     """How large the three pictures of the answer are, each as it was decoded."""
-    return [page.locator(f"#{name}").evaluate("image => image.naturalWidth") for name in ("input", "reconstruction", "error_map")]
+    return [
+        page.locator(f"#{name}").evaluate("image => image.naturalWidth") for name in ("input", "reconstruction", "error_map")
+    ]
 
 
 def test_a_drawn_seven_is_a_digit(page):

@@ -139,9 +139,7 @@ def endless(start, line):
             endless(head(content_type=PNG, transfer_encoding="chunked") + b"0\r\n", b"x-a: " + b"b" * 1000 + b"\r\n"),
             id="trailers",
         ),
-        pytest.param(
-            endless(head(content_type=PNG, transfer_encoding="chunked") + b"1;a=", b"b" * 1000), id="chunk-extension"
-        ),
+        pytest.param(endless(head(content_type=PNG, transfer_encoding="chunked") + b"1;a=", b"b" * 1000), id="chunk-extension"),
     ],
 )
 def test_what_never_ends_is_refused(server, client, send):
@@ -229,7 +227,8 @@ def test_an_upgrade_with_an_overlong_body_is_refused_like_any(server):
 
 
 @pytest.mark.parametrize(
-    "noise", [b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", b"hello\r\n\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"\x00" * 64]
+    "noise",
+    [b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", b"hello\r\n\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"\x00" * 64],
 )
 def test_what_is_not_http_gets_a_problem(server, noise):
     """Its body is the contract's, its connection closes."""

@@ -84,7 +84,9 @@ class UploadScale:
         rise = (self.usual[-1] - self.usual[middle]) / max(high - self.combined[middle], 1e-9)
         placed = np.where(combined > high, self.usual[-1] + (combined - high) * max(rise, 1e-9), placed)
         below = self.usual[0] * np.clip(combined / max(low, 1e-9), 0, 1)
-        return np.where(combined < low, below, placed).astype(np.float32)
+        placed = np.where(combined < low, below, placed).astype(np.float32)
+        rank = np.minimum(np.searchsorted(self.combined, combined, side="left"), len(self.combined) - 1)
+        return np.where(self.combined[rank] == combined, self.usual[rank], placed)  # of equal ones, the lowest place
 
 
 def _distances(centred: Values, precision: NDArray[np.float64]) -> NDArray[np.float64]:

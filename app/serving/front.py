@@ -162,8 +162,9 @@ class Visit:
 
     def log(self, took: float) -> None:
         client = f" by {self.client}" if self.client else ""
+        path = self.scope["raw_path"].decode("latin-1")  # as it was sent: no line end in it, so no line of the client's own
         access.info(
-            '"%s %s" %d %.1f ms%s', self.scope["method"], self.scope["path"], self.status, took * 1000, client,
+            '"%s %s" %d %.1f ms%s', self.scope["method"], path, self.status, took * 1000, client,
             extra={"request_id": self.id},
         )  # fmt: skip
 

@@ -11,7 +11,7 @@ from app.serving.errors import OutOfRange
 
 _NUMBER = re.compile(r"[0-9.eE+-]{1,64}")  # float() alone takes spaces, underscores and the digits of every script
 _WEIGHT = re.compile(r"0(\.[0-9]{0,3})?|1(\.0{0,3})?")
-_LEAST_RATE = 1e-9  # no calibration is large enough for less
+LEAST_RATE = 1e-9  # no calibration is large enough for less
 
 JSON, PNG, NPY = "application/json", "image/png", "application/x-npy"
 
@@ -60,8 +60,8 @@ def _rate(name: str, text: str | None) -> float | None:
         rate = float(text) if _NUMBER.fullmatch(text) else math.nan
     except ValueError:
         rate = math.nan
-    if not _LEAST_RATE <= rate < 1:
-        raise OutOfRange(f"{name} must be a number between 0 and 1, both excluded, and not below {_LEAST_RATE:g}.")
+    if not LEAST_RATE <= rate < 1:
+        raise OutOfRange(f"{name} must be a number between 0 and 1, both excluded, and not below {LEAST_RATE:g}.")
     return rate
 
 

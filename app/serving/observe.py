@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+    generate_latest,
+)
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from app.detection.bundle import Bundle
@@ -32,6 +40,7 @@ class Metrics:
 
     def __init__(self, *, shared: bool = False) -> None:
         """`shared`: several processes count together, as PROMETHEUS_MULTIPROC_DIR has told prometheus_client."""
+        disable_created_metrics()  # a second series for each counter, that nothing reads
         self._registry = registry = CollectorRegistry()
         self._shared = shared
         if not shared:

@@ -9,7 +9,7 @@ from app.serving import schemas
 from app.serving.about import About
 from app.serving.errors import BY_STATUS, MEDIA_TYPE
 from app.serving.front import Endpoint
-from app.serving.negotiate import JSON, NPY, PNG
+from app.serving.negotiate import JSON, LEAST_RATE, NPY, PNG
 from app.serving.routes import Endpoints
 from app.serving.upload import FORM, IMAGE_TYPES
 
@@ -20,13 +20,13 @@ _ALPHA: Entry = {
     "name": "alpha",
     "in": "query",
     "description": "False-alarm rate to judge by; unset, the model's own.",
-    "schema": {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1},
+    "schema": {"type": "number", "minimum": LEAST_RATE, "exclusiveMaximum": 1},
 }
 _FDR: Entry = {
     "name": "fdr",
     "in": "query",
     "description": "Instead of alpha: the share of false alarms among all alarms of this request (Benjamini-Hochberg).",
-    "schema": {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1},
+    "schema": {"type": "number", "minimum": LEAST_RATE, "exclusiveMaximum": 1},
 }
 _PREPROCESS: Entry = {
     "name": "preprocess",
@@ -80,7 +80,7 @@ def add_routes(app: FastAPI, endpoints: Endpoints, about: About) -> None:
     app.add_api_route(
         "/problems/{type}",
         about.problem,
-        responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}, **errors(404)},
+        responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}, **errors(401, 404, 503)},
         response_model=None,
         tags=["probes"],
         openapi_extra={"parameters": [_path_parameter("type")]},
@@ -95,7 +95,7 @@ def add_routes(app: FastAPI, endpoints: Endpoints, about: About) -> None:
         openapi_extra={
             "requestBody": {
                 "required": True,
-                "content": {JSON: {"schema": schemas.DecodeRequest.model_json_schema()}},
+                "content": {JSON: {"schema": _points()}},
             }
         },
     )
@@ -105,6 +105,13 @@ def errors(*statuses: int) -> dict[int | str, Entry]:
     """The `responses` of an endpoint that can fail with these statuses."""
     content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
     return {status: {"description": BY_STATUS[status].title, "content": content} for status in statuses}
+
+
+def _points() -> Entry:
+    """The body of /decode: for the pages and clients of a plane, each point has two coordinates."""
+    schema = schemas.DecodeRequest.model_json_schema()
+    schema["properties"]["embedding"]["items"] |= {"minItems": 2, "maxItems": 2}
+    return schema
 
 
 def _add_question(app: FastAPI, path: str, endpoint: Endpoint, answer: type, others: tuple[str, ...]) -> None:

@@ -94,12 +94,15 @@ class ReconstructAnswer(_Answer):
     results: list[Reconstruction | Failed]
 
 
+FAR = 1e6  # latent coordinates beyond this say nothing and overflow in float32
+
+
 class DecodeRequest(BaseModel):
     """Points of the latent plane."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    embedding: list[list[Finite]] = Field(min_length=1, max_length=1024)
+    embedding: list[list[Annotated[float, Field(ge=-FAR, le=FAR)]]] = Field(min_length=1, max_length=1024)
 
 
 class DecodeAnswer(_Answer):

@@ -5,6 +5,8 @@ const $ = (id) => document.getElementById(id);
 const paper = $("paper"), pen = paper.getContext("2d", { willReadFrequently: true });
 const map = $("map"), chart = map.getContext("2d");
 const COLOURS = ["#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bb5500", "#777777", "#44aa99", "#882255"];
+const PICTURES = ["input", "reconstruction", "error_map"];
+const NOTHING = "data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' width='1' height='1'/%3E";
 
 let last = null, timer = 0, turn = 0;
 let plane = null, place = null;
@@ -20,7 +22,7 @@ function clear() {
   $("reason").textContent = "The page asks as you draw.";
   $("bar").style.width = "0";
   $("notes").textContent = "";
-  for (const id of ["input", "reconstruction", "error_map"]) $(id).removeAttribute("src");
+  for (const id of PICTURES) $(id).src = NOTHING;
   drawMap();
 }
 
@@ -77,7 +79,7 @@ function show(answer, pictures, embedding) {
   $("reason").textContent = `Score ${result.score.toFixed(2)}, threshold ${answer.threshold.toFixed(2)}. ` + rarity(result.p_value);
   $("bar").className = kind;
   $("bar").style.width = `${Math.min(100, 50 * result.score / answer.threshold)}%`;
-  for (const id of ["input", "reconstruction", "error_map"]) $(id).src = `data:image/png;base64,${pictures[id]}`;
+  for (const id of PICTURES) $(id).src = `data:image/png;base64,${pictures[id]}`;
   const notes = [...result.preprocess, ...result.warnings.map((warning) => `⚠ ${warning}`)];
   $("notes").textContent = notes.join(" · ").replaceAll("_", " ");
   place = embedding.embedding;
@@ -171,6 +173,7 @@ $("file").addEventListener("change", (event) => { showFile(event.target.files[0]
 document.addEventListener("dragover", (event) => event.preventDefault());
 document.addEventListener("drop", (event) => { event.preventDefault(); showFile(event.dataTransfer.files[0]); });
 document.addEventListener("paste", (event) => showFile(event.clipboardData.files[0]));
+$("decoded").src = NOTHING;
 clear();
 loadMap();
 loadModel();

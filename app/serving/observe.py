@@ -40,7 +40,7 @@ class Metrics:
 
     def __init__(self, *, shared: bool = False) -> None:
         """`shared`: several processes count together, as PROMETHEUS_MULTIPROC_DIR has told prometheus_client."""
-        disable_created_metrics()  # a second series for each counter, that nothing reads
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each counter, that nothing reads
         self._registry = registry = CollectorRegistry()
         self._shared = shared
         if not shared:

@@ -24,9 +24,10 @@ SCORERS = (ResidualScorer.name, MseScorer.name)
 REGIONS, DIRECTIONS, HIDDEN = 64, BANDS[-1], 64
 IMAGES_A_REGION = 80  # fewer, and a region's statistics are noise
 RIDGE = 0.3  # added to each direction's variance, in mean variances of a direction
-DRAWS, STEPS, BATCH = 100_000, 2_400, 512  # made images of each kind; of the shape's training
+DRAWS, BATCH = 100_000, 512  # made images of each kind; of the shape's training
+STEPS, IMAGES_A_STEP = (300, 2_400), 10  # fewest and most; in between so many images a step, or small sets are learnt by heart
 FIT_IMAGES, CHUNK = 60_000, 10_000  # at most; at once
-PEAK_LEARNING_RATE, WEIGHT_DECAY = 4e-3, 1e-3
+PEAK_LEARNING_RATE, WEIGHT_DECAY = 4e-3, 0.1
 
 
 class Seen(NamedTuple):
@@ -65,7 +66,9 @@ def fit_residual_scorer(model: Autoencoder, images: Tensor, *, seed: int) -> Res
         (_inputs_of_made(scorer, model, images, other_hand, g), 1, 0.0),
         (_inputs_of_made(scorer, model, images, stranger, g), 2, 1.0),
     )
-    scorer = replace(scorer, **_learn_shape(sources, g))
+    fewest, most = STEPS
+    steps = min(most, max(fewest, len(images) // IMAGES_A_STEP))
+    scorer = replace(scorer, **_learn_shape(sources, steps, g))
     evidence = _in_chunks(scorer.evidence, seen)
     return replace(scorer, centre=evidence.median(), spread=evidence.std())
 
@@ -109,17 +112,17 @@ def _band_statistics(seen: Seen, scorer: ResidualScorer) -> dict[str, Tensor]:
     return {"band_mean": band_mean, "band_std": band_std}
 
 
-def _learn_shape(sources: Sequence[tuple[Tensor, int, float]], g: Generator) -> dict[str, Tensor]:
+def _learn_shape(sources: Sequence[tuple[Tensor, int, float]], steps: int, g: Generator) -> dict[str, Tensor]:
     """Logistic regression by a small network. Each batch draws from the sources (inputs, share, label) by their shares."""
     widths = (sources[0][0].shape[1], HIDDEN, HIDDEN, 1)
     weights = [(torch.randn(i, o, generator=g) * math.sqrt(2 / i)).requires_grad_() for i, o in pairwise(widths)]
     biases = [torch.zeros(o, requires_grad=True) for o in widths[1:]]
     optimizer = torch.optim.AdamW(weights + biases, weight_decay=WEIGHT_DECAY, fused=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK_LEARNING_RATE, total_steps=STEPS)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK_LEARNING_RATE, total_steps=steps)
     whole = sum(share for _, share, _ in sources)
     counts = [BATCH * share // whole for _, share, _ in sources]
     labels = torch.cat([torch.full((n,), label) for n, (_, _, label) in zip(counts, sources, strict=True)])
-    for _ in range(STEPS):
+    for _ in range(steps):
         drawn = [x[torch.randint(len(x), (n,), generator=g)] for n, (x, _, _) in zip(counts, sources, strict=True)]
         hidden = torch.cat(drawn)
         for weight, bias in zip(weights[:-1], biases[:-1], strict=True):

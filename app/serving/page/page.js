@@ -6,7 +6,6 @@ const paper = $("paper"), pen = paper.getContext("2d", { willReadFrequently: tru
 const map = $("map"), chart = map.getContext("2d");
 const COLOURS = ["#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bb5500", "#777777", "#44aa99", "#882255"];
 const PICTURES = ["input", "reconstruction", "error_map"];
-const NOTHING = "data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' width='1' height='1'/%3E";
 
 let last = null, timer = 0, turn = 0;
 let plane = null, place = null;
@@ -22,7 +21,7 @@ function clear() {
   $("reason").textContent = "The page asks as you draw.";
   $("bar").style.width = "0";
   $("notes").textContent = "";
-  for (const id of PICTURES) $(id).src = NOTHING;
+  for (const id of PICTURES) $(id).removeAttribute("src");
   drawMap();
 }
 
@@ -173,7 +172,6 @@ $("file").addEventListener("change", (event) => { showFile(event.target.files[0]
 document.addEventListener("dragover", (event) => event.preventDefault());
 document.addEventListener("drop", (event) => { event.preventDefault(); showFile(event.dataTransfer.files[0]); });
 document.addEventListener("paste", (event) => showFile(event.clipboardData.files[0]));
-$("decoded").src = NOTHING;
 clear();
 loadMap();
 loadModel();

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from app.detection.model import Autoencoder
-from app.detection.residual import BANDS, ResidualScorer, inputs, near
+from app.detection.residual import BANDS, ENERGIES, ResidualScorer, inputs, near
 from app.detection.scoring import MseScorer, Scorer
 from app.training.strangers import Change, other_hand, stranger
 
@@ -104,7 +104,7 @@ def _residual_statistics(seen: Seen, scorer: ResidualScorer) -> dict[str, Tensor
 def _band_statistics(seen: Seen, scorer: ResidualScorer) -> dict[str, Tensor]:
     """Mean and spread of the log energy of each band in each region."""
     regions = len(scorer.centres)
-    plain = replace(scorer, band_mean=torch.zeros(regions, len(BANDS)), band_std=torch.ones(regions, len(BANDS)))
+    plain = replace(scorer, band_mean=torch.zeros(regions, ENERGIES), band_std=torch.ones(regions, ENERGIES))
     near, share = _shares(seen.embeddings, scorer)
     log_energy = _in_chunks(lambda *chunk: plain.features(*chunk)[1], seen)
     band_mean = share @ log_energy

@@ -141,6 +141,11 @@ def _remnant(images: Tensor, g: Generator) -> Tensor:
     return torch.where(_window(images, 1, 6, g), inside, -1.0)
 
 
+def _speck(images: Tensor, g: Generator) -> Tensor:
+    """A dot of ink on empty paper: the least that is not blank, and near enough to a short stroke to need telling."""
+    return torch.where(_window(images, 1, 3, g), 1.0, torch.full_like(images, -1.0))
+
+
 def _noise(images: Tensor, g: Generator) -> Tensor:
     kept = (_uniform(images, g) < 0.7).float()
     grain = torch.randn(images.shape, generator=g).abs() * _uniform(images, g) * 0.6
@@ -167,6 +172,7 @@ STRANGE: tuple[tuple[Change, float], ...] = (
     (_blocks, 1),
     (_fade, 1),
     (_remnant, 3),
+    (_speck, 1),
     (_noise, 1),
     (_wash, 1),
 )

@@ -103,6 +103,9 @@ class ResidualScorer:
         scorer = cls(**{field.name: torch.from_numpy(arrays[field.name].astype(np.float32)) for field in fields(cls)})
         if any(not bool(torch.isfinite(tensor).all()) for tensor in vars(scorer).values()):
             raise ValueError("the scorer holds numbers that are not finite")
+        regions = len(scorer.centres)
+        if scorer.band_mean.shape != (regions, ENERGIES) or scorer.mean.shape != (regions, BANDS[-1]):
+            raise ValueError("the scorer was fitted by another version of this program")
         return scorer
 
     def to(self, device: torch.device) -> Self:

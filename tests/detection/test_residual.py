@@ -104,7 +104,7 @@ def test_features_have_the_shapes_that_the_network_reads(bundle, scorer):
     """K directions, a band more than there are borders between, and the place in the plane."""
     whitened, bands, z = scorer.features(*through(bundle, IMAGES))
     assert whitened.shape == (len(IMAGES), BANDS[-1])
-    assert bands.shape == (len(IMAGES), len(BANDS))
+    assert bands.shape == (len(IMAGES), residual.ENERGIES)
     assert z.shape == (len(IMAGES), 2)
     read = residual.inputs(whitened, bands, z)
     assert read.shape == (len(IMAGES), len(scorer.w1))

@@ -2,27 +2,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tutorial import TUTORIAL
 
 from app.detection.model import Autoencoder, ModelConfig
-
-TUTORIAL = {
-    "encoder.0.weight": (128, 784),
-    "encoder.0.bias": (128,),
-    "encoder.2.weight": (64, 128),
-    "encoder.2.bias": (64,),
-    "encoder.4.weight": (12, 64),
-    "encoder.4.bias": (12,),
-    "encoder.6.weight": (2, 12),
-    "encoder.6.bias": (2,),
-    "decoder.0.weight": (12, 2),
-    "decoder.0.bias": (12,),
-    "decoder.2.weight": (64, 12),
-    "decoder.2.bias": (64,),
-    "decoder.4.weight": (128, 64),
-    "decoder.4.bias": (128,),
-    "decoder.6.weight": (784, 128),
-    "decoder.6.bias": (784,),
-}
 
 
 def test_the_default_network_has_the_tutorials_names_and_shapes():

@@ -5,7 +5,7 @@ from strokes import stroke_images
 
 from app.detection.images import normalise
 from app.detection.model import Autoencoder
-from app.detection.residual import BANDS
+from app.detection.residual import BANDS, ENERGIES
 from app.detection.scoring import load_scorer, reconstruction_error
 
 
@@ -23,7 +23,7 @@ def seen():
 def residual_arrays():
     """A residual scorer with three regions and a small network, its numbers drawn from a seed."""
     random = np.random.RandomState(0)
-    regions, kept, hidden, bands = 3, BANDS[-1], 8, len(BANDS)
+    regions, kept, hidden, bands = 3, BANDS[-1], 8, ENERGIES
     directions = np.linalg.qr(random.normal(size=(784, kept)))[0]
     variance = np.linspace(4, 0.1, kept)
     read = kept + bands + 2

@@ -15,6 +15,7 @@ import torch
 from hostile import Trap
 from live import ROOT
 from strokes import npy, stroke_images
+from tutorial import TUTORIAL
 
 from app.detection import store
 from app.detection.detector import Detector
@@ -352,8 +353,6 @@ def test_a_folder_that_is_not_there_is_refused(tmp_path):
 
 def test_the_shipped_weights_are_the_tutorials(shipped_store):
     """They load with torch alone, weights only, under the tutorial's sixteen names and shapes."""
-    from test_model import TUTORIAL
-
     state = torch.load(store.latest(shipped_store, "mnist") / WEIGHTS, weights_only=True)
     assert {name: tuple(weight.shape) for name, weight in state.items()} == TUTORIAL
     assert all(weight.dtype == torch.float32 for weight in state.values())

@@ -3,6 +3,7 @@ import json
 import pytest
 
 from app.serving.errors import MEDIA_TYPE
+from app.serving.negotiate import LEAST_RATE
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,7 @@ def test_a_question_describes_its_bodies_parameters_and_errors(document, path):
     assert {"multipart/form-data", "application/x-npy", "image/png", "image/jpeg", "image/webp"} <= set(bodies)
     parameters = {parameter["name"]: parameter["schema"] for parameter in operation["parameters"]}
     if path == "/score":
-        assert (parameters["alpha"]["exclusiveMinimum"], parameters["alpha"]["exclusiveMaximum"]) == (0, 1)
+        assert (parameters["alpha"]["minimum"], parameters["alpha"]["exclusiveMaximum"]) == (LEAST_RATE, 1)
     assert parameters["preprocess"]["enum"] == ["auto", "none", "digit"]
     for status in ("400", "413", "415", "422", "503", "504"):
         assert operation["responses"][status]["content"][MEDIA_TYPE]["schema"] == {"$ref": "#/components/schemas/Problem"}

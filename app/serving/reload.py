@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 POLL_S = 0.5
 
-Fingerprint = tuple[int, int]  # of a version's card: when and how large; a version that is mended gets another chance
+Fingerprint = tuple[int, int]  # size and time of a version's files; one that is mended gets another chance
 
 
 @dataclass

@@ -1,15 +1,19 @@
 """The endpoints that tell of the server and its model: probes, card, report, latent plane."""
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4 as METRICS_TYPE
 from pydantic import ValidationError
 from starlette.requests import Request
 from starlette.responses import FileResponse, PlainTextResponse, Response
 
+from app.detection.bundle import Bundle
 from app.detection.detector import Detector
 from app.detection.images import to_pixels
 from app.detection.store import REPORT
@@ -81,20 +85,18 @@ class About:
         """A picture of the model's report."""
         picture = request.path_params["picture"]
         bundle = self._inference.detector.bundle
-        listed = f"{REPORT}/{picture}"
-        if bundle.folder is None or listed not in bundle.card.files or not picture.endswith(".png"):
+        path = _report_file(bundle, picture) if picture.endswith(".png") else None
+        if path is None:
             have = sorted(name.removeprefix(f"{REPORT}/") for name in bundle.card.files if name.endswith(".png"))
             raise NotFound(f"The report has no such picture; there are: {', '.join(have) or 'none'}.")
-        return FileResponse(bundle.folder / listed, media_type="image/png")
+        return FileResponse(path, media_type="image/png")
 
     async def latent(self, request: Request) -> Response:
         """The test images in the latent plane, with their labels."""
-        bundle = self._inference.detector.bundle
-        listed = f"{REPORT}/latent.npz"
-        if bundle.folder is None or listed not in bundle.card.files:
-            raise NotFound("This version was published without a map of its latent plane.")
-        with np.load(bundle.folder / listed, allow_pickle=False) as arrays:
-            return _json({"embedding": arrays["embeddings"].tolist(), "labels": arrays["labels"].tolist()})
+        path = _report_file(self._inference.detector.bundle, "latent.npz")
+        if path is None:
+            raise NotFound("This version has no map of its latent plane.")
+        return await asyncio.to_thread(_latent_answer, path)
 
     async def decode(self, request: Request) -> Response:
         """What the network draws at points of the latent plane."""
@@ -109,9 +111,7 @@ class About:
         except ValidationError as error:
             raise _complaint(error) from None
         detector = self._inference.detector
-        images = to_pixels(detector.decode(_codes(asked, detector)))
-        pictures = [answers.picture_text(image[0]) for image in images]
-        return _json({"model": answers.model_entry(detector.bundle), "images": pictures})
+        return await asyncio.to_thread(_decode_answer, detector, _codes(asked, detector))
 
     async def problem(self, request: Request) -> Response:
         """What a problem type means."""
@@ -121,7 +121,25 @@ class About:
         raise NotFound("There is no such problem type.")
 
 
-def _codes(asked: DecodeRequest, detector: Detector) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
+def _report_file(bundle: Bundle, name: str) -> Path | None:
+    """A file of the report; None where the card lists none, or the version was removed from under the server."""
+    listed = f"{REPORT}/{name}"
+    if bundle.folder is None or listed not in bundle.card.files or not (bundle.folder / listed).is_file():
+        return None
+    return bundle.folder / listed
+
+
+def _latent_answer(path: Path) -> Response:
+    with np.load(path, allow_pickle=False) as arrays:
+        return _json({"embedding": arrays["embeddings"].tolist(), "labels": arrays["labels"].tolist()})
+
+
+def _decode_answer(detector: Detector, codes: NDArray[np.float32]) -> Response:
+    pictures = [answers.picture_text(image[0]) for image in to_pixels(detector.decode(codes))]
+    return _json({"model": answers.model_entry(detector.bundle), "images": pictures})
+
+
+def _codes(asked: DecodeRequest, detector: Detector) -> NDArray[np.float32]:
     dimensions = detector.bundle.model.config.latent_dim
     if any(len(point) != dimensions for point in asked.embedding):
         raise OutOfRange(f"Each point of embedding must have {dimensions} coordinates.")

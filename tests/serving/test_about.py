@@ -2,9 +2,12 @@ import base64
 import io
 import json
 import math
+import shutil
 
+import httpx
 import numpy as np
 import pytest
+from live import serving
 from PIL import Image
 from strokes import npy, stroke_images
 
@@ -78,11 +81,21 @@ def test_a_version_without_a_report_says_so(strict_client):
 
 def test_the_latent_map_has_a_label_a_point(client):
     """The test images in the plane, where the version has them."""
-    response = client.get("/latent")
-    if response.status_code == 404:
-        pytest.skip("the version in service was published without a map")
-    latent = schemas.Latent.model_validate(response.json())
+    latent = schemas.Latent.model_validate(client.get("/latent").json())
     assert len(latent.embedding) == len(latent.labels) > 0
+
+
+def test_a_version_removed_from_under_the_server_serves_on_without_its_report(tmp_path, shipped_store):
+    """What is in memory answers; what was on the disk is not found, and is no error of the server."""
+    root = tmp_path / "store"
+    shutil.copytree(shipped_store, root)
+    with serving(tmp_path / "log", "--store", str(root), ODDIGIT_DRAIN_S="0") as server:
+        assert httpx.get(f"{server.url}/latent").status_code == 200
+        shutil.rmtree(root)
+        for path in ("/latent", "/model/report/loss.png"):
+            assert httpx.get(f"{server.url}{path}").status_code == 404
+        sent = {"content": npy(stroke_images(2, seed=1)), "headers": {"content-type": "application/x-npy"}}
+        assert httpx.post(f"{server.url}/score", **sent).status_code == 200
 
 
 def test_a_decoded_embedding_is_the_reconstruction(client):

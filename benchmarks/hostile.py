@@ -1,0 +1,189 @@
+"""Can anything a client sends break the server? `python benchmarks/hostile.py`: 200,000 mutated requests, one line of result.
+
+Valid images of every type, arrays, forms, JSON and whole request heads are cut, spliced, flipped and repeated, and sent over
+raw sockets. Every answer must be HTTP, and none a 5xx other than 503 and 504; the server must be alive at the end and no
+larger. The mutations follow a seed, so that a failure can be repeated: what broke it is written to build/hostile/.
+"""
+
+import argparse
+import asyncio
+import io
+import os
+import random
+import signal
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+from overload import PORT, ROOT, resident_mib, start
+from PIL import Image
+
+CONNECTIONS = 8
+FOUND = ROOT / "build" / "hostile"
+PATHS = ("/score", "/score", "/score?preprocess=digit", "/score?preprocess=none", "/reconstruct", "/embed", "/score?fdr=0.1")
+QUERIES = ("alpha=", "alpha=1e-400", "fdr=2", "preprocess=auto%00", "alpha=.5&alpha=x", "%ff=%fe", "alpha=0.3", "&" * 200)
+WORDS = (
+    b"\x00",
+    b"\xff" * 8,
+    b"\r\n",
+    b"IDAT",
+    b"\xff\xda",
+    b"9" * 20,
+    b"-1",
+    b"{",
+    b"[" * 50,
+    b"--X",
+    b"%s%n",
+    b"\x00\x00\x00\x1c",
+)
+
+
+def images() -> list[tuple[str, bytes]]:
+    """Content type and file: every type and mode that is accepted, small and large."""
+    noise = np.random.RandomState(0).randint(0, 256, (60, 40, 4)).astype(np.uint8)
+    made = []
+    for kind, modes in {
+        "PNG": ("L", "RGB", "RGBA", "P", "1", "LA", "I;16"),
+        "JPEG": ("L", "RGB", "CMYK"),
+        "WEBP": ("RGB", "RGBA"),
+        "BMP": ("L", "RGB", "1"),
+        "GIF": ("L", "P"),
+        "TIFF": ("L", "RGB", "CMYK", "I;16"),
+    }.items():
+        for mode in modes:
+            for side in ((60, 40), (28, 28)):
+                out = io.BytesIO()
+                Image.fromarray(noise).convert("L" if mode == "I;16" else mode).resize(side).convert(mode).save(out, kind)
+                made.append((f"image/{kind.lower()}", out.getvalue()))
+    samples = ROOT / "tests" / "samples"
+    return [*made, ("image/png", (samples / "seven.png").read_bytes()), ("image/jpeg", (samples / "two.jpg").read_bytes())]
+
+
+def payloads() -> list[tuple[str, str, bytes]]:
+    """Path ("" for any of the questions), content type, body."""
+    files = images()
+    array = io.BytesIO()
+    np.save(array, np.random.RandomState(1).randint(0, 256, (3, 28, 28)).astype(np.uint8))
+    part = b'--X\r\nContent-Disposition: form-data; name="file"; filename="a.png"\r\nContent-Type: image/png\r\n\r\n%s\r\n'
+    form = b"".join(part % data for _, data in files[:3]) + b"--X--\r\n"
+    others = [
+        ("", "application/x-npy", array.getvalue()),
+        ("", "multipart/form-data; boundary=X", form),
+        ("/decode", "application/json", b'{"embedding": [[0.5, -3], [1e3, 2]]}'),
+    ]
+    return [("", kind, data) for kind, data in files] + others * 8
+
+
+def mutated(data: bytes, draw: random.Random) -> bytes:
+    """Some of: bits flipped, a piece cut, repeated, moved or overwritten, a word put in, the end left off."""
+    out = bytearray(data)
+    for _ in range(draw.choice((0, 1, 1, 2, 3, 8))):
+        if not out:
+            break
+        at, length = draw.randrange(len(out)), draw.choice((1, 2, 4, 16, 100))
+        match draw.randrange(7):
+            case 0:
+                out[at] ^= 1 << draw.randrange(8)
+            case 1:
+                del out[at : at + length]
+            case 2:
+                out[at:at] = out[at : at + length] * draw.choice((1, 2, 50))
+            case 3:
+                out[at : at + length] = draw.randbytes(length)
+            case 4:
+                out[at:at] = draw.choice(WORDS)
+            case 5:
+                del out[at:]
+            case _:
+                out[at : at + 4] = draw.choice((0, 1, 0x7FFFFFFF, 0xFFFFFFFF)).to_bytes(4, draw.choice(("big", "little")))
+    return bytes(out)
+
+
+def request(known: list[tuple[str, str, bytes]], draw: random.Random) -> tuple[bytes, bool]:
+    """A request, and whether its head is whole; of a mutated one nobody knows what comes back."""
+    path, kind, data = draw.choice(known)
+    path = path or draw.choice(PATHS)
+    if draw.random() < 0.1:
+        path += ("&" if "?" in path else "?") + draw.choice(QUERIES)
+    if draw.random() < 0.05:
+        kind = draw.choice(
+            ("", "image/svg+xml", "text/plain", "image/png;;;", "multipart/form-data", "multipart/form-data; boundary=")
+        )
+    body = mutated(data, draw)
+    accept = draw.choice(("", "Accept: image/png\r\n", "Accept: application/x-npy\r\n", "Accept: ;q=,,*/*;q=x\r\n"))
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: {kind}\r\n{accept}Content-Length: {len(body)}\r\n\r\n".encode()
+    whole = draw.random() >= 0.03
+    return (head if whole else mutated(head, draw)) + body, whole
+
+
+async def attack(pid: int, total: int, seed: int) -> int:
+    """Send `total` requests; the number of answers that must not be."""
+    known, statuses, broken, sent = payloads(), Counter[int](), 0, 0
+
+    async def client(number: int) -> None:
+        nonlocal broken, sent
+        draw = random.Random(f"{seed}/{number}")
+        reader, writer = await asyncio.open_connection("127.0.0.1", PORT)
+        while sent < total:
+            sent += 1
+            message, whole = request(known, draw)
+            status, closes = 0, True
+            try:
+                writer.write(message)
+                async with asyncio.timeout(30 if whole else 0.3):
+                    status, closes = await answer(reader)
+            except (OSError, asyncio.IncompleteReadError, TimeoutError):
+                pass
+            statuses[status] += 1
+            if (whole and status == 0) or (status >= 500 and status not in (503, 504)):
+                broken += 1
+                (FOUND / f"{seed}-{number}-{sent}").write_bytes(message)
+            if closes or not whole:
+                writer.close()
+                reader, writer = await asyncio.open_connection("127.0.0.1", PORT)
+        writer.close()
+
+    before = resident_mib(pid)
+    settled = asyncio.create_task(memory_after(pid, lambda: sent > total // 10))
+    await asyncio.gather(*(client(number) for number in range(CONNECTIONS)))
+    print(f"statuses: {dict(sorted(statuses.items()))} (0: no answer, to a mutated head alone)")
+    print(f"memory: {before:,.0f} MiB before, {await settled:,.0f} after a tenth, {resident_mib(pid):,.0f} at the end")
+    return broken
+
+
+async def answer(reader: asyncio.StreamReader) -> tuple[int, bool]:
+    """Read one answer whole -> its status, and whether the connection ends with it."""
+    head = (await reader.readuntil(b"\r\n\r\n")).lower()
+    await reader.readexactly(int(head.partition(b"content-length:")[2].split(b"\r\n")[0]))
+    return int(head[9:12]), b"connection: close" in head
+
+
+async def memory_after(pid: int, reached) -> float:  # noqa: ANN001 - a condition
+    while not reached():
+        await asyncio.sleep(0.1)
+    return resident_mib(pid)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--requests", type=int, default=200_000)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    FOUND.mkdir(parents=True, exist_ok=True)
+    server = start()
+    try:
+        broken = asyncio.run(attack(server.pid, arguments.requests, arguments.seed))
+        alive = server.poll() is None
+    finally:
+        server.send_signal(signal.SIGTERM)
+        server.wait(20)
+    print(
+        f"{arguments.requests:,} requests, seed {arguments.seed}: {broken} broke the server" + ("" if alive else ", which died")
+    )
+    sys.exit(broken > 0 or not alive)
+
+
+if __name__ == "__main__":
+    os.chdir(Path(__file__).parent)
+    main()

@@ -5,6 +5,9 @@ without end fills the memory. The time and the size of bodies are the applicatio
 before there is a request, so its problem body names neither path nor id.
 """
 
+import logging
+import resource
+import sys
 from asyncio import TimerHandle, Transport
 from typing import Any, NamedTuple
 
@@ -14,7 +17,11 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from app.serving.answers import json_bytes
 from app.serving.errors import MEDIA_TYPE, BadBody, Problem, TooLarge, Unavailable
 
+logger = logging.getLogger(__name__)
+
 STATE_KEY = "oddigit_limits"
+
+_OWN_FILES = 128  # open files of the process itself
 
 _HEAD_BYTES = 64 * 1024  # of a request that are no body: its head, trailers
 _FRAMING = 8  # bytes of chunk framing that are allowed for each byte of a body: a byte a chunk takes six
@@ -26,6 +33,22 @@ class Limits(NamedTuple):
 
     connections: int
     head_timeout_s: float
+
+
+def room_for(connections: int) -> int:
+    """Raise this process's limit on open files as far as the system lets it -> how many of so many connections then fit.
+
+    A server that runs out of open files cannot even refuse.
+    """
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    soft, hard = (sys.maxsize if limit == resource.RLIM_INFINITY else limit for limit in limits)
+    wanted = connections + _OWN_FILES
+    if soft < wanted:
+        soft = min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, limits[1]))
+    if soft < wanted:
+        logger.warning("the system allows %d open files: room for %d connections, not %d", soft, soft - _OWN_FILES, connections)
+    return max(1, min(connections, soft - _OWN_FILES))
 
 
 class LimitedProtocol(HttpToolsProtocol):

@@ -1,5 +1,6 @@
 import itertools
 import json
+import resource
 import select
 import socket
 import time
@@ -7,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 
 import httpx
 import pytest
-from live import head, serving, speak
+from live import SERVE, head, serving, speak
 from strokes import png, stroke_images
 
 from app.serving import schemas
@@ -247,21 +248,39 @@ def test_a_good_question_is_answered_though_noise_follows_it(server):
     assert asked(server, good + b"\x00\xff no request\r\n\r\n", 2)[:1] == [200]
 
 
-def test_a_byte_a_second_from_two_hundred_disturbs_nobody(server, client):
-    """200 connections that trickle a head: others are answered, and the slow ones are gone in the end."""
-    lines = [socket.create_connection(("127.0.0.1", server.port), timeout=30) for _ in range(200)]
-    text = b"GET /livez HTTP/1.1\r\nhost: slow\r\nx-a: aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"
-    try:
+def test_a_byte_a_second_from_a_thousand_disturbs_nobody(server, client):
+    """1,000 connections that trickle heads and bodies: others are answered, and the slow ones are gone in the end."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(2048, hard)) if hard > 0 else 2048, hard))
+    asking = head(content_type=PNG, content_length=len(GOOD))
+    texts = (b"GET /livez HTTP/1.1\r\nhost: slow\r\n", GOOD)
+    with ExitStack() as stack:
+        stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        lines = [stack.enter_context(connected(server, 30)) for _ in range(1000)]
+        for line in lines[1::2]:
+            line.sendall(asking)
         for second in range(3):
-            for line in lines:
-                line.sendall(text[second : second + 1])
+            for number, line in enumerate(lines):
+                line.sendall(texts[number % 2][second : second + 1])
             answers = [client.post("/score", content=GOOD, headers={"content-type": PNG}) for _ in range(20)]
             assert {answer.status_code for answer in answers} == {200}
             time.sleep(1)
-        assert all(closes(line, 30) for line in lines)
-    finally:
-        for line in lines:
-            line.close()
+        assert all(closes(line, 40) for line in lines[::2])
+        assert {statuses(line.recv(65536))[0] for line in lines[1::2]} == {504}
+
+
+def test_connections_beyond_the_open_files_are_refused(tiny_store, tmp_path):
+    """Where the system allows fewer open files than connections, the last ones are refused, and the log says why."""
+    fewer = ("sh", "-c", 'ulimit -n 200; exec "$0" "$@"', *SERVE)
+    with (
+        serving(tmp_path / "log", "--store", str(tiny_store), command=fewer, ODDIGIT_DRAIN_S="0") as server,
+        ExitStack() as stack,
+    ):
+        lines = [stack.enter_context(connected(server)) for _ in range(90)]
+        assert statuses(received(lines[-1], 1)) == [503]
+        lines[0].sendall(NEXT)
+        assert statuses(received(lines[0], 1)) == [200]
+        assert "200 open files" in server.told("open files")
 
 
 def test_slow_connections_do_not_take_the_places_of_others_for_long(hasty):

@@ -32,10 +32,11 @@ from app.serving.logs import set_up_logging
 from app.serving.observe import Metrics
 from app.serving.openapi import add_routes
 from app.serving.pages import add_page
-from app.serving.protocol import STATE_KEY, Limits
+from app.serving.protocol import STATE_KEY, Limits, room_for
 from app.serving.reload import Versions, watch
 from app.serving.routes import Endpoints
 from app.serving.settings import Settings, read_settings
+from app.serving.traces import traced
 from app.serving.upload import Uploads
 
 logger = logging.getLogger(__name__)
@@ -116,7 +117,7 @@ def create_app(settings: Settings) -> FastAPI:
             tasks.append(asyncio.create_task(watch(versions, inference, metrics, put_in_service)))
         gc.collect()
         gc.freeze()  # torch's heap is large; walking it in every collection is what long tails are made of
-        yield {STATE_KEY: Limits(settings.max_connections, settings.head_timeout_s)}
+        yield {STATE_KEY: Limits(room_for(settings.max_connections), settings.head_timeout_s)}
         for task in tasks:
             task.cancel()
         uploads.close()
@@ -137,6 +138,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_exception_handler(HTTPException, _pass_on)
     add_routes(app, endpoints, about)
     add_page(app)
+    app.outermost = traced(app.outermost, {getattr(route, "path", "") for route in app.routes})
     return app
 
 

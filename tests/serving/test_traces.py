@@ -1,0 +1,119 @@
+"""Traces, received by a real collector: an HTTP server that reads what the exporter sends."""
+
+import threading
+import time
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import httpx
+import pytest
+from live import free_port, serving
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+STAGES = ["decode", "queue", "infer", "encode"]
+
+
+class Collector:
+    """What was received, by span name."""
+
+    def __init__(self):
+        self.services, self.spans = set(), []
+
+    def take(self, body):
+        for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
+            self.services |= {a.value.string_value for a in resource.resource.attributes if a.key == "service.name"}
+            self.spans += [span for scope in resource.scope_spans for span in scope.spans]
+
+    def told(self, name):
+        """The first span of this name; it may come a little later."""
+        until = time.monotonic() + 20
+        while not (found := [span for span in self.spans if span.name == name]):
+            assert time.monotonic() < until, f"no span is called {name!r}"
+            time.sleep(0.05)
+        return found[0]
+
+
+@contextmanager
+def collecting():
+    collector = Collector()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            collector.take(self.rfile.read(int(self.headers["content-length"])))
+            self.send_response(200)
+            self.send_header("content-length", "0")
+            self.end_headers()
+
+        def log_message(self, *arguments):
+            pass
+
+    receiver = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=receiver.serve_forever, daemon=True).start()
+    try:
+        yield (
+            collector,
+            {
+                "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{receiver.server_port}",
+                "OTEL_EXPORTER_OTLP_COMPRESSION": "none",
+                "OTEL_BSP_SCHEDULE_DELAY": "100",
+            },
+        )
+    finally:
+        receiver.shutdown()
+        receiver.server_close()
+
+
+@pytest.fixture(scope="module")
+def traced(tiny_store, tmp_path_factory):
+    """A server that traces, and the collector that it sends to."""
+    with (
+        collecting() as (collector, variables),
+        serving(tmp_path_factory.mktemp("traced") / "log", "--store", str(tiny_store), **variables) as server,
+    ):
+        yield server, collector
+
+
+def attributes(span):
+    return {a.key: a.value.string_value or a.value.int_value for a in span.attributes}
+
+
+def test_a_question_is_a_span_with_its_stages(traced, samples):
+    """The request's span takes up the client's trace and holds the four stages, in order and inside it."""
+    server, collector = traced
+    trace, parent = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+    headers = {"content-type": "image/png", "x-request-id": "traced-1", "traceparent": f"00-{trace}-{parent}-01"}
+    answer = httpx.post(f"{server.url}/score", content=(samples / "three.png").read_bytes(), headers=headers)
+    assert answer.status_code == 200
+    whole = collector.told("POST /score")
+    assert (whole.trace_id.hex(), whole.parent_span_id.hex()) == (trace, parent)
+    assert attributes(whole)["oddigit.request_id"] == "traced-1"
+    assert attributes(whole)["http.status_code"] == 200
+    stages = [collector.told(name) for name in STAGES]
+    assert {stage.parent_span_id for stage in stages} == {whole.span_id}
+    moments = [moment for stage in stages for moment in (stage.start_time_unix_nano, stage.end_time_unix_nano)]
+    assert [whole.start_time_unix_nano, *moments, whole.end_time_unix_nano] == sorted(
+        [whole.start_time_unix_nano, *moments, whole.end_time_unix_nano]
+    )
+    assert collector.services == {"oddigit"}
+
+
+def test_clients_invent_no_names_and_probes_are_left_out(traced):
+    """Unknown paths are named by their method alone; what machines ask every few seconds is not traced."""
+    server, collector = traced
+    for path in ("/livez", "/readyz", "/metrics", "/some/invention"):
+        httpx.get(server.url + path)
+    span = collector.told("GET")
+    assert attributes(span)["http.status_code"] == 404
+    assert not [span for span in collector.spans if any(probe in span.name for probe in ("livez", "readyz", "metrics"))]
+
+
+def test_a_collector_that_is_away_disturbs_nobody(tiny_store, tmp_path, samples):
+    """Questions are answered and the server stops with success, though nobody takes its traces."""
+    endpoint = f"http://127.0.0.1:{free_port()}"
+    with serving(
+        tmp_path / "log", "--store", str(tiny_store), ODDIGIT_DRAIN_S="0", OTEL_EXPORTER_OTLP_ENDPOINT=endpoint
+    ) as server:
+        image = (samples / "three.png").read_bytes()
+        assert httpx.post(f"{server.url}/score", content=image, headers={"content-type": "image/png"}).status_code == 200
+        leaving = time.monotonic()
+    assert time.monotonic() - leaving < 20

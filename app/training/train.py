@@ -36,7 +36,7 @@ from app.training.publishing import describe_data, publish_measured
 from app.training.report import PICTURES
 from app.training.resume import checkpoint_of, find_state
 
-SAMPLE = 10_000  # fit images whose loss is taken after each epoch: all 50,000 would make an epoch half as long again
+SAMPLE = 10_000  # fit images whose loss is taken after each epoch: all would make an epoch half as long again
 
 
 class TrainingInterrupted(KeyboardInterrupt):

@@ -203,8 +203,8 @@ def test_digest_follows_the_pixels():
 
 
 def test_real_mnist(data_root):
-    """The real MNIST: 60,000 and 10,000 images, the first a five, split 50,000 to 10,000."""
+    """The real MNIST: 60,000 and 10,000 images, the first a five, split 40,000 to 20,000."""
     dataset = load_dataset("mnist", data_dir=data_root)
     assert (dataset.train.images.shape, len(dataset.test), dataset.train.labels[0]) == ((60_000, 28, 28), 10_000, 5)
     parts = split(dataset, 0)
-    assert (len(parts.fit), len(parts.calibration)) == (50_000, 10_000)
+    assert (len(parts.fit), len(parts.calibration)) == (40_000, 20_000)

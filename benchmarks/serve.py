@@ -256,9 +256,13 @@ def write_requests(folder: Path) -> None:
     """wrk scripts that post the bodies."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, (kind, body) in bodies().items():
-        escaped = "".join(f"\\{byte:03d}" for byte in body)
-        script = f'wrk.method = "POST"\nwrk.headers["Content-Type"] = "{kind}"\nwrk.body = "{escaped}"\n'
-        (folder / f"{name}.lua").write_text(script)
+        (folder / f"{name}.lua").write_text(wrk_script(kind, body))
+
+
+def wrk_script(kind: str, body: bytes) -> str:
+    """Lua that makes wrk post this body."""
+    escaped = "".join(f"\\{byte:03d}" for byte in body)
+    return f'wrk.method = "POST"\nwrk.headers["Content-Type"] = "{kind}"\nwrk.body = "{escaped}"\n'
 
 
 def table(rows: dict[str, dict[str, float]]) -> str:

@@ -18,6 +18,7 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -149,12 +150,13 @@ def load_weights(source: Path | io.BytesIO, config: ModelConfig, label: str) -> 
 def _sweep(home: Path) -> None:
     """Remove what killed publishers left; a draft of the last hour may still be written."""
     for draft in home.glob(".draft-*"):
-        if time.time() - draft.stat().st_mtime > 3600:
-            shutil.rmtree(draft, ignore_errors=True)
+        with suppress(FileNotFoundError):  # just published under its number
+            if time.time() - draft.stat().st_mtime > 3600:
+                shutil.rmtree(draft, ignore_errors=True)
 
 
 def _write_arrays(bundle: Bundle, draft: Path) -> None:
-    torch.save(bundle.model.cpu().state_dict(), draft / WEIGHTS)
+    torch.save({name: weight.cpu() for name, weight in bundle.model.state_dict().items()}, draft / WEIGHTS)
     arrays: dict[str, NDArray[Any]] = {**bundle.scorer.arrays(), "calibration": bundle.calibration.scores}
     if bundle.uploads is not None:
         arrays |= {**bundle.uploads.evidence.arrays(), "upload_calibration": bundle.uploads.combined}

@@ -4,9 +4,8 @@ Everything is set by OpenTelemetry's own variables; without an endpoint to send 
 """
 
 import logging
-import os
 import time
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from typing import TYPE_CHECKING
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -20,10 +19,10 @@ _ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT
 _SILENT = "/livez$,/readyz$,/metrics$"  # asked every few seconds by machines; they would bury the rest
 
 
-def traced(app: ASGIApp, routes: Container[str]) -> ASGIApp:
+def traced(app: ASGIApp, routes: Container[str], environment: Mapping[str, str]) -> ASGIApp:
     """`app` with traces, or `app` itself where none are asked for. Spans are named after their path if it is one of `routes`:
     clients must not invent names."""
-    if not any(os.environ.get(name) for name in _ENDPOINTS):
+    if not any(environment.get(name) for name in _ENDPOINTS):
         return app
     try:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -39,7 +38,7 @@ def traced(app: ASGIApp, routes: Container[str]) -> ASGIApp:
         method, path = scope["method"], scope["path"]
         return (f"{method} {path}", {"http.route": path}) if path in routes else (method, {})
 
-    resource = Resource.create({"service.name": os.environ.get("OTEL_SERVICE_NAME") or "oddigit"})
+    resource = Resource.create({"service.name": environment.get("OTEL_SERVICE_NAME") or "oddigit"})
     provider = TracerProvider(resource=resource)
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     return OpenTelemetryMiddleware(

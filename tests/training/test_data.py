@@ -184,7 +184,7 @@ def test_split_keeps_a_test_part(tmp_path):
     """A set's own test part is left alone."""
     dataset = DataSet("numbers", numbered(60), numbered(10))
     parts = split(dataset, 0)
-    assert (len(parts.fit), len(parts.calibration)) == (50, 10)
+    assert (len(parts.fit), len(parts.calibration)) == (40, 20)
     assert parts.test is dataset.test
 
 

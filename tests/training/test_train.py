@@ -54,10 +54,10 @@ def test_published_version(short):
     report = {path.name for path in (folder / "report").iterdir()}
     assert bundle.label == "strokes/1"
     assert len(bundle.card.losses.fit) == 4 and bundle.card.losses.fit[-1] < bundle.card.losses.fit[0]
-    assert bundle.card.data["fit_images"] == 300 and bundle.card.training["epochs"] == 3
+    assert bundle.card.data["fit_images"] == 240 and bundle.card.training["epochs"] == 3
     assert {"reconstructions_000.png", "reconstructions_002.png", "reconstructions_003.png"} <= report
     assert {"loss.png", "loss_list.npy", "latent.png", "latent.npz", "errors.png"} <= report
-    assert np.load(folder / "report" / "loss_list.npy").shape == (3 * 10,)
+    assert np.load(folder / "report" / "loss_list.npy").shape == (3 * 8,)
     assert np.load(folder / "report" / "latent.npz")["embeddings"].shape == (60, 2)
     assert not (folder.parent / FOLDER).exists()
 

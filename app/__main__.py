@@ -65,6 +65,7 @@ def serve(
             log_config=None,
             access_log=False,
             server_header=False,
+            proxy_headers=False,  # nothing asks who the client is
         )
 
 

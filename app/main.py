@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
+from threadpoolctl import threadpool_limits
 
 from app.detection import store
 from app.detection.bundle import Bundle
@@ -106,6 +107,7 @@ def create_app(settings: Settings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
         torch.set_num_threads(settings.threads)
+        threadpool_limits(settings.threads, user_api="blas")  # numpy would take every core for a product of microseconds
         first = versions.best()
         assert first is not None  # nothing is in service yet that could be the best already
         put_in_service(first)
@@ -126,20 +128,25 @@ def create_app(settings: Settings) -> FastAPI:
     app = Server(title="Oddigit", description=_DESCRIPTION, version="0.1.0", lifespan=lifespan, redirect_slashes=False)
     straight = {"/score": endpoints.score, "/embed": endpoints.embed, "/reconstruct": endpoints.reconstruct}
     app.add_middleware(CarryErrors)
-    app.outermost = Front(app.inner, straight, guard, metrics, draining)
-    if settings.cors_origins:
-        app.outermost = CORSMiddleware(
-            app.outermost,
-            allow_origins=[origin.strip() for origin in settings.cors_origins.split(",")],
-            allow_methods=["GET", "POST"],
-            allow_headers=["*"],
-            expose_headers=["X-Request-ID", "Server-Timing", "Retry-After"],
-        )
     app.add_exception_handler(HTTPException, _pass_on)
     add_routes(app, endpoints, about)
     add_page(app)
-    app.outermost = traced(app.outermost, {getattr(route, "path", "") for route in app.routes})
+    front = _with_cors(Front(app.inner, straight, guard, metrics, draining), settings.cors_origins)
+    app.outermost = traced(front, {getattr(route, "path", "") for route in app.routes}, os.environ)
     return app
+
+
+def _with_cors(app: ASGIApp, origins: str) -> ASGIApp:
+    """`app` for the pages of these origins too, which are separated by commas; `app` itself where there are none."""
+    if not origins:
+        return app
+    return CORSMiddleware(
+        app,
+        allow_origins=[origin.strip() for origin in origins.split(",")],
+        allow_methods=["GET", "POST"],
+        allow_headers=["*"],
+        expose_headers=["X-Request-ID", "Server-Timing", "Retry-After"],
+    )
 
 
 async def _keep_counting(metrics: Metrics, about: About) -> None:

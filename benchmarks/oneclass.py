@@ -21,7 +21,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from app.detection.model import Autoencoder
+from app.detection.model import Autoencoder, Layers
 from app.detection.scoring import MseScorer, Scorer
 from app.training.config import TrainConfig
 from app.training.data import DataSet, load_dataset
@@ -96,11 +96,11 @@ def trained(config: TrainConfig, images: Tensor) -> Autoencoder:
     return training.model.eval()
 
 
-@torch.inference_mode()
 def scores(model: Autoencoder, scorer: Scorer, images: Tensor) -> np.ndarray:
     """Images [N, pixels] -> scores [N]."""
-    embeddings = model.encode(images)
-    return scorer.score(images, model.decode(embeddings), embeddings).numpy()
+    layers, flat = Layers(model, CPU), images.numpy()
+    embeddings = layers.encode(flat)
+    return scorer.score(flat, layers.decode(embeddings), embeddings)
 
 
 def auroc(scores: np.ndarray, is_normal: np.ndarray) -> float:

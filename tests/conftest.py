@@ -15,7 +15,7 @@ from app.detection.bundle import Architecture, Bundle, Card, EpochLosses, SelfCh
 from app.detection.conformal import Calibration
 from app.detection.detector import Detector
 from app.detection.images import normalise
-from app.detection.model import Autoencoder
+from app.detection.model import Autoencoder, Layers
 from app.detection.scoring import load_scorer
 
 settings.register_profile("unhurried", deadline=None, derandomize=True)
@@ -103,7 +103,7 @@ def make_bundle(seed: int = 0, name: str = "mnist") -> Bundle:
         torch.manual_seed(seed)
         model = Autoencoder().eval()
     scorer = load_scorer("mse", {})
-    scores = scorer.score(*_through(model, stroke_images(199, seed=2))).numpy()
+    scores = scorer.score(*_through(model, stroke_images(199, seed=2)))
     calibration = Calibration.from_scores(scores)
     checked = scorer.score(*_through(model, self_check_images(0, 28))).tolist()
     card = Card(
@@ -130,7 +130,6 @@ def make_bundle(seed: int = 0, name: str = "mnist") -> Bundle:
 
 
 def _through(model, images):
-    with torch.inference_mode():
-        flat = torch.from_numpy(normalise(images)).flatten(1)
-        embeddings = model.encode(flat)
-        return flat, model.decode(embeddings), embeddings
+    flat, layers = normalise(images).reshape(len(images), -1), Layers(model, torch.device("cpu"))
+    embeddings = layers.encode(flat)
+    return flat, layers.decode(embeddings), embeddings

@@ -24,6 +24,17 @@ except ValueError as error:
     print(error)
 """
 
+THREADS = """
+import asyncio
+import app.main
+from threadpoolctl import threadpool_info
+async def start():
+    application = app.main.app
+    async with application.router.lifespan_context(application):
+        print(*{library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"})
+asyncio.run(start())
+"""
+
 
 def test_importing_the_server_loads_nothing_of_the_offline_side():
     """No torchvision, matplotlib, typer, rich or sklearn, and no engine that is optional."""
@@ -39,6 +50,13 @@ def test_importing_the_server_reads_no_environment_and_no_model():
     opened, refused = done.stdout.splitlines()
     assert opened == "[]"
     assert "ODDIGIT_THREADS" in refused
+
+
+@pytest.mark.parametrize("variables", [{}, {"ODDIGIT_THREADS": "2"}], ids=str)
+def test_a_forward_pass_takes_no_more_threads_than_it_may(variables):
+    """One unless told otherwise: on many cores, numpy would start one a core for a product of microseconds."""
+    done = run(sys.executable, "-c", THREADS, OPENBLAS_NUM_THREADS="4", **variables)
+    assert done.stdout.split() == [variables.get("ODDIGIT_THREADS", "1")], done.stderr
 
 
 def test_the_module_has_an_app_and_nothing_else_by_that_way():

@@ -9,22 +9,16 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
+from app.detection.arrays import Array, place, to_numpy
 from app.detection.bundle import Bundle, self_check_images
 from app.detection.images import normalise
-from app.detection.model import Plain
+from app.detection.model import Layers
 from app.detection.scoring import reconstruction_error
 
 Images = NDArray[np.float32]
 
 _SELF_CHECK_RTOL = 1e-3  # devices sum in different orders; a wrong file or kernel is off by far more
-
-
-# CPU kernels take rows by fours and sum the last ones of another number in another order. The network turns a last bit of the
-# embedding into 1e-4 of a pixel, and an image's score would depend on its company: by 5e-5 relative without this, by less
-# than 1e-6 with it.
-_ROWS = 4
 
 
 class DeviceError(RuntimeError):
@@ -62,7 +56,7 @@ class Detections(NamedTuple):
     scores: NDArray[np.float32]  # [N], higher = more anomalous
     p_values: NDArray[np.float64]  # [N], in (0, 1]
     reconstruction_errors: NDArray[np.float32]  # [N], mean squared residual
-    embeddings: NDArray[np.float32]  # [N, latent_dim]
+    embeddings: NDArray[np.float32]  # [N, latent_dim], unbounded
     reconstructions: NDArray[np.float32] | None = None  # [N, 1, S, S] in [-1, 1], where asked for
     error_maps: NDArray[np.float32] | None = None  # [N, S, S], not negative, where asked for
 
@@ -85,39 +79,43 @@ class Detector:
         """Move the bundle to `device`. Raises DeviceError where that is not there."""
         self.bundle = bundle
         self.device = pick_device(device)
-        self._model = Plain(bundle.model.to(self.device).eval())
+        self._network = bundle.model.to(self.device).eval()
+        self._layers = Layers(bundle.model, self.device)
         self._scorer = bundle.scorer.to(self.device)
         self._calibration = bundle.calibration
         self.image_size = bundle.model.config.image_size
 
-    @torch.inference_mode()
     def detect(
         self,
         images: Images,
         evidence: NDArray[np.float32] | None = None,
         *,
+        embeddings: bool = False,
         reconstructions: bool = False,
         error_maps: bool = False,
     ) -> Detections:
         """Judge images [N, 1, S, S], float32 in [-1, 1]; the pictures are left out unless asked for.
 
-        `evidence` [N, K] is what the preparation of each image saw; NaN for images that were left untouched.
+        `evidence` [N, K] is what the preparation of each image saw; NaN for images that were left untouched. `embeddings` are
+        wanted as the network itself computes them, in its single precision: up to 1e-4 from what the scores are made of.
         """
-        count = len(images)
-        if count % _ROWS:
-            images = np.concatenate([images, np.repeat(images[-1:], -count % _ROWS, axis=0)])
-        flat = self._flat(images)  # [N, S * S]
-        codes = self._model.encode(flat)  # [N, latent_dim]
-        made = self._model.decode(codes)  # [N, S * S]
-        scores = self._on_one_scale(_numpy(self._scorer.score(flat, made, codes))[:count], evidence)
+        shape = (len(images), self.image_size, self.image_size)
+        flat = place(images.reshape(len(images), -1), self.device)  # [N, S * S]
+        codes = self._layers.encode(flat)  # [N, latent_dim]
+        made = self._layers.decode(codes)  # [N, S * S]
+        scores = self._on_one_scale(to_numpy(self._scorer.score(flat, made, codes)), evidence)
         return Detections(
             scores=scores,
             p_values=self._calibration.p_values(scores),
-            reconstruction_errors=_numpy(reconstruction_error(flat, made))[:count],
-            embeddings=_numpy(codes)[:count],
-            reconstructions=_numpy(made).reshape(images.shape)[:count] if reconstructions else None,
-            error_maps=self._error_maps(flat, made, codes)[:count] if error_maps else None,
+            reconstruction_errors=to_numpy(reconstruction_error(flat, made)),
+            embeddings=self._embed(flat) if embeddings else to_numpy(codes),
+            reconstructions=to_numpy(made).reshape(images.shape) if reconstructions else None,
+            error_maps=to_numpy(self._scorer.error_map(flat, made, codes)).reshape(shape) if error_maps else None,
         )
+
+    @torch.inference_mode()
+    def _embed(self, images: Array) -> NDArray[np.float32]:
+        return to_numpy(self._network.encode(torch.as_tensor(images)))
 
     def _on_one_scale(self, scores: NDArray[np.float32], evidence: NDArray[np.float32] | None) -> NDArray[np.float32]:
         """Scores [N] of untouched images stay; those of prepared ones are joined with their evidence [N, K]."""
@@ -140,18 +138,9 @@ class Detector:
                 "it is not served."
             )
 
-    @torch.inference_mode()
     def decode(self, embeddings: NDArray[np.float32]) -> Images:
         """Latent codes [N, latent_dim] -> images [N, 1, S, S] in [-1, 1]."""
-        codes = torch.from_numpy(embeddings).to(self.device)
-        return _numpy(self._model.decode(codes).view(-1, 1, self.image_size, self.image_size))
-
-    def _error_maps(self, images: Tensor, reconstructions: Tensor, embeddings: Tensor) -> NDArray[np.float32]:
-        maps = self._scorer.error_map(images, reconstructions, embeddings)
-        return _numpy(maps).reshape(-1, self.image_size, self.image_size)
-
-    def _flat(self, images: Images) -> Tensor:
-        return torch.from_numpy(images).view(len(images), -1).to(self.device)
+        return to_numpy(self._layers.decode(place(embeddings, self.device))).reshape(-1, 1, self.image_size, self.image_size)
 
 
 def stack_evidence(evidence: Sequence[NDArray[np.float32] | None]) -> NDArray[np.float32] | None:
@@ -161,8 +150,3 @@ def stack_evidence(evidence: Sequence[NDArray[np.float32] | None]) -> NDArray[np
         return None
     nothing = np.full_like(known, np.nan)
     return np.stack([nothing if seen is None else seen for seen in evidence])
-
-
-def _numpy(tensor: Tensor) -> NDArray[np.float32]:
-    array: NDArray[np.float32] = tensor.cpu().numpy()
-    return array

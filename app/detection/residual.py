@@ -23,9 +23,9 @@ from typing import ClassVar, Self
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
+
+from app.detection.arrays import Array, affine, largest, library, like, place, relu, sums_of_squares, to_numpy
 
 BANDS = (0, 12, 24, 48, 96)  # borders of the bands of principal directions
 ENERGIES = len(BANDS) + 1  # one for each band, one for the rest of the space, one over the image's ink
@@ -39,69 +39,72 @@ class ResidualScorer:
 
     name: ClassVar[str] = "residual"
 
-    location: Tensor  # [2] mean of the embeddings
-    scale: Tensor  # [2] their standard deviation
-    centres: Tensor  # [M, 2] of the regions, in standardised embeddings
-    widths: Tensor  # [M] distance of each centre to its nearest neighbour
-    pixel_mean: Tensor  # [M, P] mean residual of each region
-    pixel_std: Tensor  # [M, P] its standard deviation
-    directions: Tensor  # [P, K] principal directions, each over its shrunk standard deviation
-    variance: Tensor  # [K] those standard deviations, squared
-    mean: Tensor  # [M, K] pixel_mean along the directions
-    band_mean: Tensor  # [M, B] log energy of each band in each region
-    band_std: Tensor  # [M, B] its standard deviation
-    w1: Tensor  # [K + B + 2, H] the network: inputs -> H -> H -> 1
-    b1: Tensor
-    w2: Tensor
-    b2: Tensor
-    w3: Tensor
-    b3: Tensor
-    centre: Tensor  # [] median evidence of the fitted images
-    spread: Tensor  # [] its standard deviation
+    location: Array  # [2] mean of the embeddings
+    scale: Array  # [2] their standard deviation
+    centres: Array  # [M, 2] of the regions, in standardised embeddings
+    widths: Array  # [M] distance of each centre to its nearest neighbour
+    pixel_mean: Array  # [M, P] mean residual of each region
+    pixel_std: Array  # [M, P] its standard deviation
+    directions: Array  # [P, K] principal directions, each over its shrunk standard deviation
+    variance: Array  # [K] those standard deviations, squared
+    mean: Array  # [M, K] pixel_mean along the directions
+    band_mean: Array  # [M, B] log energy of each band in each region
+    band_std: Array  # [M, B] its standard deviation
+    w1: Array  # [K + B + 2, H] the network: inputs -> H -> H -> 1
+    b1: Array
+    w2: Array
+    b2: Array
+    w3: Array
+    b3: Array
+    centre: Array  # [] median evidence of the fitted images
+    spread: Array  # [] its standard deviation
 
-    def score(self, images: Tensor, reconstructions: Tensor, embeddings: Tensor) -> Tensor:
+    def score(self, images: Array, reconstructions: Array, embeddings: Array) -> Array:
         """[N], > 0: 1 for the median normal image, and about 1.44 (1 / ln 2) more for each further standard deviation."""
-        evidence = self.evidence(images, reconstructions, embeddings)
-        return F.softplus((evidence - self.centre) / self.spread) / math.log(2)
+        deviations = (self.evidence(images, reconstructions, embeddings) - self.centre) / self.spread
+        lib = library(deviations)
+        return (deviations.clip(0) + lib.log1p(lib.exp(-abs(deviations)))) / math.log(2)  # softplus
 
-    def error_map(self, images: Tensor, reconstructions: Tensor, embeddings: Tensor) -> Tensor:
+    def error_map(self, images: Array, reconstructions: Array, embeddings: Array) -> Array:
         """[N, P]: each pixel's residual in standard deviations of its neighbourhood, without sign."""
         near = self._near(self._standardised(embeddings))
         unusual = images - reconstructions - near @ self.pixel_mean
-        return unusual.abs() / (near @ self.pixel_std).clamp(min=_USUAL_RESIDUAL)
+        return abs(unusual) / (near @ self.pixel_std).clip(_USUAL_RESIDUAL)
 
-    def evidence(self, images: Tensor, reconstructions: Tensor, embeddings: Tensor) -> Tensor:
+    def evidence(self, images: Array, reconstructions: Array, embeddings: Array) -> Array:
         """[N], shape plus energy, before it is scaled to a score."""
         whitened, bands, z = self.features(images, reconstructions, embeddings)
-        hidden = torch.addmm(self.b1, inputs(whitened, bands, z), self.w1).relu_()
-        hidden = torch.addmm(self.b2, hidden, self.w2).relu_()
-        shape = torch.addmm(self.b3, hidden, self.w3)[:, 0]
-        largest = bands.amax(1, keepdim=True)  # log-sum-exp by hand: the library's takes five times as long for few images
-        energy = (bands - largest).exp_().sum(1).log_().add_(largest[:, 0])
-        return torch.add(shape, energy, alpha=ENERGY_WEIGHT)
+        lib = library(bands)
+        hidden = relu(affine(inputs(whitened, bands, z), self.w1, self.b1))
+        hidden = relu(affine(hidden, self.w2, self.b2))
+        shape = affine(hidden, self.w3, self.b3)[:, 0]
+        most = largest(bands)
+        energy = lib.log(lib.exp(bands - most).sum(1)) + most[:, 0]  # log-sum-exp
+        return shape + ENERGY_WEIGHT * energy
 
-    def features(self, images: Tensor, reconstructions: Tensor, embeddings: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def features(self, images: Array, reconstructions: Array, embeddings: Array) -> tuple[Array, Array, Array]:
         """-> whitened residuals [N, K], log band energies in local standard deviations [N, B], standardised embeddings."""
+        lib = library(images)
         z = self._standardised(embeddings)
-        mean, band_mean, band_std = (self._near(z) @ self._of_regions).split(self._of_regions_widths, 1)  # type: ignore[no-untyped-call]
+        usual = self._near(z) @ self._of_regions
         residuals = images - reconstructions
         along = residuals @ self.directions  # [N, K]
-        whole = torch.linalg.vector_norm(residuals, dim=1).square()
-        rest = (whole - along.square() @ self.variance) / (residuals.shape[1] - BANDS[-1])
-        relative = whole / torch.linalg.vector_norm(images + 1, dim=1).square().add_(1)
-        whitened = along - mean
-        energies = [whitened.square() @ self._in_bands, rest[:, None], relative[:, None]]
-        log_energy = torch.cat(energies, 1).clamp(min=1e-6).log()  # [N, B]
-        return whitened, (log_energy - band_mean) / band_std, z
+        whole = sums_of_squares(residuals)
+        rest = (whole - (along * along) @ self.variance) / (residuals.shape[1] - BANDS[-1])
+        relative = whole / (sums_of_squares(images + 1) + 1)
+        whitened = along - usual[:, : BANDS[-1]]
+        energies = [(whitened * whitened) @ self._in_bands, rest[:, None], relative[:, None]]
+        log_energy = lib.log(lib.concatenate(energies, 1).clip(1e-6))  # [N, B]
+        return whitened, (log_energy - usual[:, BANDS[-1] : -ENERGIES]) / usual[:, -ENERGIES:], z
 
     def arrays(self) -> dict[str, NDArray[np.float32]]:
-        return {field.name: getattr(self, field.name).cpu().numpy() for field in fields(self)}
+        return {field.name: to_numpy(getattr(self, field.name)) for field in fields(self)}
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, NDArray[np.float32]]) -> Self:
-        """What `arrays()` gave -> the scorer. Raises KeyError or ValueError where it is not that."""
-        scorer = cls(**{field.name: torch.from_numpy(arrays[field.name].astype(np.float32)) for field in fields(cls)})
-        if any(not bool(torch.isfinite(tensor).all()) for tensor in vars(scorer).values()):
+        """What `arrays()` gave -> the scorer, on numpy. Raises KeyError or ValueError where it is not that."""
+        scorer = cls(**{field.name: arrays[field.name].astype(np.float32) for field in fields(cls)})
+        if any(not np.isfinite(array).all() for array in vars(scorer).values()):
             raise ValueError("the scorer holds numbers that are not finite")
         regions = len(scorer.centres)
         if scorer.band_mean.shape != (regions, ENERGIES) or scorer.mean.shape != (regions, BANDS[-1]):
@@ -109,38 +112,36 @@ class ResidualScorer:
         return scorer
 
     def to(self, device: torch.device) -> Self:
-        return type(self)(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
+        return type(self)(**{name: place(array, device) for name, array in self.arrays().items()})
 
     @cached_property
-    def _of_regions(self) -> Tensor:
+    def _of_regions(self) -> Array:
         """[M, K + 2 B]: what is blended between regions, side by side, since small products cost more than large ones."""
-        return torch.cat([self.mean, self.band_mean, self.band_std], 1)
-
-    @property
-    def _of_regions_widths(self) -> list[int]:
-        return [self.mean.shape[1], self.band_mean.shape[1], self.band_std.shape[1]]
+        return library(self.mean).concatenate([self.mean, self.band_mean, self.band_std], 1)
 
     @cached_property
-    def _in_bands(self) -> Tensor:
+    def _in_bands(self) -> Array:
         """[K, B - 1]: averages over the directions of each band."""
-        averages = torch.zeros(BANDS[-1], len(BANDS) - 1, device=self.mean.device)
+        averages = np.zeros((BANDS[-1], len(BANDS) - 1), np.float32)
         for band, (first, last) in enumerate(pairwise(BANDS)):
             averages[first:last, band] = 1 / (last - first)
-        return averages
+        return like(self.mean, averages)
 
-    def _standardised(self, embeddings: Tensor) -> Tensor:
+    def _standardised(self, embeddings: Array) -> Array:
         return (embeddings - self.location) / self.scale
 
-    def _near(self, z: Tensor) -> Tensor:
+    def _near(self, z: Array) -> Array:
         return near(z, self.centres, self.widths)
 
 
-def near(z: Tensor, centres: Tensor, widths: Tensor) -> Tensor:
+def near(z: Array, centres: Array, widths: Array) -> Array:
     """[N, M], rows sum to 1: how much each region speaks for each embedding, by a Gaussian kernel."""
-    distances = torch.cdist(z, centres, compute_mode="donot_use_mm_for_euclid_dist")  # exact, however near
-    return (distances / widths).square_().mul_(-0.5).softmax(1)
+    lib = library(z)
+    exponents = sums_of_squares(z[:, None] - centres) / (-2 * widths * widths)  # differences first: exact, however near
+    weights = lib.exp(exponents - largest(exponents))
+    return weights / weights.sum(1)[:, None]
 
 
-def inputs(whitened: Tensor, bands: Tensor, z: Tensor) -> Tensor:
+def inputs(whitened: Array, bands: Array, z: Array) -> Array:
     """What the network reads: [N, K + B + 2]; far-off values are cut, where it has learnt nothing."""
-    return torch.cat([whitened, bands.clamp(-4, 8), z.clamp(-6, 6)], 1)
+    return library(whitened).concatenate([whitened, bands.clip(-4, 8), z.clip(-6, 6)], 1)

@@ -9,34 +9,34 @@ from typing import ClassVar, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
+from app.detection.arrays import Array, sums_of_squares
 from app.detection.residual import ResidualScorer
 
 Arrays = dict[str, NDArray[np.float32]]
 
 
 class Scorer(Protocol):
-    """What a detector needs of a scorer. Tensors are float32: images and reconstructions [N, pixels] in [-1, 1]."""
+    """What a detector needs of a scorer. Arrays are float32: images and reconstructions [N, pixels] in [-1, 1]."""
 
     name: ClassVar[str]
 
-    def score(self, images: Tensor, reconstructions: Tensor, embeddings: Tensor) -> Tensor:
+    def score(self, images: Array, reconstructions: Array, embeddings: Array) -> Array:
         """-> scores [N]; each depends on its own image alone."""
 
-    def error_map(self, images: Tensor, reconstructions: Tensor, embeddings: Tensor) -> Tensor:
+    def error_map(self, images: Array, reconstructions: Array, embeddings: Array) -> Array:
         """-> [N, pixels]: how odd each pixel is, not negative, 1 = as large as is usual."""
 
     def arrays(self) -> Arrays:
         """What `load_scorer` needs to rebuild this scorer."""
 
     def to(self, device: torch.device) -> "Scorer":
-        """The same scorer with its tensors on `device`."""
+        """The same scorer for arrays on `device`: numpy's on the CPU, else torch's."""
 
 
-def reconstruction_error(images: Tensor, reconstructions: Tensor) -> Tensor:
+def reconstruction_error(images: Array, reconstructions: Array) -> Array:
     """Mean squared residual over the pixels: [N, pixels] twice -> [N]. The training loss of each image."""
-    return (images - reconstructions).square().mean(1)
+    return sums_of_squares(images - reconstructions) / images.shape[1]
 
 
 class MseScorer:
@@ -44,12 +44,12 @@ class MseScorer:
 
     name: ClassVar[str] = "mse"
 
-    def score(self, images: Tensor, reconstructions: Tensor, embeddings: Tensor) -> Tensor:
+    def score(self, images: Array, reconstructions: Array, embeddings: Array) -> Array:
         return reconstruction_error(images, reconstructions)
 
-    def error_map(self, images: Tensor, reconstructions: Tensor, embeddings: Tensor) -> Tensor:
-        squared = (images - reconstructions).square()
-        return squared / squared.mean(1, keepdim=True).clamp_min(1e-12)
+    def error_map(self, images: Array, reconstructions: Array, embeddings: Array) -> Array:
+        squared = (images - reconstructions) ** 2
+        return squared / squared.mean(1)[:, None].clip(1e-12)
 
     def arrays(self) -> Arrays:
         return {}

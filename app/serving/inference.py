@@ -26,8 +26,9 @@ class NotLoaded(RuntimeError):
 
 
 class Wanted(NamedTuple):
-    """What an answer needs besides scores and embeddings."""
+    """What an answer needs besides scores."""
 
+    embeddings: bool = False
     reconstructions: bool = False
     error_maps: bool = False
 

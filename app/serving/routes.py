@@ -176,7 +176,7 @@ _SCORE = Question(
     array=lambda outcome: outcome.detections.scores,
 )
 _EMBED = Question(
-    wanted=Wanted(),
+    wanted=Wanted(embeddings=True),
     offers=(JSON, NPY),
     entries=lambda upload, outcome, _: answers.embed_entries(upload.shown, outcome.detections),
     head=_model_head,

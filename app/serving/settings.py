@@ -24,7 +24,7 @@ class Settings(BaseModel):
     model: str = Field("mnist", description="Which detector of the store to serve.")
     version: int | None = Field(None, ge=1, description="Serve this version; unset, the highest.")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps.")
-    threads: int = Field(1, ge=1, le=256, description="Threads that torch uses for one forward pass on the CPU.")
+    threads: int = Field(1, ge=1, le=256, description="Threads for one forward pass on the CPU.")
     max_body_bytes: int = Field(10 * MIB, ge=1, description="Largest request body; arrays have their own limit.")
     max_array_bytes: int = Field(128 * MIB, ge=1, description="Largest application/x-npy body.")
     max_images: int = Field(64, ge=1, description="Most images in one multipart request.")

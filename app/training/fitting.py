@@ -13,11 +13,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from app.detection.arrays import place, to_numpy
 from app.detection.bundle import PREPROCESSING, Architecture, Bundle, Card, EpochLosses, SelfCheck, self_check_images
 from app.detection.conformal import Calibration, CalibrationError, images_needed
 from app.detection.detector import Detections, Detector
 from app.detection.images import normalise
-from app.detection.model import Autoencoder
+from app.detection.model import Autoencoder, Layers
 from app.detection.scoring import MseScorer, Scorer
 from app.detection.uploads import EvidenceScorer, UploadScale
 from app.training.data import Labelled
@@ -100,7 +101,6 @@ def make_bundle(
         CalibrationError: there are too few images for `origin.alpha`.
     """
     check_calibration_size(origin.alpha, len(normal))
-    model, scorer = model.to(device).eval(), scorer.to(device)
     calibration = Calibration.from_scores(_scores(model, scorer, normalise(normal.images), device))
     scale = None
     if evidence is not None:
@@ -166,22 +166,18 @@ def _uploads_of(images: Labelled, seed: int) -> Uploads:
 
 def _scores(model: Autoencoder, scorer: Scorer, images: NDArray[np.float32], device: torch.device) -> NDArray[np.float32]:
     """Scores [N] of images [N, 1, S, S] in [-1, 1]."""
-    flat = torch.from_numpy(images).view(len(images), -1)
-    parts = [scorer.score(*_through(model, chunk.to(device))) for chunk in torch.split(flat, CHUNK)]
-    scores: NDArray[np.float32] = torch.cat(parts).cpu().numpy()
-    return scores
+    layers, scorer = Layers(model, device), scorer.to(device)
+    parts = []
+    for start in range(0, len(images), CHUNK):
+        flat = place(images[start : start + CHUNK].reshape(-1, model.config.pixels), device)
+        embeddings = layers.encode(flat)
+        parts.append(to_numpy(scorer.score(flat, layers.decode(embeddings), embeddings)))
+    return np.concatenate(parts)
 
 
 def flatten(images: Pixels, device: torch.device) -> Tensor:
     """uint8 [N, S, S] -> float32 [N, S * S] in [-1, 1] on `device`."""
     return torch.from_numpy(normalise(images)).view(len(images), -1).to(device)
-
-
-@torch.inference_mode()
-def _through(model: Autoencoder, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """[N, pixels] -> images, reconstructions, embeddings."""
-    embeddings = model.encode(images)
-    return images, model.decode(embeddings), embeddings
 
 
 def _first_card(model: Autoencoder, scorer: Scorer, calibration: Calibration, origin: Origin) -> Card:

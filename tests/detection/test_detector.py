@@ -51,6 +51,13 @@ def test_pictures_come_where_they_are_asked_for(detector):
     np.testing.assert_allclose(full.reconstruction_errors, (residuals**2).mean((1, 2, 3)), rtol=1e-5)
 
 
+def test_embeddings_that_are_asked_for_are_the_networks_own(detector):
+    """To the last digits what its encoder says of all the images at once."""
+    with torch.inference_mode():
+        expected = detector.bundle.model.encode(torch.from_numpy(IMAGES).flatten(1)).numpy()
+    assert np.array_equal(detector.detect(IMAGES, embeddings=True).embeddings, expected)
+
+
 def test_decoding_an_embedding_gives_the_reconstruction(detector):
     """`decode` is the second half of what `detect` does."""
     seen = detector.detect(IMAGES[:9], reconstructions=True)

@@ -33,7 +33,7 @@ from app.serving.logs import set_up_logging
 from app.serving.observe import Metrics
 from app.serving.openapi import add_routes
 from app.serving.pages import add_page
-from app.serving.protocol import STATE_KEY, Limits, room_for
+from app.serving.protocol import DROPPED_BYTES, STATE_KEY, Limits, room_for
 from app.serving.reload import Versions, watch
 from app.serving.routes import Endpoints
 from app.serving.settings import Settings, read_settings
@@ -119,7 +119,7 @@ def create_app(settings: Settings) -> FastAPI:
             tasks.append(asyncio.create_task(watch(versions, inference, metrics, put_in_service)))
         gc.collect()
         gc.freeze()  # torch's heap is large; walking it in every collection is what long tails are made of
-        yield {STATE_KEY: Limits(room_for(settings.max_connections), settings.head_timeout_s)}
+        yield {STATE_KEY: limits._replace(connections=room_for(settings.max_connections))}
         for task in tasks:
             task.cancel()
         uploads.close()
@@ -131,8 +131,13 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_exception_handler(HTTPException, _pass_on)
     add_routes(app, endpoints, about)
     add_page(app)
-    front = _with_cors(Front(app.inner, straight, guard, metrics, draining), settings.cors_origins)
-    app.outermost = traced(front, {getattr(route, "path", "") for route in app.routes}, os.environ)
+    front = Front(app.inner, straight, guard, admission, metrics, draining)
+    paths = {getattr(route, "path", "") for route in app.routes}
+    app.outermost = traced(_with_cors(front, settings.cors_origins), paths, os.environ)
+    limits = Limits(settings.max_connections, settings.head_timeout_s)
+    if app.outermost is front:  # else others have a say in every answer
+        dropped = min(DROPPED_BYTES, settings.max_body_bytes)
+        limits = limits._replace(dropped_bytes=dropped, crowded=lambda: admission.full, turn_away=front.turn_away)
     return app
 
 

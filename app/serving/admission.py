@@ -36,10 +36,19 @@ class Admission:
         """How long what is under way will take at the recent pace."""
         return self.in_flight * self._pace_s
 
+    @property
+    def full(self) -> bool:
+        """Whether one more question would be refused."""
+        return self.in_flight >= self._max_waiting or (self.in_flight > 1 and self.expected_wait_s > _MARGIN * self._deadline_s)
+
+    def refusal(self) -> Overloaded:
+        """What a question is told that finds no room."""
+        return Overloaded(max(1, math.ceil(self.expected_wait_s)))
+
     def __enter__(self) -> None:
         """Accept one more question. Raises Overloaded."""
-        if self.in_flight >= self._max_waiting or (self.in_flight > 1 and self.expected_wait_s > _MARGIN * self._deadline_s):
-            raise Overloaded(max(1, math.ceil(self.expected_wait_s)))
+        if self.full:
+            raise self.refusal()
         if self.in_flight == 0:
             self._since = time.perf_counter()
         self.in_flight += 1

@@ -86,6 +86,7 @@ class Metrics:
         self._served: tuple[str, ...] | None = None
         self._answers: dict[tuple[str, int], list[float]] = {}  # what is not counted yet: (route, status) -> seconds
         self._times: list[tuple[float, float, float, float]] = []
+        self._refusals: dict[str, int] = {}  # reason -> how many
 
     def answered(self, route: str, status: int, seconds: float) -> None:
         """A request has been answered. Counted some at a time, since counting costs more than noting."""
@@ -104,13 +105,17 @@ class Metrics:
                 self._requests.labels(route, str(status)).inc(len(seconds))
                 observe_many(self._request_seconds.labels(route), _SECONDS, np.array(seconds))
                 seconds.clear()
+        for reason, count in self._refusals.items():
+            self._refused.labels(reason).inc(count)
+        self._refusals.clear()
         if self._times:
             for name, column in zip(STAGES, np.array(self._times).T, strict=True):
                 observe_many(self._stages[name], _SECONDS, column)
             self._times.clear()
 
     def refused(self, reason: str) -> None:
-        self._refused.labels(reason).inc()
+        """A request was not answered as it wished, for this type of problem. Counted later, as answers are."""
+        self._refusals[reason] = self._refusals.get(reason, 0) + 1
 
     def timed(self, decode: float, queue: float, infer: float, encode: float) -> bytes:
         """Note the seconds that a question spent in each stage -> its Server-Timing header, in milliseconds."""

@@ -9,10 +9,12 @@ import logging
 import resource
 import sys
 from asyncio import TimerHandle, Transport
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from starlette.types import Scope
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from app.serving.answers import json_bytes
 from app.serving.errors import MEDIA_TYPE, BadBody, Problem, TooLarge, Unavailable
@@ -26,6 +28,9 @@ _OWN_FILES = 128  # open files of the process itself
 _HEAD_BYTES = 64 * 1024  # of a request that are no body: its head, trailers
 _FRAMING = 8  # bytes of chunk framing that are allowed for each byte of a body: a byte a chunk takes six
 _FRAMES = (b"content-length", b"transfer-encoding")
+DROPPED_BYTES = 2**20  # largest body that is read only to be dropped
+
+Answer = tuple[int, list[tuple[bytes, bytes]], bytes]  # status, headers, body
 
 
 class Limits(NamedTuple):
@@ -33,6 +38,9 @@ class Limits(NamedTuple):
 
     connections: int
     head_timeout_s: float
+    dropped_bytes: int = 0
+    crowded: Callable[[], bool] = lambda: False  # whether there is room for no further question
+    turn_away: Callable[[Scope], Answer | None] = lambda scope: None  # by its head: the answer to one, None for other requests
 
 
 def room_for(connections: int) -> int:
@@ -59,6 +67,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._limits: Limits = self.app_state[STATE_KEY]
         self._head_timer: TimerHandle | None = None
         self._overhead = 0  # bytes received for this request that are no body
+        self._turned_away: Answer | None = None  # what the request gets once its body is over
         self._replaying = False  # the parser reads a head that was read before
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
@@ -104,21 +113,53 @@ class LimitedProtocol(HttpToolsProtocol):
         if self._replaying:
             self._replaying = False
             return
-        self._stop_timer()
         self._overhead = 0
-        super().on_headers_complete()
+        self._turned_away = self._turn_away() if self._limits.crowded() else None
+        if self._turned_away is None:
+            self._stop_timer()
+            super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
         self._overhead -= (1 + _FRAMING) * len(body)
-        super().on_body(body)
+        if self._turned_away is None:
+            super().on_body(body)
 
     def on_message_complete(self) -> None:
-        if not self.parser.should_upgrade():  # else the parser only stops here; the body is still to come
+        if self._turned_away is not None:
+            self._overhead = 0
+            self._stop_timer()
+            self._answer(*self._turned_away)
+            self._turned_away = None
+        elif not self.parser.should_upgrade():  # else the parser only stops here; the body is still to come
             self._overhead = 0
             super().on_message_complete()
 
     def send_400_response(self, msg: str) -> None:
         self._refuse(BadBody(msg))
+
+    def _turn_away(self) -> Answer | None:
+        """The answer to a request that can be refused here, without the cost of a task and of all that it would pass: one that
+        nothing on this connection has to wait for, and whose body is small and of known length."""
+        idle = self.cycle is None or self.cycle.response_complete
+        if not idle or self.flow.write_paused or self.expect_100_continue or self.parser.should_upgrade():
+            return None
+        sizes = [value for name, value in self.headers if name in _FRAMES]
+        if len(sizes) != 1 or not sizes[0].isdigit() or int(sizes[0]) > self._limits.dropped_bytes:
+            return None
+        path = self.url.partition(b"?")[0]
+        method = self.parser.get_method().decode("ascii")
+        return self._limits.turn_away({**self.scope, "method": method, "path": path.decode("latin-1"), "raw_path": path})
+
+    def _answer(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
+        """Write an answer as uvicorn would, keep-alive included."""
+        lines = [STATUS_LINE[status]]
+        stays = self.parser.should_keep_alive()
+        for name, value in (*self.server_state.default_headers, *headers, *(() if stays else [(b"connection", b"close")])):
+            lines += (name, b": ", value, b"\r\n")
+        self.transport.write(b"".join([*lines, b"\r\n", body]))
+        if not stays:
+            self.transport.close()
+        self.on_response_complete()
 
     def _go_on(self, rest: bytes) -> None:
         """Read what follows a head that offered an Upgrade. None is ever taken up, but the parser stops there, body or not:

@@ -16,9 +16,9 @@ from app.detection.bundle import Bundle
 from app.detection.conformal import CalibrationError, benjamini_hochberg
 from app.detection.images import normalise
 from app.serving import answers
-from app.serving.admission import Admission, Overloaded
+from app.serving.admission import Admission
 from app.serving.answers import Entry
-from app.serving.errors import DeadlinePassed, OutOfRange, TooLarge, Unavailable
+from app.serving.errors import DeadlinePassed, OutOfRange, TooLarge
 from app.serving.inference import Inference, Job, Outcome, Wanted
 from app.serving.negotiate import JSON, NPY, PNG, Options, choose, read_options
 from app.serving.observe import Metrics
@@ -72,11 +72,6 @@ class Endpoints:
         try:
             with self._arrays if len(body.data) > self._settings.max_body_bytes else self._admission:
                 return await self._answer_body(request, question, media, body, options)
-        except Overloaded as error:
-            raise Unavailable(
-                f"Too much is waiting already; try again in {error.retry_after} s.",
-                {"retry-after": str(error.retry_after)},
-            ) from None
         except TimeoutError:
             raise DeadlinePassed(
                 f"The question was not answered within {self._settings.deadline_ms:g} ms; the server is busy."

@@ -38,9 +38,8 @@ def serve(
 
     Every further knob is an ODDIGIT_* variable; the README lists them. An option given here wins over its variable.
     """
-    import uvicorn  # the commands that do not serve need not wait for it
-
-    from app.main import check_settings
+    from app.main import check_settings  # the commands that do not serve need not wait for it
+    from app.serving import workers as processes
     from app.serving.guard import KeysError
     from app.serving.settings import SettingsError, read_settings
 
@@ -52,21 +51,25 @@ def serve(
         print(error, file=sys.stderr)
         raise typer.Exit(2) from None
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # uvicorn raises it again when all is done
-    with _shared_metrics(workers):
-        uvicorn.run(
-            "app.main:app",
-            host=host,
-            port=port,
-            workers=workers,
-            loop="uvloop",
-            http="app.serving.protocol:LimitedProtocol",
-            ws="none",
-            lifespan="on",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,  # nothing asks who the client is
-        )
+    try:
+        with _shared_metrics(workers):
+            processes.serve(
+                workers,
+                app="app.main:app",
+                host=host,
+                port=port,
+                loop="uvloop",
+                http="app.serving.protocol:LimitedProtocol",
+                ws="none",
+                lifespan="on",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,  # nothing asks who the client is
+            )
+    except OSError as error:
+        print(f"{host}:{port} cannot be listened on: {error.strerror}.", file=sys.stderr)
+        raise typer.Exit(2) from None
 
 
 @contextmanager

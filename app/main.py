@@ -137,7 +137,7 @@ def create_app(settings: Settings) -> FastAPI:
     limits = Limits(settings.max_connections, settings.head_timeout_s)
     if app.outermost is front:  # else others have a say in every answer
         dropped = min(DROPPED_BYTES, settings.max_body_bytes)
-        limits = limits._replace(dropped_bytes=dropped, crowded=lambda: admission.full, turn_away=front.turn_away)
+        limits = limits._replace(direct=True, dropped_bytes=dropped, crowded=lambda: admission.full, turn_away=front.turn_away)
     return app
 
 

@@ -27,8 +27,10 @@ class Part(NamedTuple):
     data: bytes
 
 
-async def read_body(receive: Receive, headers: Mapping[bytes, bytes], *, limit: int, timeout_s: float) -> bytes:
-    """The whole body. Its size is checked against `limit` bytes before and while it streams.
+async def read_body(
+    receive: Receive, headers: Mapping[bytes, bytes], *, limit: int, timeout_s: float, complete: bool = False
+) -> bytes:
+    """The whole body. Its size is checked against `limit` bytes before and while it streams; `complete`: it has arrived.
 
     Raises:
         TooLarge: more than `limit` bytes were declared or sent.
@@ -38,6 +40,8 @@ async def read_body(receive: Receive, headers: Mapping[bytes, bytes], *, limit: 
     declared = headers.get(b"content-length", b"")
     if declared.isdigit() and int(declared) > limit:
         raise _too_large(limit)
+    if complete:
+        return await _read_on(receive, limit)
     try:
         async with asyncio.timeout(timeout_s):
             return await _read_on(receive, limit)

@@ -23,13 +23,12 @@ from app.serving.errors import BY_STATUS, MEDIA_TYPE, InternalError, Problem, Un
 from app.serving.guard import Guard
 from app.serving.inference import NotLoaded
 from app.serving.observe import Metrics
+from app.serving.protocol import EXCHANGE, Answer, Header
 
 logger = logging.getLogger(__name__)
 access = logging.getLogger("oddigit.access")
 
 Endpoint = Callable[[Request], Awaitable[Response]]
-Header = tuple[bytes, bytes]
-Answer = tuple[int, list[Header], bytes]  # status, headers, body
 
 OPEN = frozenset({"/", "/page.css", "/page.js", "/livez", "/readyz"})  # asked for without a key, and while draining
 
@@ -77,8 +76,7 @@ class Front:
                     raise error
                 route = getattr(scope.get("route"), "path", "other")  # a template: clients must not invent time series
             else:
-                response = await endpoint(Request(scope, visit.receive))
-                await response(scope, visit.receive, visit.send)
+                await visit.answer(await endpoint(Request(scope, visit.receive)))
         except ClientDisconnect:
             visit.status = 499  # nobody is left to answer; nginx's number for it
         except Exception as error:
@@ -159,6 +157,15 @@ class Visit:
             self.status = message["status"]
             message["headers"] = marked(message.get("headers", ()), self.id)
         await self._send(message)
+
+    async def answer(self, response: Response) -> None:
+        """Answer with a response that is there as a whole, past ASGI's messages where the server knows how to."""
+        exchange = self.scope.get("extensions", {}).get(EXCHANGE)
+        headers = marked(response.raw_headers, self.id)
+        if exchange is not None and exchange.answer(response.status_code, headers, response.body):
+            self.status = response.status_code
+        else:
+            await response(self.scope, self.receive, self.send)
 
     async def fail(self, error: Exception) -> str:
         """Answer with the error's problem -> its type; one that nobody foresaw is logged whole."""

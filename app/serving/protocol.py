@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import httptools
 from starlette.types import Scope
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from app.serving.answers import json_bytes
 from app.serving.errors import MEDIA_TYPE, BadBody, Problem, TooLarge, Unavailable
@@ -22,6 +22,7 @@ from app.serving.errors import MEDIA_TYPE, BadBody, Problem, TooLarge, Unavailab
 logger = logging.getLogger(__name__)
 
 STATE_KEY = "oddigit_limits"
+EXCHANGE = "oddigit.exchange"  # the extension of an ASGI scope that holds its Exchange
 
 _OWN_FILES = 128  # open files of the process itself
 
@@ -30,7 +31,8 @@ _FRAMING = 8  # bytes of chunk framing that are allowed for each byte of a body:
 _FRAMES = (b"content-length", b"transfer-encoding")
 DROPPED_BYTES = 2**20  # largest body that is read only to be dropped
 
-Answer = tuple[int, list[tuple[bytes, bytes]], bytes]  # status, headers, body
+Header = tuple[bytes, bytes]
+Answer = tuple[int, list[Header], bytes]  # status, headers, body
 
 
 class Limits(NamedTuple):
@@ -38,6 +40,7 @@ class Limits(NamedTuple):
 
     connections: int
     head_timeout_s: float
+    direct: bool = False  # nothing between server and application wants to see ASGI's messages
     dropped_bytes: int = 0
     crowded: Callable[[], bool] = lambda: False  # whether there is room for no further question
     turn_away: Callable[[Scope], Answer | None] = lambda scope: None  # by its head: the answer to one, None for other requests
@@ -57,6 +60,43 @@ def room_for(connections: int) -> int:
     if soft < wanted:
         logger.warning("the system allows %d open files: room for %d connections, not %d", soft, soft - _OWN_FILES, connections)
     return max(1, min(connections, soft - _OWN_FILES))
+
+
+def write(transport: Transport, status: int, headers: list[Header], body: bytes, *, stays: bool) -> None:
+    """Write an answer, and close the connection where it does not stay."""
+    if not stays:
+        headers.append((b"connection", b"close"))
+    lines = [STATUS_LINE[status], *(part for name, value in headers for part in (name, b": ", value, b"\r\n")), b"\r\n", body]
+    transport.write(b"".join(lines))
+    if not stays:
+        transport.close()
+
+
+class Exchange:
+    """A request and its answer past ASGI's messages, of which taking a body and giving an answer need several each."""
+
+    __slots__ = ("_cycle",)
+
+    def __init__(self, cycle: RequestResponseCycle) -> None:
+        self._cycle = cycle
+
+    @property
+    def complete(self) -> bool:
+        """Whether the request has arrived to its last byte: to receive it is not to wait."""
+        return not self._cycle.more_body
+
+    def answer(self, status: int, headers: list[Header], body: bytes) -> bool:
+        """Give a whole answer with these headers and the server's own. False where it has to be sent as usual: the client is
+        slow to read, or the request is not over."""
+        cycle = self._cycle
+        if cycle.flow.write_paused or cycle.more_body or cycle.response_started:
+            return False
+        if not cycle.disconnected:
+            cycle.response_started = cycle.response_complete = True
+            write(cycle.transport, status, cycle.default_headers + headers, body, stays=cycle.keep_alive)
+            cycle.message_event.set()
+            cycle.on_response()
+        return True
 
 
 class LimitedProtocol(HttpToolsProtocol):
@@ -118,6 +158,8 @@ class LimitedProtocol(HttpToolsProtocol):
         if self._turned_away is None:
             self._stop_timer()
             super().on_headers_complete()
+            if self._limits.direct:
+                self.scope["extensions"] = {EXCHANGE: Exchange(self.cycle)}  # type: ignore[dict-item]
 
     def on_body(self, body: bytes) -> None:
         self._overhead -= (1 + _FRAMING) * len(body)
@@ -150,15 +192,9 @@ class LimitedProtocol(HttpToolsProtocol):
         method = self.parser.get_method().decode("ascii")
         return self._limits.turn_away({**self.scope, "method": method, "path": path.decode("latin-1"), "raw_path": path})
 
-    def _answer(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
-        """Write an answer as uvicorn would, keep-alive included."""
-        lines = [STATUS_LINE[status]]
+    def _answer(self, status: int, headers: list[Header], body: bytes) -> None:
         stays = self.parser.should_keep_alive()
-        for name, value in (*self.server_state.default_headers, *headers, *(() if stays else [(b"connection", b"close")])):
-            lines += (name, b": ", value, b"\r\n")
-        self.transport.write(b"".join([*lines, b"\r\n", body]))
-        if not stays:
-            self.transport.close()
+        write(self.transport, status, [*self.server_state.default_headers, *headers], body, stays=stays)
         self.on_response_complete()
 
     def _go_on(self, rest: bytes) -> None:

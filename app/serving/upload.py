@@ -19,6 +19,7 @@ from app.serving.answers import Shown
 from app.serving.body import Part, media_type, parse_form, read_body
 from app.serving.errors import BadBody, Problem, UnsupportedType, problem_of
 from app.serving.negotiate import NPY
+from app.serving.protocol import EXCHANGE
 from app.serving.settings import Settings
 
 Made = TypeVar("Made")
@@ -76,7 +77,9 @@ class Uploads:
             raise UnsupportedType(f"{kind or 'No content type'} is not accepted; send an image, multipart/form-data or {NPY}.")
         settings = self._settings
         limit = settings.max_array_bytes if kind == NPY else settings.max_body_bytes
-        data = await read_body(request.receive, headers, limit=limit, timeout_s=settings.body_timeout_s)
+        exchange = request.scope.get("extensions", {}).get(EXCHANGE)
+        complete = exchange is not None and exchange.complete
+        data = await read_body(request.receive, headers, limit=limit, timeout_s=settings.body_timeout_s, complete=complete)
         if not data:
             raise BadBody("The body is empty.")
         return Body(kind, content_type, data)

@@ -316,3 +316,50 @@ def test_an_old_client_is_answered_and_closed(server):
     assert answer.status == 200
     with httpx.Client(base_url=server.url) as client:
         assert client.get("/livez", headers={"connection": "close"}).headers["connection"] == "close"
+
+
+def test_an_answer_is_the_same_past_asgis_messages_and_through_them(tiny_store, tmp_path):
+    """With CORS every answer goes the usual way, without it the short one: the same headers, and the same scores."""
+    answers = []
+    for origins in ("", "http://elsewhere.example"):
+        variables = {"ODDIGIT_STORE": str(tiny_store), "ODDIGIT_DRAIN_S": "0", "ODDIGIT_CORS_ORIGINS": origins}
+        with serving(tmp_path / f"log{len(origins)}", **variables) as server:
+            answers.append(speak(server, head(content_type=PNG, content_length=len(GOOD), x_request_id="me") + GOOD))
+    short, usual = answers
+    changing = {"date", "server-timing", "vary"}  # the last is added for CORS
+    assert short.headers.keys() == usual.headers.keys() - {"vary"}
+    assert all(short.headers[name] == usual.headers[name] for name in short.headers.keys() - changing)
+    assert (short.status, short.body) == (usual.status, usual.body)
+
+
+@pytest.mark.parametrize(("version", "connection"), [(b"1.0", "keep-alive"), (b"1.1", "close")])
+def test_a_connection_that_is_not_to_stay_ends_with_its_answer(server, version, connection):
+    """A client of HTTP/1.0, or one that says so, reads its answer to the end of the connection."""
+    asked = head(content_type=PNG, content_length=len(GOOD), connection=connection).replace(b"HTTP/1.1", b"HTTP/" + version)
+    with connected(server) as line:
+        line.sendall(asked + GOOD)
+        text = b"".join(iter(lambda: line.recv(65536), b""))
+    assert statuses(text) == [200]
+    assert b"\r\nconnection: close\r\n" in text
+
+
+def test_a_client_that_asks_on_without_reading_fills_no_memory(server):
+    """Questions pile up in the network, not in the server; read at last, every answer is there."""
+    count, asked_once = 4000, head("/reconstruct", content_type=PNG, content_length=len(GOOD)) + GOOD
+    with connected(server, patience=60) as line:
+        line.setblocking(False)
+        before, data, sent = server.memory, asked_once * count, 0
+        until = time.monotonic() + 5
+        while sent < len(data) and time.monotonic() < until:
+            try:
+                sent += line.send(data[sent : sent + 65536])
+            except BlockingIOError:
+                time.sleep(0.01)
+        assert server.memory - before < 50e6
+        assert httpx.get(f"{server.url}/livez", timeout=20).status_code == 200
+        line.setblocking(True)
+        with line.makefile("rb") as answers:
+            for _ in range(sent // len(asked_once)):
+                assert answers.readline().split()[1] == b"200"
+                fields = dict(text.rstrip().split(b": ", 1) for text in iter(answers.readline, b"\r\n"))
+                assert json.loads(answers.read(int(fields[b"content-length"])))["results"]

@@ -39,6 +39,7 @@ from app.serving.routes import Endpoints
 from app.serving.settings import Settings, read_settings
 from app.serving.traces import traced
 from app.serving.upload import Uploads
+from app.serving.v2 import OpenInference
 
 logger = logging.getLogger(__name__)
 
@@ -129,7 +130,7 @@ def create_app(settings: Settings) -> FastAPI:
     straight = {"/score": endpoints.score, "/embed": endpoints.embed, "/reconstruct": endpoints.reconstruct}
     app.add_middleware(CarryErrors)
     app.add_exception_handler(HTTPException, _pass_on)
-    add_routes(app, endpoints, about)
+    add_routes(app, endpoints, about, OpenInference(inference, admission, draining, settings))
     add_page(app)
     front = Front(app.inner, straight, guard, admission, metrics, draining)
     paths = {getattr(route, "path", "") for route in app.routes}

@@ -111,6 +111,14 @@ CONTENDERS = (
         9108,
         folder=ROOT,
     ),
+    Contender(
+        "Oddigit, access log on",
+        ("env", "ODDIGIT_ACCESS_LOG=true", "{python}", "-m", "app", "serve", "--port", "{port}"),
+        "/score",
+        "raw",
+        9108,
+        folder=ROOT,
+    ),
 )
 
 

@@ -22,7 +22,7 @@ from app.serving.admission import Admission
 from app.serving.body import read_body
 from app.serving.draining import Draining
 from app.serving.drift import Drift
-from app.serving.errors import PROBLEMS, BadBody, NotFound, OutOfRange, Unavailable
+from app.serving.errors import PROBLEMS, NotFound, OutOfRange, Unavailable, complaint
 from app.serving.inference import Inference
 from app.serving.negotiate import JSON
 from app.serving.observe import Metrics
@@ -109,7 +109,7 @@ class About:
         try:
             asked = DecodeRequest.model_validate_json(body)
         except ValidationError as error:
-            raise _complaint(error) from None
+            raise complaint(error) from None
         detector = self._inference.detector
         return await asyncio.to_thread(_decode_answer, detector, _codes(asked, detector))
 
@@ -144,14 +144,6 @@ def _codes(asked: DecodeRequest, detector: Detector) -> NDArray[np.float32]:
     if any(len(point) != dimensions for point in asked.embedding):
         raise OutOfRange(f"Each point of embedding must have {dimensions} coordinates.")
     return np.array(asked.embedding, np.float32)
-
-
-def _complaint(error: ValidationError) -> BadBody | OutOfRange:
-    first = error.errors()[0]
-    if first["type"] == "json_invalid":
-        return BadBody(f"The body is not JSON: {first['msg']}.")
-    where = ".".join(str(step) for step in first["loc"])
-    return OutOfRange(f"{where or 'The body'}: {first['msg']}.")
 
 
 def _json(content: object) -> Response:

@@ -15,6 +15,8 @@ Problem
 
 from typing import Any, ClassVar
 
+from pydantic import ValidationError
+
 from app.detection.images import ImageError, ImageTooLarge, TooManyImages, UnsupportedImage
 
 MEDIA_TYPE = "application/problem+json"
@@ -106,6 +108,15 @@ class DeadlinePassed(Problem):
 
 PROBLEMS: tuple[type[Problem], ...] = tuple(Problem.__subclasses__())
 BY_STATUS: dict[int, type[Problem]] = {problem.status: problem for problem in PROBLEMS}
+
+
+def complaint(error: ValidationError) -> BadBody | OutOfRange:
+    """What the client is told of JSON that is not as it should be: the first thing that is wrong with it."""
+    first = error.errors()[0]
+    if first["type"] == "json_invalid":
+        return BadBody(f"The body is not JSON: {first['msg']}.")
+    where = ".".join(str(step) for step in first["loc"])
+    return OutOfRange(f"{where or 'The body'}: {first['msg']}.")
 
 
 def problem_of(error: ImageError, name: str = "") -> Problem:

@@ -22,6 +22,7 @@ from app.serving.draining import Draining
 from app.serving.errors import BY_STATUS, MEDIA_TYPE, InternalError, Problem, Unauthorized, Unavailable
 from app.serving.guard import Guard
 from app.serving.inference import NotLoaded
+from app.serving.negotiate import JSON
 from app.serving.observe import Metrics
 from app.serving.protocol import EXCHANGE, Answer, Header
 
@@ -30,7 +31,8 @@ access = logging.getLogger("oddigit.access")
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
-OPEN = frozenset({"/", "/page.css", "/page.js", "/livez", "/readyz"})  # asked for without a key, and while draining
+PROBES = ("/livez", "/readyz", "/v2/health/live", "/v2/health/ready")
+OPEN = frozenset({"/", "/page.css", "/page.js", *PROBES})  # asked for without a key, and while draining
 
 _CARRIED = "oddigit_error"
 _SANE_ID = re.compile(rb"[A-Za-z0-9._:-]{1,64}")
@@ -237,9 +239,13 @@ def problem_for(error: Exception) -> Problem:
 
 def problem_answer(problem: Problem, scope: Scope) -> tuple[list[Header], bytes]:
     """Headers and body of a problem, for the request of `scope`."""
-    body = json_bytes(problem.body(scope["path"], scope["state"]["request_id"]))
+    if scope["path"].startswith("/v2"):
+        media, content = JSON, {"error": problem.detail}  # as the Open Inference Protocol has it
+    else:
+        media, content = MEDIA_TYPE, problem.body(scope["path"], scope["state"]["request_id"])
+    body = json_bytes(content)
     headers = [
-        (b"content-type", MEDIA_TYPE.encode()),
+        (b"content-type", media.encode()),
         (b"content-length", str(len(body)).encode()),
         *((name.encode(), value.encode()) for name, value in problem.headers.items()),
     ]

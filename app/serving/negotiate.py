@@ -60,6 +60,11 @@ def _rate(name: str, text: str | None) -> float | None:
         rate = float(text) if _NUMBER.fullmatch(text) else math.nan
     except ValueError:
         rate = math.nan
+    return check_rate(name, rate)
+
+
+def check_rate(name: str, rate: float) -> float:
+    """The rate itself. Raises OutOfRange where it is none."""
     if not LEAST_RATE <= rate < 1:
         raise OutOfRange(f"{name} must be a number between 0 and 1, both excluded, and not below {LEAST_RATE:g}.")
     return rate

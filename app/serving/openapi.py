@@ -12,6 +12,7 @@ from app.serving.front import Endpoint
 from app.serving.negotiate import JSON, LEAST_RATE, NPY, PNG
 from app.serving.routes import Endpoints
 from app.serving.upload import FORM, IMAGE_TYPES
+from app.serving.v2 import OpenInference
 
 Entry = dict[str, Any]
 
@@ -52,7 +53,7 @@ _UPLOAD: Entry = {
 _UPLOAD_ERRORS = (400, 401, 413, 415, 422, 503, 504)
 
 
-def add_routes(app: FastAPI, endpoints: Endpoints, about: About) -> None:
+def add_routes(app: FastAPI, endpoints: Endpoints, about: About, open_inference: OpenInference) -> None:
     """Register every endpoint with its full description."""
     _add_question(app, "/score", endpoints.score, schemas.ScoreAnswer, (NPY,))
     _add_question(app, "/embed", endpoints.embed, schemas.EmbedAnswer, (NPY,))
@@ -99,6 +100,45 @@ def add_routes(app: FastAPI, endpoints: Endpoints, about: About) -> None:
             }
         },
     )
+
+    _add_open_inference(app, open_inference)
+
+
+def _add_open_inference(app: FastAPI, v2: OpenInference) -> None:
+    def add(path: str, endpoint: Endpoint, answer: type, *statuses: int, **options: Any) -> None:  # noqa: ANN401
+        app.add_api_route(
+            f"/v2{path}", endpoint, response_model=answer, responses=_v2_errors(*statuses), tags=["open inference"], **options
+        )
+
+    add("", v2.server, schemas.InferServer, 401, 503)
+    add("/health/live", v2.live, schemas.InferLive)
+    add("/health/ready", v2.ready, schemas.InferReady, 503)
+    for path in ("/models/{model}", "/models/{model}/versions/{version}"):
+        named = [_path_parameter(name) for name in ("model", "version") if f"{{{name}}}" in path]
+        add(path, v2.model, schemas.InferModel, 401, 404, 503, openapi_extra={"parameters": named})
+        add(f"{path}/ready", v2.model_ready, schemas.InferModelReady, 401, 404, 503, openapi_extra={"parameters": named})
+        content = {JSON: {"schema": _inlined(schemas.InferRequest.model_json_schema())}}
+        asked = {"parameters": named, "requestBody": {"required": True, "content": content}}
+        statuses = (400, 401, 404, 413, 422, 503, 504)
+        add(f"{path}/infer", v2.infer, schemas.InferAnswer, *statuses, methods=["POST"], openapi_extra=asked)
+
+
+def _inlined(schema: Entry) -> Entry:
+    """A model's schema with its parts in their places: their own references would not resolve in the document."""
+    parts = schema.pop("$defs", {})
+
+    def inline(node: Any) -> Any:  # noqa: ANN401 - any JSON
+        if isinstance(node, dict):
+            name = str(node.get("$ref", "")).rpartition("/")[2]
+            return inline(parts[name]) if name else {key: inline(value) for key, value in node.items()}
+        return [inline(value) for value in node] if isinstance(node, list) else node
+
+    inlined: Entry = inline(schema)
+    return inlined
+
+
+def _v2_errors(*statuses: int) -> dict[int | str, Entry]:
+    return {status: {"description": BY_STATUS[status].title, "model": schemas.InferError} for status in statuses}
 
 
 def errors(*statuses: int) -> dict[int | str, Entry]:

@@ -183,7 +183,9 @@ class LimitedProtocol(HttpToolsProtocol):
         """The answer to a request that can be refused here, without the cost of a task and of all that it would pass: one that
         nothing on this connection has to wait for, and whose body is small and of known length."""
         idle = self.cycle is None or self.cycle.response_complete
-        if not idle or self.flow.write_paused or self.expect_100_continue or self.parser.should_upgrade():
+        if not idle or self.transport.is_closing() or self.flow.write_paused:
+            return None
+        if self.expect_100_continue or self.parser.should_upgrade():
             return None
         sizes = [value for name, value in self.headers if name in _FRAMES]
         if len(sizes) != 1 or not sizes[0].isdigit() or int(sizes[0]) > self._limits.dropped_bytes:

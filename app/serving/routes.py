@@ -73,9 +73,7 @@ class Endpoints:
             with self._arrays if len(body.data) > self._settings.max_body_bytes else self._admission:
                 return await self._answer_body(request, question, media, body, options)
         except TimeoutError:
-            raise DeadlinePassed(
-                f"The question was not answered within {self._settings.deadline_ms:g} ms; the server is busy."
-            ) from None
+            raise late(self._settings) from None
 
     async def _answer_body(self, request: Request, question: Question, media: str, body: Body, options: Options) -> Response:
         clock = time.perf_counter  # uvloop's own clock stands still within a round
@@ -106,13 +104,18 @@ class Endpoints:
             raise TooLarge(f"At most {most:,} images are answered as {media}; ask with Accept: {NPY} or send fewer.")
 
 
+def late(settings: Settings) -> DeadlinePassed:
+    """What a question is told whose time was up."""
+    return DeadlinePassed(f"The question was not answered within {settings.deadline_ms:g} ms; the server is busy.")
+
+
 def _word(request: Request, question: Question, media: str, upload: Upload, outcome: Outcome, options: Options) -> Response:
     """The outcome in the media type that was chosen."""
     if media == NPY:
         return Response(answers.npy(question.array(outcome)), media_type=NPY)
     if media == PNG:
         return Response(answers.sheet(_seen(upload), outcome.detections), media_type=PNG)
-    verdict = _verdict(outcome, options)
+    verdict = verdict_of(outcome, options)
     results = list(question.entries(upload, outcome, verdict.threshold))
     for index, (name, problem) in sorted(upload.failed.items()):
         error = problem.body(request.scope["path"], request.scope["state"]["request_id"])
@@ -128,7 +131,8 @@ class Verdict(NamedTuple):
     fdr: float | None = None
 
 
-def _verdict(outcome: Outcome, options: Options) -> Verdict:
+def verdict_of(outcome: Outcome, options: Options) -> Verdict:
+    """By what alpha and threshold the images are judged. Raises OutOfRange where the calibration is too small for it."""
     bundle = outcome.bundle
     if options.fdr is not None:
         return _discoveries(outcome, options.fdr)

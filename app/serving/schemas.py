@@ -1,6 +1,6 @@
 """The HTTP contract as pydantic models: what answers hold. Readable alone; the routes build the same fields by hand."""
 
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -151,6 +151,105 @@ class Liveness(_Answer):
     """That the process runs."""
 
     status: str = Field(examples=["alive"])
+
+
+class InferError(_Answer):
+    """An error, as the Open Inference Protocol has it."""
+
+    error: str
+
+
+class InferServer(_Answer):
+    """What server this is."""
+
+    name: str
+    version: str
+    extensions: list[str]
+
+
+class InferLive(_Answer):
+    """That the process runs."""
+
+    live: bool
+
+
+class InferReady(_Answer):
+    """That questions are answered."""
+
+    ready: bool
+
+
+class InferModelReady(InferReady):
+    """That this model's questions are."""
+
+    name: str
+
+
+class InferTensor(_Answer):
+    """A tensor that goes in or comes out; -1 stands for any number."""
+
+    name: str
+    datatype: str
+    shape: list[int]
+
+
+class InferModel(_Answer):
+    """A model's name, versions, inputs and outputs."""
+
+    name: str
+    versions: list[str]
+    platform: str
+    inputs: list[InferTensor]
+    outputs: list[InferTensor]
+
+
+class _Asked(BaseModel):
+    model_config = ConfigDict(extra="ignore", strict=True)  # the protocol leaves room for parameters of others
+
+
+class InferParameters(_Asked):
+    """Of these only alpha is known here."""
+
+    alpha: float | None = Field(None, description="False-alarm rate to judge by; unset, the model's own.")
+
+
+class InferInput(_Asked):
+    """The images, as a tensor of whole numbers from 0 (background) to 255 (ink)."""
+
+    name: Literal["images"]
+    shape: list[Annotated[int, Field(ge=1)]] = Field(min_length=2, max_length=4, description="[N, 28, 28] or [N, 784].")
+    datatype: Literal["UINT8"]
+    data: list[Any] = Field(min_length=1, description="The numbers, row by row, in one list or in nested ones.")
+
+
+class InferOutput(_Asked):
+    """An output that is wanted."""
+
+    name: Literal["score", "p_value", "is_anomaly", "reconstruction_error", "embedding", "reconstruction"]
+
+
+class InferRequest(_Asked):
+    """Images, and what is wanted of them; all but the reconstruction where nothing is named."""
+
+    id: str | None = Field(None, max_length=256)
+    parameters: InferParameters | None = None
+    inputs: list[InferInput] = Field(min_length=1, max_length=1)
+    outputs: list[InferOutput] | None = Field(None, max_length=16)
+
+
+class InferResult(InferTensor):
+    """A tensor and its numbers, row by row."""
+
+    data: list[bool | Finite]
+
+
+class InferAnswer(_Answer):
+    """What the detector says of the images, in their order."""
+
+    model_name: str
+    model_version: str
+    id: str | None = None
+    outputs: list[InferResult]
 
 
 class ModelCard(Card):

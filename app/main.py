@@ -33,7 +33,7 @@ from app.serving.logs import set_up_logging
 from app.serving.observe import Metrics
 from app.serving.openapi import add_routes
 from app.serving.pages import add_page
-from app.serving.protocol import DROPPED_BYTES, STATE_KEY, Limits, room_for
+from app.serving.protocol import DROPPED_BYTES, STATE_KEY, Breather, Limits, room_for
 from app.serving.reload import Versions, watch
 from app.serving.routes import Endpoints
 from app.serving.settings import Settings, read_settings
@@ -137,9 +137,19 @@ def create_app(settings: Settings) -> FastAPI:
     app.outermost = traced(_with_cors(front, settings.cors_origins), paths, os.environ)
     limits = Limits(settings.max_connections, settings.head_timeout_s)
     if app.outermost is front:  # else others have a say in every answer
-        dropped = min(DROPPED_BYTES, settings.max_body_bytes)
-        limits = limits._replace(direct=True, dropped_bytes=dropped, crowded=lambda: admission.full, turn_away=front.turn_away)
+        limits = _with_short_ways(limits, front, admission, uploads, settings)
     return app
+
+
+def _with_short_ways(limits: Limits, front: Front, admission: Admission, uploads: Uploads, settings: Settings) -> Limits:
+    """For a server whose connections lead straight to the front: whole answers at once, and crowds turned away at the door."""
+    return limits._replace(
+        direct=True,
+        dropped_bytes=min(DROPPED_BYTES, settings.max_body_bytes),
+        crowded=lambda: admission.full,
+        turn_away=front.turn_away,
+        breather=Breather(lambda: uploads.off_loop > 1),
+    )
 
 
 def _with_cors(app: ASGIApp, origins: str) -> ASGIApp:

@@ -8,7 +8,8 @@ before there is a request, so its problem body names neither path nor id.
 import logging
 import resource
 import sys
-from asyncio import TimerHandle, Transport
+import time
+from asyncio import AbstractEventLoop, TimerHandle, Transport
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -29,6 +30,7 @@ _OWN_FILES = 128  # open files of the process itself
 _HEAD_BYTES = 64 * 1024  # of a request that are no body: its head, trailers
 _FRAMING = 8  # bytes of chunk framing that are allowed for each byte of a body: a byte a chunk takes six
 _FRAMES = (b"content-length", b"transfer-encoding")
+_REST_S = 0.003
 DROPPED_BYTES = 2**20  # largest body that is read only to be dropped
 
 Header = tuple[bytes, bytes]
@@ -44,6 +46,7 @@ class Limits(NamedTuple):
     dropped_bytes: int = 0
     crowded: Callable[[], bool] = lambda: False  # whether there is room for no further question
     turn_away: Callable[[Scope], Answer | None] = lambda scope: None  # by its head: the answer to one, None for other requests
+    breather: "Breather | None" = None  # taken after each that was turned away
 
 
 def room_for(connections: int) -> int:
@@ -70,6 +73,28 @@ def write(transport: Transport, status: int, headers: list[Header], body: bytes,
     transport.write(b"".join(lines))
     if not stays:
         transport.close()
+
+
+class Breather:
+    """A rest of the event loop, so that a crowd's requests come several at a time.
+
+    Each one that comes alone interrupts a thread at work, which takes as long as turning the request away.
+    """
+
+    def __init__(self, useful: Callable[[], bool]) -> None:
+        """`useful`: whether other threads have enough to do meanwhile."""
+        self._useful = useful
+        self._due = False
+
+    def take(self, loop: AbstractEventLoop) -> None:
+        """Rest when this round of the loop is over, once."""
+        if not self._due and self._useful():
+            self._due = True
+            loop.call_soon(self._rest)
+
+    def _rest(self) -> None:
+        self._due = False
+        time.sleep(_REST_S)
 
 
 class Exchange:
@@ -198,6 +223,8 @@ class LimitedProtocol(HttpToolsProtocol):
         stays = self.parser.should_keep_alive()
         write(self.transport, status, [*self.server_state.default_headers, *headers], body, stays=stays)
         self.on_response_complete()
+        if self._limits.breather is not None:
+            self._limits.breather.take(self.loop)
 
     def _go_on(self, rest: bytes) -> None:
         """Read what follows a head that offered an Upgrade. None is ever taken up, but the parser stops there, body or not:

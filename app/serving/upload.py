@@ -68,6 +68,7 @@ class Uploads:
         self._settings = settings
         self._light = ThreadPoolExecutor(max_workers=1, thread_name_prefix="decode-light")
         self._heavy = ThreadPoolExecutor(max_workers=1, thread_name_prefix="decode-heavy")
+        self.off_loop = 0  # bodies that the threads have to decode
 
     async def receive(self, request: Request, headers: Mapping[bytes, bytes]) -> Body:
         """The request's body. Raises UnsupportedType, TooLarge, DeadlinePassed or BadBody, before it is read where it can."""
@@ -146,7 +147,11 @@ class Uploads:
         """
         lane = self._light if size <= _LIGHT_BYTES else self._heavy
         until = time.monotonic() + self._settings.deadline_ms / 1000
-        return await asyncio.get_running_loop().run_in_executor(lane, _in_time, until, work, *arguments)
+        self.off_loop += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(lane, _in_time, until, work, *arguments)
+        finally:
+            self.off_loop -= 1
 
 
 def _in_time(until: float, work: Callable[..., Made], *arguments: object) -> Made:

@@ -1,3 +1,4 @@
+import asyncio
 import itertools
 import json
 import resource
@@ -13,6 +14,7 @@ from strokes import png, stroke_images
 
 from app.serving import schemas
 from app.serving.errors import MEDIA_TYPE
+from app.serving.protocol import Breather
 
 PNG = "image/png"
 GOOD = png(stroke_images(1, seed=0)[0])
@@ -363,3 +365,21 @@ def test_a_client_that_asks_on_without_reading_fills_no_memory(server):
                 assert answers.readline().split()[1] == b"200"
                 fields = dict(text.rstrip().split(b": ", 1) for text in iter(answers.readline, b"\r\n"))
                 assert json.loads(answers.read(int(fields[b"content-length"])))["results"]
+
+
+def test_the_loop_rests_once_a_round_and_only_where_others_work(monkeypatch):
+    """However many are turned away in a round, there is one rest; none while no other thread has anything to do."""
+    rests, busy = [], [True]
+    monkeypatch.setattr("app.serving.protocol.time.sleep", rests.append)
+
+    async def rounds():
+        breather, loop = Breather(lambda: busy[0]), asyncio.get_running_loop()
+        for expected in (1, 2, 2):
+            busy[0] = expected > len(rests)
+            for _ in range(50):
+                breather.take(loop)
+            await asyncio.sleep(0.01)
+            assert len(rests) == expected
+
+    asyncio.run(rounds())
+    assert all(0 < seconds < 0.01 for seconds in rests)

@@ -71,8 +71,16 @@ def payloads() -> list[tuple[str, str, bytes]]:
         ("", "application/x-npy", array.getvalue()),
         ("", "multipart/form-data; boundary=X", form),
         ("/decode", "application/json", b'{"embedding": [[0.5, -3], [1e3, 2]]}'),
+        ("/v2/models/mnist/infer", "application/json", tensor(2, '{"alpha": 0.1}')),
     ]
     return [("", kind, data) for kind, data in files] + others * 8
+
+
+def tensor(count: int, parameters: str) -> bytes:
+    """A request of the Open Inference Protocol."""
+    numbers = np.random.RandomState(2).randint(0, 256, (count, 784)).tolist()
+    given = f'{{"name": "images", "datatype": "UINT8", "shape": [{count}, 784], "data": {numbers}}}'
+    return f'{{"id": "a", "parameters": {parameters}, "inputs": [{given}], "outputs": [{{"name": "reconstruction"}}]}}'.encode()
 
 
 def mutated(data: bytes, draw: random.Random) -> bytes:

@@ -33,6 +33,7 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 
 PROBES = ("/livez", "/readyz", "/v2/health/live", "/v2/health/ready")
 OPEN = frozenset({"/", "/page.css", "/page.js", *PROBES})  # asked for without a key, and while draining
+_PROBLEMS = "/problems/"  # as open: a refusal's `type` leads there
 
 _CARRIED = "oddigit_error"
 _SANE_ID = re.compile(rb"[A-Za-z0-9._:-]{1,64}")
@@ -67,7 +68,7 @@ class Front:
         visit = Visit(scope, receive, send)
         route = scope["path"]
         try:
-            if route not in OPEN:
+            if route not in OPEN and not route.startswith(_PROBLEMS):
                 self._let_in(visit, scope)
             endpoint = self._straight.get(route) if scope["method"] == "POST" else None
             if endpoint is None:

@@ -81,7 +81,7 @@ def add_routes(app: FastAPI, endpoints: Endpoints, about: About, open_inference:
     app.add_api_route(
         "/problems/{type}",
         about.problem,
-        responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}, **errors(401, 404, 503)},
+        responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}, **errors(404)},
         response_model=None,
         tags=["probes"],
         openapi_extra={"parameters": [_path_parameter("type")]},

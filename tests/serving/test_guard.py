@@ -15,7 +15,7 @@ from app.serving.guard import Guard, KeysError, read_keys
 READER, WRITER = "reader-secret-0123456789", "writer-secret-9876543210"
 QUESTIONS = ("/score", "/embed", "/reconstruct", "/decode")
 GUARDED = ("/model", "/latent", "/drift", "/metrics", "/docs", "/openapi.json", "/nowhere")
-OPEN = ("/", "/page.css", "/page.js", "/livez", "/readyz")
+OPEN = ("/", "/page.css", "/page.js", "/livez", "/readyz", "/problems/unauthorized")
 BODY = png(stroke_images(1, seed=0)[0])
 
 Keys = st.text(st.characters(min_codepoint=33, max_codepoint=126, exclude_characters=","), min_size=16, max_size=40)

@@ -46,10 +46,13 @@ def serve(
     given = {"STORE": store, "MODEL": model, "VERSION": version, "DEVICE": device}
     os.environ.update({f"ODDIGIT_{name}": str(value) for name, value in given.items() if value is not None})
     try:
-        check_settings(read_settings(os.environ))
+        settings = read_settings(os.environ)
+        check_settings(settings)
     except (SettingsError, KeysError, RuntimeError) as error:
         print(error, file=sys.stderr)
         raise typer.Exit(2) from None
+    # Each worker bets on its own traffic: all together they keep the promise when each keeps so much more.
+    os.environ["ODDIGIT_DRIFT_LEVEL"] = str(settings.drift_level * workers)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # uvicorn raises it again when all is done
     try:
         with _shared_metrics(workers):

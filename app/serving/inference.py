@@ -26,11 +26,17 @@ class NotLoaded(RuntimeError):
 
 
 class Wanted(NamedTuple):
-    """What an answer needs besides scores."""
+    """What an answer is for, and what it needs besides scores."""
 
+    verdicts: bool = False  # it judges its images; only these are counted and watched, each image once
     embeddings: bool = False
     reconstructions: bool = False
     error_maps: bool = False
+
+    @property
+    def extras(self) -> dict[str, bool]:
+        """What the detector is asked for."""
+        return {name: value for name, value in self._asdict().items() if name != "verdicts"}
 
 
 class Job(NamedTuple):
@@ -49,13 +55,13 @@ class Outcome(NamedTuple):
     infer_s: float
 
 
-Watcher = Callable[[Bundle, Detections, float], None]  # told of every forward pass and its seconds
+Watcher = Callable[[Bundle, int, Detections | None], None]  # told of every forward pass, its images, and those judged
 
 
 class Inference:
     """Answers for the detector in service."""
 
-    def __init__(self, *, max_batch_size: int, watcher: Watcher = lambda bundle, detections, seconds: None) -> None:
+    def __init__(self, *, max_batch_size: int, watcher: Watcher = lambda bundle, images, judged: None) -> None:
         self._detector: Detector | None = None
         self._watcher = watcher
         self._batcher: Batcher[Job, Outcome] = Batcher(self._run, lambda job: len(job.images), max_batch_size=max_batch_size)
@@ -85,7 +91,7 @@ class Inference:
         """The outcome for uint8 [N, S, S], off the event loop."""
         loop = asyncio.get_running_loop()
         outcome = await loop.run_in_executor(self._bulk, _run_array, self.detector, pixels, wanted)
-        self._watcher(*outcome)
+        self._watcher(outcome.bundle, len(pixels), outcome.detections if wanted.verdicts else None)
         return outcome
 
     def close(self) -> None:
@@ -96,16 +102,23 @@ class Inference:
         began = time.perf_counter()
         images = jobs[0].images if len(jobs) == 1 else np.concatenate([job.images for job in jobs])
         wanted = Wanted(*(any(needs) for needs in zip(*(job.wanted for job in jobs), strict=True)))
-        detections = detector.detect(images, _joined_evidence(jobs), **wanted._asdict())
+        detections = detector.detect(images, _joined_evidence(jobs), **wanted.extras)
         took = time.perf_counter() - began
-        self._watcher(detector.bundle, detections, took)
         if len(jobs) == 1:
-            return [Outcome(detector.bundle, detections, took)]
-        stops = np.cumsum([len(job.images) for job in jobs]).tolist()
-        return [
-            Outcome(detector.bundle, detections.part(stop - len(job.images), stop), took)
-            for job, stop in zip(jobs, stops, strict=True)
-        ]
+            parts = [detections]
+        else:
+            stops = np.cumsum([len(job.images) for job in jobs]).tolist()
+            parts = [detections.part(stop - len(job.images), stop) for job, stop in zip(jobs, stops, strict=True)]
+        self._watcher(detector.bundle, len(images), _judged(jobs, detections, parts))
+        return [Outcome(detector.bundle, part, took) for part in parts]
+
+
+def _judged(jobs: list[Job], whole: Detections, parts: list[Detections]) -> Detections | None:
+    """What of a batch is verdicts."""
+    judged = [part for job, part in zip(jobs, parts, strict=True) if job.wanted.verdicts]
+    if len(judged) == len(parts):
+        return whole
+    return Detections.join(judged) if judged else None
 
 
 def _joined_evidence(jobs: list[Job]) -> NDArray[np.float32] | None:
@@ -120,7 +133,7 @@ def _joined_evidence(jobs: list[Job]) -> NDArray[np.float32] | None:
 def _run_array(detector: Detector, pixels: NDArray[np.uint8], wanted: Wanted) -> Outcome:
     began = time.perf_counter()
     chunks = [
-        detector.detect(normalise(pixels[start : start + _CHUNK]), **wanted._asdict())
+        detector.detect(normalise(pixels[start : start + _CHUNK]), None, **wanted.extras)
         for start in range(0, len(pixels), _CHUNK)
     ]
     return Outcome(detector.bundle, Detections.join(chunks), time.perf_counter() - began)

@@ -127,10 +127,13 @@ class Metrics:
             encode * 1e3,
         )
 
+    def passed(self, images: int) -> None:
+        """So many images went through the network at once."""
+        self._batch.observe(images)
+
     def judged(self, detections: "Detections", threshold: float) -> None:
-        """A forward pass has given its images verdicts by the model's own threshold."""
+        """These images have verdicts by the model's own threshold."""
         count = len(detections.scores)
-        self._batch.observe(count)
         anomalies = int((detections.scores > threshold).sum())
         self._anomaly.inc(anomalies)
         self._normal.inc(count - anomalies)

@@ -148,9 +148,11 @@ def _discoveries(outcome: Outcome, fdr: float) -> Verdict:
     """The alpha and the threshold that control the false discovery rate over this answer's images."""
     detections, calibration = outcome.detections, outcome.bundle.calibration
     alpha = benjamini_hochberg(detections.p_values, fdr)
-    if (detections.p_values <= alpha).any():
-        return Verdict(alpha, calibration.threshold(alpha), fdr)
-    return Verdict(alpha, float(max(detections.scores.max(), calibration.scores[-1])), fdr)  # nothing is called an anomaly
+    try:
+        threshold = calibration.threshold(alpha)
+    except CalibrationError:  # no p-value is that small: nothing is called an anomaly
+        threshold = float(max(detections.scores.max(), calibration.scores[-1]))
+    return Verdict(alpha, threshold, fdr)
 
 
 def _seen(upload: Upload) -> NDArray[np.float32]:
@@ -168,7 +170,7 @@ def _score_head(bundle: Bundle, verdict: Verdict) -> Entry:
 
 
 _SCORE = Question(
-    wanted=Wanted(),
+    wanted=Wanted(verdicts=True),
     offers=(JSON, NPY),
     entries=lambda upload, outcome, threshold: answers.score_entries(upload.shown, outcome.detections, threshold),
     head=_score_head,

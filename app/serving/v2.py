@@ -31,6 +31,7 @@ from app.serving.settings import Settings
 
 _INLINE_BYTES = 16 * 1024  # a request of a few images; larger ones are read on a thread
 _PLATFORM = "pytorch_autoencoder"
+_VERDICTS = frozenset({"score", "p_value", "is_anomaly"})
 
 
 class OpenInference:
@@ -80,7 +81,8 @@ class OpenInference:
                 asked, pixels = _read(body, detector)
             else:
                 asked, pixels = await asyncio.to_thread(_read, body, detector)
-            wanted = Wanted(embeddings=True, reconstructions="reconstruction" in _asked_for(asked))
+            names = _asked_for(asked)
+            wanted = Wanted(not _VERDICTS.isdisjoint(names), embeddings=True, reconstructions="reconstruction" in names)
             if wanted.reconstructions and len(pixels) > settings.max_pictures:
                 raise TooLarge(f"At most {settings.max_pictures:,} reconstructions are answered; send {NPY} to /reconstruct.")
             try:

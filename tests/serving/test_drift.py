@@ -12,8 +12,11 @@ from strokes import npy, stroke_images
 
 from app.detection import store
 from app.detection.conformal import Calibration
+from app.detection.detector import Detections
+from app.main import Monitor
 from app.serving import schemas
 from app.serving.drift import DriftMonitor, largest_share
+from app.serving.observe import Metrics
 
 NPY = {"content-type": "application/x-npy"}
 
@@ -153,6 +156,24 @@ def test_a_higher_level_is_reached_later():
     reached = [after(p_values, level=level).since for level in (2, 10, 100, 1e6)]
     assert None not in reached
     assert reached == sorted(reached)
+
+
+def test_an_array_in_order_is_no_drift(tiny_bundle):
+    """Images that come together may be sorted by writers or by classes; bet on in that order they would be called drift."""
+    p_values = np.sort(np.random.default_rng(4).random(5000))
+    scores = np.zeros(5000, np.float32)
+    monitor = Monitor(Metrics(), 100.0)
+    monitor.begin(tiny_bundle)
+    monitor(tiny_bundle, 5000, Detections(scores, p_values, scores, np.zeros((5000, 2), np.float32)))
+    assert monitor.drift().images == 5000
+    assert not monitor.drift().drifting
+    assert after(p_values, n=tiny_bundle.calibration.n).drifting
+
+
+def test_workers_keep_the_promise_together(tiny_store, tmp_path):
+    """Each of two workers bets by itself, and is believed at twice the level."""
+    with serving(tmp_path / "log", "--workers", "2", ODDIGIT_STORE=str(tiny_store), ODDIGIT_DRIFT_LEVEL="50") as server:
+        assert httpx.get(f"{server.url}/drift").json()["level"] == 100
 
 
 def test_traffic_moves_the_servers_drift_and_a_new_version_resets_it(tmp_path):

@@ -66,6 +66,28 @@ def test_an_array_gets_what_its_images_get(detector):
     assert outcome.detections.reconstructions is None
 
 
+def test_the_watcher_is_told_of_each_pass_and_of_its_verdicts(detector):
+    """Of a mixed batch the images whose answers judge are named, in their order; of one without verdicts none."""
+    told = []
+
+    async def ask():
+        inference = Inference(max_batch_size=64, watcher=lambda *what: told.append(what))
+        inference.put_in_service(detector)
+        wants = [Wanted(verdicts=True), Wanted(embeddings=True), Wanted(verdicts=True, reconstructions=True)]
+        parts = [IMAGES[:2], IMAGES[2:5], IMAGES[5:6]]
+        jobs = [job(images, want) for images, want in zip(parts, wants, strict=True)]
+        outcomes = await asyncio.gather(*(inference.judge(waiting, deadline=math.inf) for waiting in jobs))
+        await inference.judge(jobs[1], deadline=math.inf)
+        await inference.judge_array(PIXELS[:4], Wanted(error_maps=True))
+        inference.close()
+        return outcomes
+
+    first, _, third = asyncio.run(ask())
+    assert [(bundle, images) for bundle, images, _ in told] == [(detector.bundle, count) for count in (6, 3, 4)]
+    judged = [None if seen is None else seen.scores.tolist() for _, _, seen in told]
+    assert judged == [[*first.detections.scores, *third.detections.scores], None, None]
+
+
 def test_without_a_detector_nothing_is_judged():
     """Until one is in service, every question says that there is none."""
     for question in (

@@ -108,6 +108,25 @@ def test_verdicts_are_counted_as_they_were_given(own):
     assert value(own, "oddigit_images_total", verdict="normal") - before["normal"] == 40 - sum(verdicts)
 
 
+def test_only_what_is_judged_is_counted_as_judged(own):
+    """One image scored, embedded and reconstructed is one verdict and one bet; /v2 judges when it is asked for a verdict."""
+    image = {"name": "images", "datatype": "UINT8", "shape": [1, 28, 28], "data": stroke_images(1, seed=5).ravel().tolist()}
+
+    def judged():
+        return value(own, "oddigit_images_total"), value(own, "oddigit_score_count"), own.get("/drift").json()["images"]
+
+    before, batches = judged(), value(own, "oddigit_batch_images_sum")
+    for path in ("/embed", "/reconstruct"):
+        own.post(path, content=GOOD, headers=PNG).raise_for_status()
+        own.post(path, content=npy(stroke_images(3, seed=6)), headers=NPY).raise_for_status()
+    own.post("/v2/models/mnist/infer", json={"inputs": [image], "outputs": [{"name": "embedding"}]}).raise_for_status()
+    assert judged() == before
+    assert value(own, "oddigit_batch_images_sum") == batches + 9
+    own.post("/score", content=GOOD, headers=PNG).raise_for_status()
+    own.post("/v2/models/mnist/infer", json={"inputs": [image]}).raise_for_status()
+    assert judged() == tuple(count + 2 for count in before)
+
+
 def test_the_model_in_service_is_named(own):
     """Which detector, version, scorer and device: the same as /readyz and the card say."""
     card = own.get("/model").json()
@@ -144,7 +163,7 @@ def test_routes_are_counted_by_their_templates(own):
     there = families(own)
     routes = {sample.labels["route"] for sample in there["oddigit_requests_total"].samples}
     assert {"/model/report/{picture}", "/problems/{type}", "other"} <= routes
-    assert not any(character.isdigit() for route in routes for character in route)
+    assert not any(character.isdigit() for route in routes for character in route.removeprefix("/v2"))
     assert len(there["oddigit_refused_total"].samples) < 30
 
 
@@ -207,10 +226,13 @@ def test_two_workers_count_as_one(tiny_store, tmp_path):
     """Whichever worker is asked adds up what both have done; gauges tell of the living."""
     variables = {"ODDIGIT_STORE": str(tiny_store), "ODDIGIT_DRAIN_S": "0"}
     with serving(tmp_path / "log", "--workers", "2", **variables) as server:
-        for _ in range(40):  # each on a connection of its own, so that both workers get some
-            httpx.post(f"{server.url}/score", content=GOOD, headers=PNG, timeout=60).raise_for_status()
-        until = time.monotonic() + 20
+        until = time.monotonic() + 40
         with httpx.Client(base_url=server.url, timeout=60, headers={"connection": "close"}) as client:
+            while value(client, "oddigit_reloads_total", outcome="taken_up") < 2:  # one is up before the other
+                assert time.monotonic() < until
+                time.sleep(0.2)
+            for _ in range(40):  # each on a connection of its own, so that both workers get some
+                client.post("/score", content=GOOD, headers=PNG).raise_for_status()
             for _ in range(6):
                 while min(value(client, "oddigit_images_total"), value(client, "oddigit_requests_total", route="/score")) < 40:
                     assert time.monotonic() < until

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hostile import FORM, NPY, file_part, form
 from PIL import Image
+from scipy.stats import false_discovery_control
 from strokes import npy, png, stroke_images
 
 from app.detection import store
@@ -53,6 +54,29 @@ def test_alpha_moves_the_threshold_and_nothing_else(client):
     for key in ("score", "p_value", "reconstruction_error"):
         columns = [[result[key] for result in answer["results"]] for answer in answers]
         assert all(column == columns[0] for column in columns)
+
+
+@pytest.mark.parametrize("fdr", [0.01, 0.05, 0.3])
+@pytest.mark.parametrize("strangers", [0, 3, 30])
+def test_false_discoveries_are_controlled_over_an_answer(client, fdr, strangers):
+    """The verdicts are Benjamini and Hochberg's, as SciPy computes them, and agree with alpha and threshold as ever."""
+    noise = np.random.default_rng(strangers).integers(0, 256, (strangers, 28, 28)).astype(np.uint8)
+    answer = ask(client, "/score", npy(np.concatenate([IMAGES, noise])), query=f"?fdr={fdr}").json()
+    p_values = np.array([result["p_value"] for result in answer["results"]])
+    verdicts = [result["is_anomaly"] for result in answer["results"]]
+    assert verdicts == (false_discovery_control(p_values) <= fdr).tolist()
+    assert answer["fdr"] == fdr
+    for result in answer["results"]:
+        assert result["is_anomaly"] == (result["score"] > answer["threshold"]) == (result["p_value"] <= answer["alpha"])
+
+
+def test_without_discoveries_the_threshold_is_still_that_of_alpha(client):
+    """One image of which there is nothing to say: alpha is fdr itself, and the threshold the one that ?alpha= has."""
+    p_values = [result["p_value"] for result in ask(client, "/score").json()["results"]]
+    body = npy(IMAGES[np.argmax(p_values)][None])
+    asked = [ask(client, "/score", body, query=query).json() for query in ("?fdr=0.05", "?alpha=0.05")]
+    assert not asked[0]["results"][0]["is_anomaly"]
+    assert (asked[0]["alpha"], asked[0]["threshold"]) == (asked[1]["alpha"], asked[1]["threshold"])
 
 
 def test_an_alpha_that_the_calibration_cannot_give_is_refused(client, strict_client):

@@ -21,7 +21,7 @@ check: .venv/installed-test
 	$(BIN)/mypy
 
 clean:
-	rm -rf .venv .checkpoints build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv model_store/*/.checkpoints build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv

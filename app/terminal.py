@@ -113,7 +113,7 @@ def _load(root: Path, model: str, version: int | None, device: str, alpha: float
     from app.detection import store
     from app.detection.detector import Detector
 
-    folder = store.latest(root, model) if version is None else root / model / str(version)
+    folder = store.find(root, model, version)
     bundle = store.load(folder)
     threshold = bundle.card.threshold if alpha is None else bundle.calibration.threshold(alpha)
     return Detector(bundle, device), threshold
@@ -190,7 +190,7 @@ def _write_table(rows: Iterator[Row], title: str) -> None:
             table.add_row(escape(row["name"]), "", "", "[yellow]not read[/yellow]", escape(row["error"]))
             continue
         verdict = "[red]anomaly[/red]" if row["is_anomaly"] else "[green]normal[/green]"
-        table.add_row(escape(row["name"]), f"{row['score']:.3f}", f"{row['p_value']:.4f}", verdict, ", ".join(row["warnings"]))
+        table.add_row(escape(row["name"]), f"{row['score']:.3f}", f"{row['p_value']:.3g}", verdict, ", ".join(row["warnings"]))
     Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 

@@ -28,7 +28,7 @@ sys.path.insert(0, str(ROOT))
 
 from app.detection.conformal import Calibration
 from app.detection.detector import Detector
-from app.detection.store import StoreError, latest, load
+from app.detection.store import StoreError, find, load
 from app.training.data import DataError, Labelled, Parts, Pixels
 from app.training.evaluate import NamedImages, named_images
 from app.training.fitting import detect_all
@@ -76,7 +76,7 @@ def main() -> None:
     """Measure and print."""
     options = parsed()
     try:
-        detector = Detector(load(latest(options.store, options.model)))
+        detector = Detector(load(find(options.store, options.model)))
         parts = own_parts(detector.bundle.card.data, options.data_dir)
         sets = gathered(options, parts.test.images)
     except (StoreError, DataError) as error:

@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from app.detection.model import Autoencoder, Layers
 from app.detection.scoring import MseScorer, Scorer
 from app.training.config import TrainConfig
-from app.training.data import DataSet, load_dataset
+from app.training.data import DataError, DataSet, load_dataset
 from app.training.fitting import flatten
 from app.training.metrics import ranking
 from app.training.progress import SilentProgress
@@ -53,7 +53,10 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="a file for the figures of each digit and seed")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    mnist = load_dataset("mnist", data_dir=options.data_dir)
+    try:
+        mnist = load_dataset("mnist", data_dir=options.data_dir)
+    except DataError as error:
+        sys.exit(str(error))
     began = time.perf_counter()
     runs = [{digit: judged(mnist, digit, options.epochs, seed) for digit in options.digits} for seed in options.seed]
     taken = time.perf_counter() - began

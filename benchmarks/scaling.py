@@ -34,7 +34,7 @@ from pathlib import Path
 from app.detection import store
 from app.detection.detector import Detector
 torch.set_num_threads(1)
-detector = Detector(store.load(store.latest(Path("model_store"), "mnist")), "cpu")
+detector = Detector(store.load(store.find(Path("model_store"), "mnist")), "cpu")
 images = numpy.load(sys.argv[1]).astype(numpy.float32)[:, None] / 127.5 - 1
 for _ in range(20):
     detector.detect(images)

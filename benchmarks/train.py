@@ -26,7 +26,7 @@ from app.detection.detector import pick_device
 from app.detection.model import Autoencoder
 from app.training.checkpoint import save_checkpoint
 from app.training.config import TrainConfig
-from app.training.data import load_dataset
+from app.training.data import DataError, load_dataset
 from app.training.fitting import flatten
 from app.training.progress import SilentProgress
 from app.training.train import Training, remember, run_epoch
@@ -99,6 +99,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of each loop")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    try:
+        load_dataset("mnist", data_dir=options.data_dir)
+    except DataError as error:
+        sys.exit(str(error))
     device = pick_device(options.device)
     with tempfile.TemporaryDirectory() as folder:
         runs = {

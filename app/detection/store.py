@@ -20,6 +20,7 @@ import zipfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -53,12 +54,14 @@ def names(root: Path) -> list[str]:
     return sorted(entry.name for entry in root.iterdir() if versions(root, entry.name)) if root.is_dir() else []
 
 
-def latest(root: Path, name: str) -> Path:
-    """The folder of the highest version of `name`. Raises StoreError where there is none."""
+def find(root: Path, name: str, version: int | None = None) -> Path:
+    """The folder of this version of `name`, of the highest where none is given. Raises StoreError where there is none."""
     found = versions(root, name)
     if not found:
         raise StoreError(f"There is no detector named {name!r} in {root}; train one with `oddigit train`.")
-    return root / name / str(found[-1])
+    if version is not None and version not in found:
+        raise StoreError(f"There is no version {version} of {name!r} in {root}; there is {', '.join(map(str, found))}.")
+    return root / name / str(version or found[-1])
 
 
 def publish(bundle: Bundle, root: Path, write_report: Callable[[Path], None] = lambda folder: None) -> Path:
@@ -113,13 +116,13 @@ def load_card(folder: Path) -> Card:
     path = folder / CARD
     try:
         content = json.loads(path.read_bytes())
-        digest = content.pop(_DIGEST)
+        digest = content.pop(_DIGEST, "none")
         if digest != _card_digest(content):
             raise StoreError(f"{path} was altered after it was published; restore it or remove the version.")
         card = Card.model_validate(content)
     except FileNotFoundError:
         raise StoreError(f"{path} is missing; {folder} is not a published version.") from None
-    except (ValueError, KeyError, AttributeError, TypeError, OSError, RecursionError) as error:
+    except (ValueError, AttributeError, TypeError, OSError, RecursionError) as error:
         raise StoreError(f"{path} is not a card of this program: {_first_line(error)}") from error
     if str(card.version) != folder.name:
         raise StoreError(f"{path} says version {card.version}, but its folder is named {folder.name}.")
@@ -140,6 +143,8 @@ def load_weights(source: Path | io.BytesIO, config: ModelConfig, label: str) -> 
         model.load_state_dict(state)
     except FileNotFoundError:
         raise StoreError(f"{label} is missing.") from None
+    except UnpicklingError as error:  # torch's own words would advise to unpickle anything
+        raise StoreError(f"{label} is not a file of tensors alone; save a state_dict with torch.save.") from error
     except Exception as error:  # torch.load raises whatever its unpickler meets
         raise StoreError(f"{label} does not hold the weights of {config}: {_first_line(error)}") from error
     if not all(bool(torch.isfinite(weight).all()) for weight in model.parameters()):

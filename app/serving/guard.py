@@ -49,7 +49,7 @@ def read_keys(text: str | None, file: Path | None) -> dict[str, str]:
         try:
             lines = file.read_text().splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            raise KeysError(f"The file of API keys {file} cannot be read: {error.__class__.__name__}.") from None
+            raise KeysError(f"The file of API keys {file} cannot be read: {_reason(error)}.") from None
         entries += [line for line in lines if line.strip() and not line.lstrip().startswith("#")]
     keys: dict[str, str] = {}
     for number, entry in enumerate(entries, start=1):
@@ -64,6 +64,10 @@ def read_keys(text: str | None, file: Path | None) -> dict[str, str]:
     if file is not None and not keys:
         raise KeysError(f"The file of API keys {file} holds none; every client would be let in.")
     return keys
+
+
+def _reason(error: OSError | UnicodeDecodeError) -> str:
+    return error.strerror or "" if isinstance(error, OSError) else "it is no text"
 
 
 def _key(headers: Iterable[tuple[bytes, bytes]]) -> str:

@@ -40,7 +40,10 @@ class Versions:
         Raises:
             StoreError: no version can serve.
         """
-        found = [self.pinned] if self.pinned is not None else store.versions(self.root, self.name)[::-1]
+        if self.pinned is None:
+            found = store.versions(self.root, self.name)[::-1]
+        else:
+            found = [int(store.find(self.root, self.name, self.pinned).name)]
         self._forget(set(found))
         for version in found:
             if version == serving:

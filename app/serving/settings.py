@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
@@ -46,7 +47,7 @@ class Settings(BaseModel):
     reload: bool = Field(True, description="Put new versions of the store in service as they appear.")
     drift_level: float = Field(100.0, gt=1, description="Drift is announced at this capital; false alarms: 1 in this many.")
     body_timeout_s: float = Field(20.0, gt=0, description="Longest time a client may take to send a body.")
-    log_format: str = Field("text", pattern="^(text|json)$", description="text for people, json for machines.")
+    log_format: Literal["text", "json"] = Field("text", description="text for people, json for machines.")
     access_log: bool = Field(True, description="One log line a request.")
 
 

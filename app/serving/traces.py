@@ -4,6 +4,7 @@ Everything is set by OpenTelemetry's own variables; without an endpoint to send 
 """
 
 import logging
+import sys
 import time
 from collections.abc import Container, Mapping
 from typing import TYPE_CHECKING
@@ -31,7 +32,9 @@ def traced(app: ASGIApp, routes: Container[str], environment: Mapping[str, str])
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError as error:
-        logger.warning('nothing is traced: %s is not installed; run: pip install "oddigit[trace]"', error.name)
+        logger.warning(
+            'nothing is traced: %s is not installed; run: %s -m pip install "oddigit[trace]"', error.name, sys.executable
+        )
         return app
 
     def details(scope: Scope) -> tuple[str, dict[str, str]]:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from app.training.extra import check_training_extra
+
 if TYPE_CHECKING:
     from app.training.evaluate import NamedImages
 
@@ -22,7 +24,7 @@ DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.
 SeedOption = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Decides the split, the first weights and the order.")]
 AlphaOption = Annotated[float, typer.Option(help="False-alarm rate that the threshold is set for, between 0 and 1.")]
 ShareOption = Annotated[
-    float, typer.Option(help="Share of the training images that is held back to calibrate with.", show_default="1/6")
+    float, typer.Option(help="Share of the training images that is held back to calibrate with.", show_default="1/3")
 ]
 VersionOption = Annotated[int | None, typer.Option(min=1, help="The model's version; unset, the highest.")]
 
@@ -51,6 +53,7 @@ def train(
     ends with the same weights, bit for bit.
     """
     with _sentences():
+        check_training_extra()
         from app.training.config import TrainConfig
         from app.training.progress import terminal_progress
         from app.training.train import train as run
@@ -99,6 +102,8 @@ def calibrate(
     calibrate a detector of the store, whose weights and scorer stay as they are.
     """
     with _sentences():
+        check_training_extra()
+        from app.detection.store import find
         from app.training.adopt import CalibrateConfig, adopt_weights, recalibrate
 
         config = CalibrateConfig(
@@ -115,7 +120,7 @@ def calibrate(
         if weights is not None:
             _announce(adopt_weights(weights, config))
         else:
-            _announce(recalibrate(_version_folder(store, model, version), config))
+            _announce(recalibrate(find(store, model, version), config))
 
 
 def evaluate(
@@ -136,11 +141,12 @@ def evaluate(
     import json
 
     with _sentences():
+        check_training_extra()
         from app.detection.detector import Detector
-        from app.detection.store import load
+        from app.detection.store import find, load
         from app.training import evaluate as evaluation
 
-        detector = Detector(load(_version_folder(store, model, version)), device)
+        detector = Detector(load(find(store, model, version)), device)
         usual = evaluation.normal_test_images(detector.bundle.card, normal, data_dir)
         sets = _distinct([evaluation.named_images(source, data_dir) for source in anomalies or ()])
         found = evaluation.evaluate(detector, usual, sets, out)
@@ -175,12 +181,6 @@ def _is_ours(error: Exception) -> bool:
 def _say_and_exit(sentence: str, code: int) -> None:
     typer.echo(sentence, err=True)
     raise typer.Exit(code)
-
-
-def _version_folder(root: Path, model: str, version: int | None) -> Path:
-    from app.detection.store import latest
-
-    return latest(root, model) if version is None else root / model / str(version)
 
 
 def _distinct(sets: "list[NamedImages]") -> "list[NamedImages]":

@@ -231,4 +231,5 @@ def _slug(path: Path) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
+    first, *others = (str(error) or type(error).__name__).splitlines()
+    return (f"{first} {others[-1]}" if others and first.endswith(":") else first).rstrip(".")

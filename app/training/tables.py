@@ -15,8 +15,8 @@ def print_evaluation(evaluation: Evaluation) -> None:
     console.print(false_alarm_table(evaluation))
     tests = evaluation.uniformity
     console.print(
-        f"p-values of normals, Kolmogorov-Smirnov: {tests.against_uniform:.3g} against uniform, "
-        f"{tests.against_calibration:.3g} against the calibration images\n",
+        f"Kolmogorov-Smirnov tests of the normals' p-values: p = {tests.against_uniform:.3g} against uniform, "
+        f"p = {tests.against_calibration:.3g} against the calibration images\n",
         highlight=False,
     )
     if evaluation.sets:

@@ -21,7 +21,7 @@ IMAGES = stroke_images(24, seed=11)
 @pytest.fixture(scope="module")
 def bundle(shipped_store):
     """The shipped detector, whose scorer was fitted on the real images."""
-    return store.load(store.latest(shipped_store, "mnist"))
+    return store.load(store.find(shipped_store, "mnist"))
 
 
 @pytest.fixture(scope="module")

@@ -95,7 +95,10 @@ def test_versions_count_up_and_the_highest_is_the_latest(tiny_bundle, tmp_path):
     for _ in range(11):
         store.publish(tiny_bundle, tmp_path)
     assert store.versions(tmp_path, "mnist") == list(range(1, 12))
-    assert store.latest(tmp_path, "mnist").name == "11"
+    assert store.find(tmp_path, "mnist").name == "11"
+    assert store.find(tmp_path, "mnist", 4) == tmp_path / "mnist" / "4"
+    with pytest.raises(StoreError, match=r"no version 12 .* there is 1, 2, .*, 11"):
+        store.find(tmp_path, "mnist", 12)
     shutil.rmtree(tmp_path / "mnist" / "5")
     assert store.publish(tiny_bundle, tmp_path).name == "12"
 
@@ -109,7 +112,7 @@ def test_what_is_no_version_does_not_count(tiny_bundle, tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("")
     assert store.versions(tmp_path, "mnist") == [1]
-    assert store.latest(tmp_path, "mnist").name == "1"
+    assert store.find(tmp_path, "mnist").name == "1"
     assert store.names(tmp_path) == ["mnist"]
 
 
@@ -118,7 +121,7 @@ def test_an_empty_store_is_refused_with_what_to_do(tmp_path):
     assert store.versions(tmp_path / "nowhere", "mnist") == []
     assert store.names(tmp_path / "nowhere") == []
     with pytest.raises(StoreError, match="oddigit train"):
-        store.latest(tmp_path, "mnist")
+        store.find(tmp_path, "mnist")
 
 
 def test_a_published_version_can_be_read_by_others(tiny_bundle, tmp_path):
@@ -353,7 +356,7 @@ def test_a_folder_that_is_not_there_is_refused(tmp_path):
 
 def test_the_shipped_weights_are_the_tutorials(shipped_store):
     """They load with torch alone, weights only, under the tutorial's sixteen names and shapes."""
-    state = torch.load(store.latest(shipped_store, "mnist") / WEIGHTS, weights_only=True)
+    state = torch.load(store.find(shipped_store, "mnist") / WEIGHTS, weights_only=True)
     assert {name: tuple(weight.shape) for name, weight in state.items()} == TUTORIAL
     assert all(weight.dtype == torch.float32 for weight in state.values())
 
@@ -368,6 +371,6 @@ def test_the_shipped_network_has_learnt_mnist(shipped_store, data_root):
     """Its mean squared error on the 10,000 test images is at most 0.150."""
     pixels = (data_root / "MNIST" / "raw" / "t10k-images-idx3-ubyte").read_bytes()
     images = np.frombuffer(pixels, np.uint8, offset=16).reshape(-1, 28, 28)
-    detector = Detector(store.load(store.latest(shipped_store, "mnist")), "cpu")
+    detector = Detector(store.load(store.find(shipped_store, "mnist")), "cpu")
     assert len(images) == 10_000
     assert float(detector.detect(normalise(images)).reconstruction_errors.mean()) <= 0.150

@@ -32,7 +32,7 @@ def test_the_probes_answer(client):
 
 def test_the_highest_version_serves(client, shipped_store):
     """Unless one is pinned, the latest version of the store answers."""
-    assert str(client.get("/readyz").json()["model"]["version"]) == store.latest(shipped_store, "mnist").name
+    assert str(client.get("/readyz").json()["model"]["version"]) == store.find(shipped_store, "mnist").name
 
 
 def test_the_model_is_described_by_its_card(client, shipped_store):

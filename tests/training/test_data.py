@@ -1,5 +1,6 @@
 """Data sets are read whole, split by a seed, and refused with a sentence when something is wrong with them."""
 
+import re
 import sys
 from io import BytesIO
 
@@ -10,9 +11,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from strokes import stroke_images
 
-from app.training import known_sets
+from app.training import extra, known_sets
 from app.training.data import DataError, DataSet, Labelled, load_dataset, split
-from app.training.extra import MissingExtra
+from app.training.extra import MissingExtra, check_training_extra
 
 IMAGES = stroke_images(12, seed=3)
 
@@ -141,6 +142,15 @@ def test_missing_torchvision(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torchvision", None)
     with pytest.raises(MissingExtra, match=r'pip install "oddigit\[train\]"'):
         load_dataset("mnist", data_dir=tmp_path)
+
+
+@pytest.mark.parametrize("package", ["torchvision", "matplotlib", "sklearn", "scipy"])
+def test_what_training_needs_is_looked_for_first(package, monkeypatch):
+    """Whichever package is missing, the commands say so before they begin, and with which interpreter to install it."""
+    check_training_extra()
+    monkeypatch.setattr(extra, "find_spec", lambda name: None if name == package else True)
+    with pytest.raises(MissingExtra, match=f"^{package} is not installed; run: {re.escape(sys.executable)} -m pip install"):
+        check_training_extra()
 
 
 def test_emnist_is_turned_upright(monkeypatch, tmp_path):

@@ -81,6 +81,8 @@ _ADAM7 = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), 
 _MAX_TEXT = 1 << 20
 _MAX_SEGMENTS = 1000
 _MAX_CHUNKS = 20_000  # IDAT chunks of 8 KiB make 160 MiB
+_QUICK = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
+_QUICK_BYTES, _QUICK_PIXELS = 2048, 10_000
 
 
 def essential_png(data: bytes) -> bytes:
@@ -178,8 +180,8 @@ def _webp_size(data: bytes) -> tuple[int, int]:
 
 
 def _jpeg_size(data: bytes) -> tuple[int, int]:
-    """From the frame header, marker by marker (ITU-T T.81, B.2). Millions of empty segments would be work for Pillow."""
-    position = 2
+    """From the frame header, marker by marker up to the scan (ITU-T T.81, B.2): millions of segments are work for Pillow."""
+    position, size = 2, (0, 0)
     for _ in range(_MAX_SEGMENTS):
         if data[position : position + 2] == b"\xff\xff":  # padding
             position += len(data[position : position + 64]) - len(data[position : position + 64].lstrip(b"\xff")) - 1
@@ -190,9 +192,56 @@ def _jpeg_size(data: bytes) -> tuple[int, int]:
             raise UndecodableImage("damaged JPEG: no marker where one belongs")
         if 0xC0 <= mark[1] <= 0xCF and mark[1] not in (0xC4, 0xC8, 0xCC):
             frame = data[position + 5 : position + 9]
-            return int.from_bytes(frame[2:]), int.from_bytes(frame[:2])
+            size = int.from_bytes(frame[2:]), int.from_bytes(frame[:2])
+        if mark[1] == 0xDA:
+            return size
         position += 2 + length
     raise UndecodableImage("damaged JPEG: more segments than any camera writes")
+
+
+def decoding_is_quick(data: bytes) -> bool:
+    """Whether a picture decodes in a millisecond or two, by its header: a PNG or JPEG of few bytes and few pixels. Of other
+    types a few bytes may stand for any work, or the header bounds nothing."""
+    if len(data) > _QUICK_BYTES or not data.startswith(_QUICK):
+        return False
+    kind = "PNG" if data.startswith(_QUICK[0]) else "JPEG"
+    try:
+        width, height = claimed_size(data, kind) or (0, 0)
+    except ImageError:
+        return True  # to be refused
+    return width * height <= _QUICK_PIXELS
+
+
+# ------------------------------------------------------------------------------------------------------------- BMP, TIFF
+
+_MAX_RUN_PIXELS = 1_000_000  # Pillow unpacks run lengths in Python
+
+
+def check_bmp(data: bytes) -> None:
+    """Refuse a large run-length encoded bitmap: a few bytes of it are seconds of work."""
+    width, height, _, _, method = struct.unpack_from("<iiHHI", data.ljust(34, b"\x00"), 18)
+    if int.from_bytes(data[14:18], "little") >= 40 and method in (1, 2) and abs(width * height) > _MAX_RUN_PIXELS:
+        raise ImageTooLarge(f"a run-length encoded BMP of more than {_MAX_RUN_PIXELS:,} pixels; send it as PNG")
+
+
+_TIFF_BYTES = (0, 1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8)  # a value of each type of a directory (TIFF 6.0, section 2)
+_MAX_STRIPS = 65_536
+_STRIPS = {273, 324}  # where strips and tiles lie
+
+
+def check_tiff(data: bytes) -> None:
+    """Refuse a first directory whose values take more than the file has, or that cuts the picture into countless pieces."""
+    order = "<" if data[:2] == b"II" else ">"
+    (start,) = struct.unpack_from(order + "I", data.ljust(8, b"\x00"), 4)
+    (many,) = struct.unpack(order + "H", data[start : start + 2].ljust(2, b"\x00"))
+    entries = data[start + 2 : start + 2 + 12 * many]
+    taken = 0
+    for tag, kind, count, _ in struct.iter_unpack(order + "HHII", entries[: len(entries) // 12 * 12]):
+        if tag in _STRIPS and count > _MAX_STRIPS:
+            raise UndecodableImage("damaged TIFF: more strips than any scanner writes")
+        taken += count * (_TIFF_BYTES[kind] if kind < len(_TIFF_BYTES) else 1)
+        if taken > len(data):
+            raise UndecodableImage("truncated TIFF: its directory promises more than the file holds")
 
 
 # ---------------------------------------------------------------------------------------------------------- EXIF and .npy

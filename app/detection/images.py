@@ -9,9 +9,6 @@ and no metadata is trusted beyond the orientation. The file knows no HTTP, no mo
 import io
 import warnings
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
-from threading import Lock
 from typing import Literal, assert_never
 
 import numpy as np
@@ -24,7 +21,17 @@ from app.detection.headers import ImageTooLarge as ImageTooLarge
 from app.detection.headers import TooManyImages as TooManyImages
 from app.detection.headers import UndecodableImage as UndecodableImage
 from app.detection.headers import UnsupportedImage as UnsupportedImage
-from app.detection.headers import claimed_size, essential_png, exif_orientation, npy_field, npy_header, npy_shape, sniff
+from app.detection.headers import (
+    check_bmp,
+    check_tiff,
+    claimed_size,
+    essential_png,
+    exif_orientation,
+    npy_field,
+    npy_header,
+    npy_shape,
+    sniff,
+)
 from app.detection.prepare import WORKING_SIDE, prepare_digit
 from app.detection.prepare import Prepared as Prepared
 
@@ -114,15 +121,9 @@ def _complaint(kind: str, error: Exception) -> str:
 
 # ------------------------------------------------------------------------------------------------- the header, then Pillow
 
-_QUIET = Lock()
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep Pillow's remarks on odd metadata out of the log. The lock: catch_warnings swaps state that threads share."""
-    with _QUIET, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+# Pillow's remarks on odd metadata: in the sender's words, without end in the log and in the registry of those that were made.
+# For good, since catch_warnings swaps state that threads share.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def _open(data: bytes, kind: str, max_pixels: int) -> Image.Image:
@@ -134,12 +135,14 @@ def _open(data: bytes, kind: str, max_pixels: int) -> Image.Image:
         data = essential_png(data)
     elif kind == "JPEG" and data.count(b"\xff\xda") > MAX_SCANS:
         raise UndecodableImage("damaged JPEG: too many scans")
-    with _quiet():
-        image = Image.open(io.BytesIO(data), formats=[kind])
-        _check_size(*image.size, max_pixels)
-        if kind == "TIFF":
-            _check_tiles(image, max_pixels)
-            image.load()  # its plugin reads more metadata here
+    elif kind == "BMP":
+        check_bmp(data)
+    elif kind == "TIFF":
+        check_tiff(data)
+    image = Image.open(io.BytesIO(data), formats=[kind])
+    _check_size(*image.size, max_pixels)
+    if kind == "TIFF":
+        _check_tiles(image, max_pixels)
     if isinstance(image, ImageFile):
         image.draft(None, (2 * WORKING_SIDE, 2 * WORKING_SIDE))  # a JPEG need not be unpacked at its full size
     image.load()

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from starlette.requests import Request
 
 from app.detection.detector import stack_evidence
+from app.detection.headers import decoding_is_quick
 from app.detection.images import ImageError, Preprocess, decode_array, decode_image
 from app.detection.prepare import Prepared
 from app.serving.answers import Shown
@@ -27,7 +28,7 @@ Made = TypeVar("Made")
 FORM = "multipart/form-data"
 IMAGE_TYPES = frozenset({"image/png", "image/jpeg", "image/webp", "image/bmp", "image/gif", "image/tiff"})
 _UNDECLARED = ("", "application/octet-stream")  # what clients say of a form's part when they say nothing
-_INLINE_BYTES = 2048  # up to here even a hostile image costs less than handing it to a thread and back
+_INLINE_BYTES = 2048  # of a form
 _LIGHT_BYTES = 256 * 1024  # a photograph from a form; more than this, and it queues with the large ones
 
 
@@ -94,7 +95,7 @@ class Uploads:
                 array = decode_array(body.data, max_images=self._settings.max_array_images, size=size)
                 return Upload([Shown(str(index)) for index in range(len(array))], array=array)
             decode = partial(self._decode, preprocess=preprocess, size=size)
-            inline = len(body.data) <= _INLINE_BYTES
+            inline = decoding_is_quick(body.data)  # quicker than to hand it to a thread and back
             prepared = decode(body.data) if inline else await self._off_loop(len(body.data), decode, body.data)
         except ImageError as error:
             raise problem_of(error) from None
@@ -105,10 +106,13 @@ class Uploads:
         self._heavy.shutdown(wait=False, cancel_futures=True)
 
     async def _form(self, body: Body, preprocess: Preprocess, size: int) -> Upload:
-        parts = parse_form(body.data, body.content_type, max_parts=self._settings.max_images)
+        parse = partial(parse_form, body.data, body.content_type, max_parts=self._settings.max_images)
         until = time.monotonic() + self._settings.deadline_ms / 1000
+        small = len(body.data) <= _INLINE_BYTES
+        parts = parse() if small else await self._off_loop(len(body.data), parse)
         work = partial(self._decode_parts, parts, preprocess, size, until)
-        outcomes = work() if len(body.data) <= _INLINE_BYTES else await self._off_loop(len(body.data), work)
+        inline = small and len(parts) == 1 and decoding_is_quick(parts[0].data)
+        outcomes = work() if inline else await self._off_loop(len(body.data), work)
         failed = {
             index: (part.name, outcome)
             for index, (part, outcome) in enumerate(zip(parts, outcomes, strict=True))

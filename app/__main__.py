@@ -20,6 +20,8 @@ cli = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+_LONGEST_STOP_S = 30  # what was accepted has its answer long before; a client may be slow to read it
+
 for command in (train, evaluate, calibrate, score, models):
     cli.command()(command)
 
@@ -68,6 +70,7 @@ def serve(
                 log_config=None,
                 access_log=False,
                 server_header=False,
+                timeout_graceful_shutdown=_LONGEST_STOP_S,
                 proxy_headers=False,  # nothing asks who the client is
             )
     except OSError as error:

@@ -22,6 +22,7 @@ from threadpoolctl import threadpool_limits
 from app.detection import store
 from app.detection.bundle import Bundle
 from app.detection.detector import Detections, Detector, pick_device
+from app.detection.evidence import EVIDENCE
 from app.serving.about import About, State
 from app.serving.admission import Admission
 from app.serving.draining import Draining
@@ -144,7 +145,7 @@ def create_app(settings: Settings) -> FastAPI:
     front = Front(app.inner, straight, guard, admission, metrics, draining)
     paths = {getattr(route, "path", "") for route in app.routes}
     app.outermost = traced(_with_cors(front, settings.cors_origins), paths, os.environ)
-    limits = Limits(settings.max_connections, settings.head_timeout_s)
+    limits = Limits(settings.max_connections, settings.head_timeout_s, settings.answer_timeout_s)
     if app.outermost is front:  # else others have a say in every answer
         limits = _with_short_ways(limits, front, admission, uploads, settings)
     return app
@@ -193,7 +194,8 @@ def load_detector(folder: Path, settings: Settings) -> Detector:
     detector.self_check()
     size = detector.image_size
     for count in (1, settings.max_batch_size):
-        detector.detect(np.zeros((count, 1, size, size), np.float32), reconstructions=True, error_maps=True)
+        images, seen = np.zeros((count, 1, size, size), np.float32), np.zeros((count, len(EVIDENCE)), np.float32)
+        detector.detect(images, seen, embeddings=True, reconstructions=True, error_maps=True)
     return detector
 
 

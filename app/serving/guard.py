@@ -73,7 +73,7 @@ def _reason(error: OSError | UnicodeDecodeError) -> str:
 def _key(headers: Iterable[tuple[bytes, bytes]]) -> str:
     for name, value in headers:
         if name == b"x-api-key":
-            return value.decode("latin-1")
+            return value.strip().decode("latin-1")
         if name == b"authorization" and value[:7].lower() == b"bearer ":
             return value[7:].strip().decode("latin-1")
     return ""

@@ -4,7 +4,9 @@ With several workers each keeps its numbers in files under PROMETHEUS_MULTIPROC_
 and whichever worker is asked adds them up.
 """
 
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,7 +20,7 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
-from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 from app.detection.bundle import Bundle
 from app.serving.drift import Drift
@@ -43,7 +45,9 @@ class Metrics:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each counter, that nothing reads
         self._registry = registry = CollectorRegistry()
         self._shared = shared
-        if not shared:
+        if shared:
+            _forget_the_dead(Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]))
+        else:
             ProcessCollector(registry=registry)
         self._requests = Counter(
             "oddigit_requests", "Answers by route and status.", ("route", "status"), registry=registry
@@ -167,6 +171,17 @@ class Metrics:
         everyone = CollectorRegistry()
         MultiProcessCollector(everyone)  # type: ignore[no-untyped-call]
         return generate_latest(everyone)
+
+
+def _forget_the_dead(folder: Path) -> None:
+    """Remove the gauges of workers that are no more: a new one may have taken the place of one that was killed."""
+    for process in {int(file.stem.rpartition("_")[2]) for file in folder.glob("gauge_live*_*.db")}:
+        try:
+            os.kill(process, 0)
+        except ProcessLookupError:
+            mark_process_dead(process)  # type: ignore[no-untyped-call]
+        except PermissionError:  # somebody else's, and alive
+            continue
 
 
 def observe_many(histogram: Histogram, bounds: Sequence[float], values: NDArray[np.floating]) -> None:

@@ -1,8 +1,9 @@
 """Connections under limits: uvicorn's HTTP protocol with caps on their number, on a request's head, and on its time.
 
-Without them a client that sends a byte a second holds a connection for as long as it likes, and one that sends headers
-without end fills the memory. The time and the size of bodies are the application's to limit. What is refused here is refused
-before there is a request, so its problem body names neither path nor id.
+Without them a client that sends a byte a second holds a connection for as long as it likes, one that sends headers without
+end fills the memory, and one that never reads its answer keeps that and the connection. The time and the size of bodies are
+the application's to limit. What is refused here is refused before there is a request, so its problem body names neither path
+nor id.
 """
 
 import logging
@@ -11,7 +12,7 @@ import sys
 import time
 from asyncio import AbstractEventLoop, TimerHandle, Transport
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import httptools
 from starlette.types import Scope
@@ -19,6 +20,9 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from app.serving.answers import json_bytes
 from app.serving.errors import MEDIA_TYPE, BadBody, Problem, TooLarge, Unavailable
+
+if TYPE_CHECKING:
+    from uvicorn._types import ASGI3Application
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +46,7 @@ class Limits(NamedTuple):
 
     connections: int
     head_timeout_s: float
+    answer_timeout_s: float
     direct: bool = False  # nothing between server and application wants to see ASGI's messages
     dropped_bytes: int = 0
     crowded: Callable[[], bool] = lambda: False  # whether there is room for no further question
@@ -116,6 +121,7 @@ class Exchange:
         cycle = self._cycle
         if cycle.flow.write_paused or cycle.more_body or cycle.response_started:
             return False
+        cycle.disconnected |= cycle.transport.is_closing()
         if not cycle.disconnected:
             cycle.response_started = cycle.response_complete = True
             write(cycle.transport, status, cycle.default_headers + headers, body, stays=cycle.keep_alive)
@@ -131,6 +137,8 @@ class LimitedProtocol(HttpToolsProtocol):
         super().__init__(*arguments, **options)
         self._limits: Limits = self.app_state[STATE_KEY]
         self._head_timer: TimerHandle | None = None
+        self._answer_timer: TimerHandle | None = None
+        self._answering: RequestResponseCycle | None = None  # the others wait in the pipeline
         self._overhead = 0  # bytes received for this request that are no body
         self._turned_away: Answer | None = None  # what the request gets once its body is over
         self._replaying = False  # the parser reads a head that was read before
@@ -144,24 +152,53 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
+        if self._answer_timer is not None:
+            self._answer_timer.cancel()
+        if self._answering is not None and not self._answering.response_complete:
+            self._answering.disconnected = True  # uvicorn tells the newest only
+            self._answering.message_event.set()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         self._unset_keepalive_if_required()
         self._overhead += len(data)
         try:
-            self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade as stop:
-            self._go_on(data[stop.args[0] :])
+            while data:
+                data = self._feed(data)
         except httptools.HttpParserError:
             self.send_400_response("This is not HTTP/1.1.")
         else:
             if self._overhead > _HEAD_BYTES and not self.transport.is_closing():
                 self._refuse(TooLarge(f"The request's head is larger than {_HEAD_BYTES:,} bytes."))
+        if self._head_timer is None and self.timeout_keep_alive_task is None and not self._busy:
+            self._start_timer()  # an empty line, or what is left of a body that was answered before its end
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._watch_reader()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._answer_timer is not None and not self.transport.is_closing():
+            self._answer_timer.cancel()
+            self._answer_timer = None
+
+    def shutdown(self) -> None:
+        super().shutdown()
+        self._see_off()
+
+    def timeout_keep_alive_handler(self) -> None:
+        super().timeout_keep_alive_handler()
+        self._see_off()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._see_off()
 
     def on_message_begin(self) -> None:
         if self._replaying:
             return
+        self._unset_keepalive_if_required()
         super().on_message_begin()
         if self._head_timer is None:
             self._start_timer()
@@ -226,29 +263,67 @@ class LimitedProtocol(HttpToolsProtocol):
         if self._limits.breather is not None:
             self._limits.breather.take(self.loop)
 
-    def _go_on(self, rest: bytes) -> None:
-        """Read what follows a head that offered an Upgrade. None is ever taken up, but the parser stops there, body or not:
-        another one gets a head that frames the same body, and offers nothing."""
-        framing = [name + b": " + value for name, value in self.headers if name in _FRAMES]
-        self.parser = httptools.HttpRequestParser(self)
-        self._replaying = True
-        self.parser.feed_data(b"\r\n".join([b"POST / HTTP/1.1", *(framing or [b"content-length: 0"]), b"\r\n"]))
-        if rest:
-            self.data_received(rest)
+    def _feed(self, data: bytes) -> bytes:
+        """Parse -> what is left of `data`: what follows a head that offered an Upgrade. None is ever taken up, but the parser
+        stops there, body or not: another one gets a head that frames the same body, and offers nothing."""
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as stop:
+            framing = [name + b": " + value for name, value in self.headers if name in _FRAMES]
+            self.parser = httptools.HttpRequestParser(self)
+            self._replaying = True
+            self.parser.feed_data(b"\r\n".join([b"POST / HTTP/1.1", *(framing or [b"content-length: 0"]), b"\r\n"]))
+            return data[stop.args[0] :]
+        return b""
+
+    @property
+    def _busy(self) -> bool:
+        """Whether a request is being answered."""
+        return self._answering is not None and not self._answering.response_complete
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: "ASGI3Application") -> None:
+        self._answering = cycle
+        super()._start_asgi_task(cycle, app)
 
     def _refuse(self, problem: Problem, headers: bytes = b"") -> None:
-        if self.cycle is not None and not self.cycle.response_complete and not self.cycle.more_body:
-            self.cycle.keep_alive = False  # what was asked before gets its answer, and the connection ends with it
+        asked = [cycle for cycle in (self._answering, *(cycle for cycle, _ in reversed(self.pipeline))) if cycle is not None]
+        asked = [cycle for cycle in asked if not (cycle.response_complete or cycle.more_body)]
+        if asked:  # what was asked before gets its answer, and the connection ends with it
+            asked[-1].keep_alive = False
+            if self.pipeline and self.pipeline[0][0].more_body:
+                self.pipeline.popleft()
             self.flow.pause_reading()
             return
         body = json_bytes(problem.body("", ""))
         head = b"HTTP/1.1 %d %s\r\ncontent-type: %s\r\ncontent-length: %d\r\nconnection: close\r\n%s\r\n"
         reason = problem.title.encode()
         self.transport.write(head % (problem.status, reason, MEDIA_TYPE.encode(), len(body), headers) + body)
+        self._close()
+
+    def _close(self) -> None:
         self.transport.close()
+        self._see_off()
+
+    def _see_off(self) -> None:
+        """A connection that closes does so once all is read; whoever does not read is not waited for."""
+        if self.transport.is_closing():
+            self._watch_reader()
+
+    def _watch_reader(self) -> None:
+        if self._answer_timer is None:
+            unread = self.transport.get_write_buffer_size()
+            self._answer_timer = self.loop.call_later(self._limits.answer_timeout_s, self._judge_reader, unread)
+
+    def _judge_reader(self, unread: int) -> None:
+        """Give up on a client that has read nothing since there were so many bytes to read."""
+        self._answer_timer = None
+        if self.transport.get_write_buffer_size() >= unread:
+            self.transport.abort()
+        else:
+            self._watch_reader()
 
     def _start_timer(self) -> None:
-        self._head_timer = self.loop.call_later(self._limits.head_timeout_s, self.transport.close)
+        self._head_timer = self.loop.call_later(self._limits.head_timeout_s, self._close)
 
     def _stop_timer(self) -> None:
         if self._head_timer is not None:

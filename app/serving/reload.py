@@ -61,9 +61,11 @@ class Versions:
             return None
         try:
             detector = self.load(folder)
-        except (StoreError, SelfCheckError) as error:
-            self.refused[version], self._seen[version] = str(error), fingerprint
-            logger.error("version %s/%d is refused: %s", self.name, version, error)
+        except Exception as error:  # a version may be wrong in ways that nobody foresaw; those that serve must not suffer
+            known = isinstance(error, StoreError | SelfCheckError)
+            reason = str(error) if known else f"{folder} cannot be put to work: {error!r}"
+            self.refused[version], self._seen[version] = reason, fingerprint
+            logger.error("version %s/%d is refused: %s", self.name, version, reason, exc_info=not known)
             return None
         self.refused.pop(version, None)
         return detector

@@ -40,6 +40,9 @@ class Settings(BaseModel):
     deadline_ms: float = Field(5000.0, gt=0, description="Longest time a question may wait, from its last byte on.")
     max_connections: int = Field(4096, ge=1, description="Most connections at once (with the serve command).")
     head_timeout_s: float = Field(10.0, gt=0, description="Longest time for a request's head (with the serve command).")
+    answer_timeout_s: float = Field(
+        20.0, gt=0, description="Longest time a client may read nothing of its answer (with the serve command)."
+    )
     drain_s: float = Field(1.0, ge=0, description="After SIGTERM: how long new work is refused before the server closes.")
     api_keys: SecretStr | None = Field(None, description="NAME:KEY entries, separated by commas; unset, no key is asked for.")
     api_keys_file: Path | None = Field(None, description="File with a NAME:KEY entry a line.")

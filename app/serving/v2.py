@@ -7,6 +7,7 @@ verdicts and what else is asked for go as tensors. Source: https://github.com/ks
 import asyncio
 import math
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -89,6 +90,8 @@ class OpenInference:
                 outcome = await self._judge(pixels, wanted, deadline)
             except TimeoutError:
                 raise late(settings) from None
+            if "version" in request.path_params and outcome.bundle is not detector.bundle:  # another took over meanwhile
+                raise NotFound(f"Version {detector.bundle.card.version} is no longer in service.")
             if len(body) <= _INLINE_BYTES:
                 return _word(asked, outcome)
             return await asyncio.to_thread(_word, asked, outcome)
@@ -136,15 +139,29 @@ def _pixels(given: InferInput, size: int) -> NDArray[np.uint8]:
     count, *rest = given.shape
     if rest not in ([size, size], [size * size], [1, size, size]):
         raise OutOfRange(f"shape must be [N, {size}, {size}] or [N, {size * size}].")
+    numbers, shape = _unnested(given.data)
     try:
-        numbers = np.array(given.data)
-    except (ValueError, OverflowError):  # ragged, or beyond any integer
-        numbers = np.array(None)
-    if numbers.dtype.kind not in "iu" or not 0 <= int(numbers.min()) <= int(numbers.max()) <= 255:
+        pixels = bytes(numbers) if set(map(type, numbers)) == {int} else b""
+    except (ValueError, OverflowError):
+        pixels = b""
+    if not pixels:
         raise OutOfRange("data must hold whole numbers from 0 to 255, in one list or in lists of equal lengths.")
-    if numbers.size != math.prod(given.shape) or (numbers.ndim > 1 and list(numbers.shape) != given.shape):
+    if len(numbers) != math.prod(given.shape) or (len(shape) > 1 and shape != given.shape):
         raise OutOfRange("data and shape do not agree.")
-    return numbers.astype(np.uint8).reshape(count, size, size)
+    return np.frombuffer(pixels, np.uint8).reshape(count, size, size)
+
+
+def _unnested(data: list[Any]) -> tuple[list[Any], list[int]]:
+    """Lists in lists -> their elements in one list, and their shape. By hand: an array of what a client sends may be one of
+    strings as long as the longest, or of anything."""
+    shape = [len(data)]
+    while data and set(map(type, data)) == {list}:
+        lengths = set(map(len, data))
+        if len(lengths) > 1:
+            return [], shape
+        shape.append(lengths.pop())
+        data = list(chain.from_iterable(data))
+    return data, shape
 
 
 def _asked_for(asked: InferRequest) -> Sequence[str]:

@@ -34,7 +34,7 @@ from app.serving.logs import set_up_logging
 from app.serving.observe import Metrics
 from app.serving.openapi import add_routes
 from app.serving.pages import add_page
-from app.serving.protocol import DROPPED_BYTES, STATE_KEY, Breather, Limits, room_for
+from app.serving.protocol import DROPPED_BYTES, STATE_KEY, Breather, Limits, Room, room_for
 from app.serving.reload import Versions, watch
 from app.serving.routes import Endpoints
 from app.serving.settings import Settings, read_settings
@@ -145,7 +145,9 @@ def create_app(settings: Settings) -> FastAPI:
     front = Front(app.inner, straight, guard, admission, metrics, draining)
     paths = {getattr(route, "path", "") for route in app.routes}
     app.outermost = traced(_with_cors(front, settings.cors_origins), paths, os.environ)
-    limits = Limits(settings.max_connections, settings.head_timeout_s, settings.answer_timeout_s)
+    limits = Limits(
+        settings.max_connections, settings.head_timeout_s, settings.answer_timeout_s, Room(settings.max_bodies_bytes)
+    )
     if app.outermost is front:  # else others have a say in every answer
         limits = _with_short_ways(limits, front, admission, uploads, settings)
     return app

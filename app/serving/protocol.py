@@ -6,9 +6,11 @@ the application's to limit. What is refused here is refused before there is a re
 nor id.
 """
 
+import fcntl
 import logging
 import resource
 import sys
+import termios
 import time
 from asyncio import AbstractEventLoop, TimerHandle, Transport
 from collections.abc import Callable
@@ -35,6 +37,7 @@ _HEAD_BYTES = 64 * 1024  # of a request that are no body: its head, trailers
 _FRAMING = 8  # bytes of chunk framing that are allowed for each byte of a body: a byte a chunk takes six
 _FRAMES = (b"content-length", b"transfer-encoding")
 _REST_S = 0.003
+_SMALL_BODY = 64 * 1024
 DROPPED_BYTES = 2**20  # largest body that is read only to be dropped
 
 Header = tuple[bytes, bytes]
@@ -47,11 +50,28 @@ class Limits(NamedTuple):
     connections: int
     head_timeout_s: float
     answer_timeout_s: float
+    body_room: "Room"
     direct: bool = False  # nothing between server and application wants to see ASGI's messages
     dropped_bytes: int = 0
     crowded: Callable[[], bool] = lambda: False  # whether there is room for no further question
     turn_away: Callable[[Scope], Answer | None] = lambda scope: None  # by its head: the answer to one, None for other requests
     breather: "Breather | None" = None  # taken after each that was turned away
+
+
+class Room:
+    """For the bodies of all connections together. Small ones always find some."""
+
+    def __init__(self, size: int) -> None:
+        """`size` in bytes, not counting the first 64 KiB of each body."""
+        self._left = size
+
+    def take(self, size: int) -> bool:
+        """Whether there was room for so many bytes more; they are to be given back either way."""
+        self._left -= size
+        return self._left >= 0
+
+    def give_back(self, size: int) -> None:
+        self._left += size
 
 
 def room_for(connections: int) -> int:
@@ -139,6 +159,8 @@ class LimitedProtocol(HttpToolsProtocol):
         self._head_timer: TimerHandle | None = None
         self._answer_timer: TimerHandle | None = None
         self._answering: RequestResponseCycle | None = None  # the others wait in the pipeline
+        self._body_bytes = 0  # received since the last answer
+        self._body_room = 0  # taken for them
         self._overhead = 0  # bytes received for this request that are no body
         self._turned_away: Answer | None = None  # what the request gets once its body is over
         self._replaying = False  # the parser reads a head that was read before
@@ -152,6 +174,7 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
+        self._give_room_back()
         if self._answer_timer is not None:
             self._answer_timer.cancel()
         if self._answering is not None and not self._answering.response_complete:
@@ -192,6 +215,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._see_off()
 
     def on_response_complete(self) -> None:
+        self._give_room_back()
         super().on_response_complete()
         self._see_off()
 
@@ -226,6 +250,11 @@ class LimitedProtocol(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         self._overhead -= (1 + _FRAMING) * len(body)
         if self._turned_away is None:
+            self._body_bytes += len(body)
+            if self._body_bytes > _SMALL_BODY and not self._take_room():
+                if not self.transport.is_closing():
+                    self._refuse(Unavailable("There is no room for so large a body now."), b"retry-after: 1\r\n")
+                return
             super().on_body(body)
 
     def on_message_complete(self) -> None:
@@ -285,6 +314,16 @@ class LimitedProtocol(HttpToolsProtocol):
         self._answering = cycle
         super()._start_asgi_task(cycle, app)
 
+    def _take_room(self) -> bool:
+        """For what came since room was last taken. False where there is none; the connection then closes."""
+        taken, self._body_room = self._body_room, self._body_bytes - _SMALL_BODY
+        return self._limits.body_room.take(self._body_room - taken)
+
+    def _give_room_back(self) -> None:
+        if self._body_room:
+            self._limits.body_room.give_back(self._body_room)
+        self._body_bytes = self._body_room = 0
+
     def _refuse(self, problem: Problem, headers: bytes = b"") -> None:
         asked = [cycle for cycle in (self._answering, *(cycle for cycle, _ in reversed(self.pipeline))) if cycle is not None]
         asked = [cycle for cycle in asked if not (cycle.response_complete or cycle.more_body)]
@@ -311,16 +350,23 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def _watch_reader(self) -> None:
         if self._answer_timer is None:
-            unread = self.transport.get_write_buffer_size()
-            self._answer_timer = self.loop.call_later(self._limits.answer_timeout_s, self._judge_reader, unread)
+            self._answer_timer = self.loop.call_later(self._limits.answer_timeout_s, self._judge_reader, self._unread())
 
     def _judge_reader(self, unread: int) -> None:
         """Give up on a client that has read nothing since there were so many bytes to read."""
         self._answer_timer = None
-        if self.transport.get_write_buffer_size() >= unread:
+        if self._unread() >= unread:
             self.transport.abort()
         else:
             self._watch_reader()
+
+    def _unread(self) -> int:
+        """Bytes that the client has yet to take: those here, and those in the kernel, which holds megabytes."""
+        try:
+            queued = fcntl.ioctl(self.transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, bytes(4))
+        except (OSError, ValueError):  # closed
+            queued = b""
+        return self.transport.get_write_buffer_size() + int.from_bytes(queued, sys.byteorder)
 
     def _start_timer(self) -> None:
         self._head_timer = self.loop.call_later(self._limits.head_timeout_s, self._close)

@@ -65,7 +65,7 @@ class Versions:
             known = isinstance(error, StoreError | SelfCheckError)
             reason = str(error) if known else f"{folder} cannot be put to work: {error!r}"
             self.refused[version], self._seen[version] = reason, fingerprint
-            logger.error("version %s/%d is refused: %s", self.name, version, reason, exc_info=not known)
+            logger.error("version %s/%d is refused: %s", self.name, version, reason)
             return None
         self.refused.pop(version, None)
         return detector

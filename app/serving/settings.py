@@ -28,6 +28,9 @@ class Settings(BaseModel):
     threads: int = Field(1, ge=1, le=256, description="Threads for one forward pass on the CPU.")
     max_body_bytes: int = Field(10 * MIB, ge=1, description="Largest request body; arrays have their own limit.")
     max_array_bytes: int = Field(128 * MIB, ge=1, description="Largest application/x-npy body.")
+    max_bodies_bytes: int = Field(
+        1024 * MIB, ge=1, description="Most bytes of all bodies under way, but for 64 KiB of each (with the serve command)."
+    )
     max_images: int = Field(64, ge=1, description="Most images in one multipart request.")
     max_array_images: int = Field(100_000, ge=1, description="Most images in one array.")
     max_pictures: int = Field(

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from app.detection.headers import decoding_is_quick
 from app.detection.images import (
     ImageError,
     ImageTooLarge,
@@ -189,6 +190,18 @@ def test_a_png_without_its_end_is_refused():
         decode_image(saved(seven(40))[:-5])
 
 
+def tiff(*entries, tail=b""):
+    """A directory of (tag, type, count, value), and what follows it."""
+    rows = b"".join(struct.pack("<HHII", *entry) for entry in entries)
+    return b"II*\x00\x08\x00\x00\x00" + struct.pack("<H", len(entries)) + rows + bytes(4) + tail
+
+
+def run_length_bmp(width, height, packed, method=1):
+    """A bitmap that says how often each of its two colours comes."""
+    header = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 8 if method == 1 else 4, method, len(packed), 0, 0, 2, 0)
+    return b"BM" + struct.pack("<IHHI", 62 + len(packed), 0, 0, 62) + header + b"\x00" * 4 + b"\xff\xff\xff\x00" + packed
+
+
 HOSTILE = {
     "empty": b"",
     "text": b"hello, I am an image",
@@ -211,6 +224,13 @@ HOSTILE = {
     "jpeg of segments": b"\xff\xd8" + b"\xff\xfe\x00\x02" * 100_000,
     "jpeg of padding": b"\xff\xd8" + b"\xff" * 1_000_000,
     "jpeg of scans": saved(seven(64), "JPEG")[:-2] + b"\xff\xda\x00\x08\x01\x01\x00\x00\x3f\x00" * 500 + b"\xff\xd9",
+    "jpeg of segments after its frame": saved(seven(64), "JPEG").replace(
+        b"\xff\xda", b"\xff\xe5\x00\x02" * 5000 + b"\xff\xda", 1
+    ),
+    "tiff of a million strips": tiff(
+        (256, 4, 1, 8), (257, 4, 1, 10**6), (273, 4, 10**6, 8), (278, 4, 1, 1), tail=bytes(4 * 10**6)
+    ),
+    "tiff of the same megabyte again and again": tiff(*((33000 + i, 1, 10**6, 8) for i in range(1000)), tail=bytes(10**6)),
     "webp of nothing": b"RIFF\x04\x00\x00\x00WEBP",
     "gif of nothing": b"GIF89a\x1c\x00\x1c\x00\x00\x00\x00",
     "tiff in circles": b"II*\x00\x08\x00\x00\x00\x00\x00\x08\x00\x00\x00",
@@ -226,6 +246,38 @@ def test_hostile_files_are_refused_in_words(data, preprocess):
         decode_image(data, preprocess=preprocess)
     assert str(refused.value)
     assert not any(sign in str(refused.value) for sign in ("<", "0x", "/", "Error", "b'"))
+
+
+@pytest.mark.parametrize("method", [1, 2])
+@pytest.mark.parametrize("shape", [(25_000_000, 1), (5000, 5000), (1001, -1000)])
+def test_large_run_lengths_are_refused(shape, method):
+    """Sixty bytes could be seconds of unpacking; a small one is read."""
+    with pytest.raises(ImageTooLarge, match="run-length"):
+        decode_image(run_length_bmp(*shape, b"\x01\x01\x00\x00\x00\x01", method))
+    assert decode_image(run_length_bmp(28, 1, b"\x1c\x01\x00\x01", method)).image.shape == (1, 28, 28)
+
+
+@pytest.mark.parametrize(
+    ("quick", "data"),
+    [
+        (True, saved(seven())),
+        (True, saved(seven(64), "JPEG")),
+        (True, png(100, 100, body=b"")),
+        (True, b"\xff\xd8\xff"),
+        (False, saved(seven(200))),
+        (False, saved(seven(200), "JPEG", quality=5)),
+        (False, png(1000, 1000, body=b"")),
+        (False, saved(seven(), "WEBP")),
+        (False, saved(seven(), "BMP")),
+        (False, saved(seven(), "GIF")),
+        (False, saved(seven(), "TIFF")),
+        (False, saved(seven()) + bytes(2048)),
+        (False, b"x"),
+    ],
+)
+def test_what_is_quick_to_decode_is_small_by_its_header(quick, data):
+    """Few bytes alone say nothing; only types whose header bounds the work are quick."""
+    assert decoding_is_quick(data) == quick
 
 
 @pytest.mark.parametrize("name", ["text bomb", "utf text bomb", "profile bomb", "many small bombs"])

@@ -5,18 +5,19 @@ import resource
 import select
 import socket
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 
 import httpx
+import numpy as np
 import pytest
-from live import SERVE, head, serving, speak
-from strokes import png, stroke_images
+from live import ROOT, SERVE, head, serving, speak
+from strokes import npy, png, stroke_images
 
 from app.serving import schemas
 from app.serving.errors import MEDIA_TYPE
 from app.serving.protocol import Breather
 
-PNG = "image/png"
+PNG, NPY = "image/png", "application/x-npy"
 GOOD = png(stroke_images(1, seed=0)[0])
 NEXT = head("/livez", "GET")
 UPGRADE = {"connection": "Upgrade, HTTP2-Settings", "upgrade": "h2c", "http2_settings": "AAMAAABkAAQAAP__"}
@@ -29,6 +30,8 @@ def hasty(tiny_store, tmp_path_factory):
         "ODDIGIT_STORE": str(tiny_store),
         "ODDIGIT_HEAD_TIMEOUT_S": "0.5",
         "ODDIGIT_MAX_CONNECTIONS": "12",
+        "ODDIGIT_ANSWER_TIMEOUT_S": "0.5",
+        "ODDIGIT_MAX_BODIES_BYTES": str(4 * 2**20),
         "ODDIGIT_DRAIN_S": "0",
     }
     with serving(tmp_path_factory.mktemp("hasty") / "log", **variables) as running:
@@ -365,6 +368,127 @@ def test_a_client_that_asks_on_without_reading_fills_no_memory(server):
                 assert answers.readline().split()[1] == b"200"
                 fields = dict(text.rstrip().split(b": ", 1) for text in iter(answers.readline, b"\r\n"))
                 assert json.loads(answers.read(int(fields[b"content-length"])))["results"]
+
+
+BULKY = npy(np.tile(stroke_images(1000, seed=2), (4, 1, 1)))
+
+
+def no_reader(server):
+    """A connection with a small window that has asked for 12 MB, more than the network holds, and will read none of it."""
+    line = socket.socket()
+    line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    line.connect(("127.0.0.1", server.port))
+    line.sendall(head("/reconstruct", content_type=NPY, accept=NPY, content_length=len(BULKY)) + BULKY)
+    return line
+
+
+def read_out(line, pause=0.0):
+    """How much there is to read, in small pieces, until the connection ends."""
+    total = 0
+    with suppress(ConnectionResetError):
+        while piece := line.recv(32768):
+            total += len(piece)
+            time.sleep(pause)
+    return total
+
+
+def test_who_does_not_read_is_given_up_on(hasty):
+    """An answer that nobody reads is dropped with its connection; whoever reads slowly but steadily gets all of it."""
+    with no_reader(hasty) as still:
+        time.sleep(3)
+        assert read_out(still) < 784 * 4 * 4000
+    with no_reader(hasty) as slow:
+        assert read_out(slow, pause=0.005) > 784 * 4 * 4000
+
+
+def test_who_does_not_read_does_not_keep_the_server_from_stopping(tiny_store, tmp_path):
+    """The process ends with success though a client has not read its answer."""
+    with no_reader_at_a_server(tiny_store, tmp_path) as began:
+        pass
+    assert time.monotonic() - began[0] < 15
+
+
+@contextmanager
+def no_reader_at_a_server(store, folder):
+    began = []
+    variables = {"ODDIGIT_STORE": str(store), "ODDIGIT_ANSWER_TIMEOUT_S": "1", "ODDIGIT_DRAIN_S": "0"}
+    with ExitStack() as stack:
+        with serving(folder / "log", **variables) as server:
+            stack.enter_context(no_reader(server))
+            time.sleep(1)
+            began.append(time.monotonic())
+        yield began
+
+
+HALF = b"GET /livez HTTP/1.1\r\nhost: a\r\n"
+LEFT_OVERS = {
+    "an empty line": (NEXT, b"\r\n"),
+    "part of a body": (HALF + b"content-length: 10\r\n\r\n", b"a"),
+    "part of a chunked body": (HALF + b"transfer-encoding: chunked\r\n\r\n", b"1\r\na\r\n"),
+    "part of a head": (NEXT, b"GET /li"),
+}
+
+
+@pytest.mark.parametrize(("first", "rest"), LEFT_OVERS.values(), ids=LEFT_OVERS.keys())
+def test_no_connection_stays_for_what_does_not_come(hasty, first, rest):
+    """After an answer too: whatever was sent of the next request, its time is limited."""
+    with connected(hasty) as line:
+        line.sendall(first)
+        assert statuses(received(line, 1)) == [200]
+        line.sendall(rest)
+        assert closes(line)
+
+
+def test_a_client_that_leaves_its_questions_is_no_error_of_the_server(server, client):
+    """Two questions at once, and gone: no answer of the server's own failing is counted, and nothing is logged."""
+    photo = (ROOT / "tests" / "samples" / "two.jpg").read_bytes()
+    first = head("/score", content_type="image/jpeg", content_length=len(photo)) + photo
+    for _ in range(5):
+        with connected(server) as line:
+            line.sendall(first + head("/score", content_type=PNG, content_length=len(GOOD)) + GOOD)
+            time.sleep(0.002)
+    time.sleep(1)
+    assert 'status="500"' not in client.get("/metrics").text
+
+
+@pytest.mark.parametrize("kind", ["image/jpeg", PNG])
+def test_a_broken_request_takes_no_answer_from_those_before_it(server, kind):
+    """What was asked well is answered, though broken chunks follow at once; then the connection ends."""
+    body = (ROOT / "tests" / "samples" / "two.jpg").read_bytes() if kind == "image/jpeg" else GOOD
+    good = head("/score", content_type=kind, content_length=len(body)) + body
+    broken = head("/score", content_type=PNG, transfer_encoding="chunked") + b"1\r\na\r\nZZ\r\n"
+    with connected(server) as line:
+        line.sendall(good + broken)
+        text = received(line, 3)
+    assert statuses(text) == [200]
+    assert b"connection: close" in text
+
+
+def test_an_upgrade_with_a_coding_that_there_is_not_is_refused(server):
+    """As without the upgrade: 400, and no trace in the log."""
+    assert asked(server, head("/score", transfer_encoding="gzip", **UPGRADE), 1) == [400]
+
+
+def test_any_number_of_upgrades_is_answered(server):
+    """Two thousand offers in one piece are two thousand answers."""
+    assert asked(server, head("/livez", "GET", **UPGRADE) * 2000, 2000) == [200] * 2000
+
+
+def test_large_bodies_have_room_for_so_many(hasty):
+    """A body beyond the room there is for all is refused while it comes; small ones are not, and the room comes back."""
+    whole, first = 8 * 2**20, 4_000_000
+    with connected(hasty) as line:
+        line.sendall(head("/score", content_type=NPY, content_length=whole))
+        line.sendall(bytes(first))
+        assert httpx.post(f"{hasty.url}/score", content=GOOD, headers={"content-type": PNG}).status_code == 200
+        with suppress(ConnectionError):
+            line.sendall(bytes(whole - first))
+        answer = received(line, 1)
+        assert statuses(answer) in ([503], [])  # a client that still sends may lose the answer
+        assert not answer or b"retry-after: 1" in answer
+    for _ in range(3):
+        answer = httpx.post(f"{hasty.url}/score", content=BULKY, headers={"content-type": NPY})
+        assert answer.status_code == 200
 
 
 def test_the_loop_rests_once_a_round_and_only_where_others_work(monkeypatch):

@@ -14,6 +14,7 @@ from strokes import npy, png, stroke_images
 
 from app.detection import store
 from app.detection.detector import Detector
+from app.detection.evidence import EVIDENCE
 from app.detection.images import normalise
 from app.detection.model import Autoencoder, ModelConfig
 from app.detection.store import CARD, SCORER, WEIGHTS, StoreError
@@ -95,21 +96,41 @@ def incomplete(folder):
     (folder / SCORER).unlink()
 
 
+def signed_anew(folder, change):
+    """A card that was changed, with its checksum right."""
+    card = json.loads((folder / CARD).read_text())
+    card.pop("card_sha256")
+    change(card)
+    (folder / CARD).write_text(json.dumps({**card, "card_sha256": store._card_digest(card)}))
+
+
 def of_another_architecture(folder):
     """Weights that belong to another network, under a card whose checksums are right: what a publisher's mistake looks like."""
     torch.save(Autoencoder(ModelConfig(hidden=(32, 16))).state_dict(), folder / WEIGHTS)
-    card = json.loads((folder / CARD).read_text())
-    card.pop("card_sha256")
-    card["files"][WEIGHTS] = store._sha256((folder / WEIGHTS).read_bytes())
-    (folder / CARD).write_text(json.dumps({**card, "card_sha256": store._card_digest(card)}))
+    digest = store._sha256((folder / WEIGHTS).read_bytes())
+    signed_anew(folder, lambda card: card["files"].update({WEIGHTS: digest}))
 
 
 def self_check_failing(folder):
     """A card that promises other scores, with its checksum right."""
-    card = json.loads((folder / CARD).read_text())
-    card.pop("card_sha256")
-    card["self_check"]["scores"] = [2 * score for score in card["self_check"]["scores"]]
-    (folder / CARD).write_text(json.dumps({**card, "card_sha256": store._card_digest(card)}))
+    signed_anew(folder, lambda card: card["self_check"].update(scores=[2 * score for score in card["self_check"]["scores"]]))
+
+
+def of_an_impossible_seed(folder):
+    """A self-check that numpy has no generator for."""
+    signed_anew(folder, lambda card: card["self_check"].update(seed=-1))
+
+
+def blind_to_a_statistic(folder):
+    """An evidence scorer with one statistic fewer than there are."""
+    with np.load(folder / SCORER) as archive:
+        arrays = dict(archive)
+    count = len(EVIDENCE) - 1
+    usual = {"evidence_mean": np.zeros(count), "evidence_precision": np.eye(count), "evidence_units": np.ones(2)}
+    arrays.update(usual, upload_calibration=np.arange(len(arrays["calibration"]), dtype=float))
+    np.savez(folder / SCORER, **arrays)
+    digest = store._sha256((folder / SCORER).read_bytes())
+    signed_anew(folder, lambda card: card["files"].update({SCORER: digest}))
 
 
 def add(bundle, root, spoil=None):
@@ -123,7 +144,16 @@ def add(bundle, root, spoil=None):
     return folder.rename(root / "mnist" / folder.name)
 
 
-SPOILT = [corrupted, truncated, card_truncated, incomplete, of_another_architecture, self_check_failing]
+SPOILT = [
+    corrupted,
+    truncated,
+    card_truncated,
+    incomplete,
+    of_another_architecture,
+    self_check_failing,
+    of_an_impossible_seed,
+    blind_to_a_statistic,
+]
 
 
 def test_a_new_version_is_taken_up(bundles, watched):
@@ -142,13 +172,14 @@ def test_a_new_version_is_taken_up(bundles, watched):
 
 
 def test_bad_versions_are_refused_and_the_old_one_serves_on(bundles, watched):
-    """Corrupted, truncated, incomplete, of another architecture, failing its self-check: each is told of, none is served."""
+    """Corrupted, truncated, incomplete, of another architecture, failing its self-check or in ways of its own: each is told
+    of, none is served."""
     for number, spoil in enumerate(SPOILT, start=2):
         add(bundles[1], watched.root, spoil)
         watched.until(lambda number=number: any(r.version == number for r in watched.ready.refused_versions))
     ready = watched.ready
     assert ready.model.version == 1
-    assert [refused.version for refused in ready.refused_versions] == [2, 3, 4, 5, 6, 7]
+    assert [refused.version for refused in ready.refused_versions] == list(range(2, 2 + len(SPOILT)))
     assert all(len(refused.reason) > 20 for refused in ready.refused_versions)
     assert watched.reloads("refused") == len(SPOILT)
     assert watched.client.post("/score", content=npy(IMAGES), headers=NPY).json()["model"]["version"] == 1
@@ -156,7 +187,7 @@ def test_bad_versions_are_refused_and_the_old_one_serves_on(bundles, watched):
     assert watched.reloads("refused") == len(SPOILT)
     assert watched.server.log.read_text().count("is refused") == len(SPOILT)
     store.publish(bundles[2], watched.root)
-    watched.until(lambda: watched.version == 8)
+    watched.until(lambda: watched.version == 2 + len(SPOILT))
 
 
 def test_a_version_that_is_mended_gets_another_chance(bundles, watched):

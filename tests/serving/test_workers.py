@@ -1,6 +1,9 @@
+import os
 import pickle
+import signal
 import socket
 import sys
+import time
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -38,6 +41,29 @@ def test_connections_that_come_at_once_are_spread_over_the_workers(tiny_store, t
         shares = [sockets(worker) - had for worker, had in zip(workers, before, strict=True)]
         assert sum(shares) == 100
         assert len(shares) == 2 and min(shares) >= 20
+
+
+@linux
+def test_a_killed_worker_leaves_no_gauges(tiny_store, tmp_path):
+    """Another takes its place, and what the dead one had under way is not reported for ever."""
+    metrics = tmp_path / "metrics"
+    metrics.mkdir()
+    variables = {"ODDIGIT_STORE": str(tiny_store), "ODDIGIT_DRAIN_S": "0", "PROMETHEUS_MULTIPROC_DIR": str(metrics)}
+
+    def reporting():
+        return {file.stem.rpartition("_")[2] for file in metrics.glob("gauge_live*.db")}
+
+    with serving(tmp_path / "log", "--workers", "2", **variables) as server:
+        until = time.monotonic() + 60
+        while len(before := reporting()) < 2:
+            assert time.monotonic() < until
+            time.sleep(0.1)
+        killed = sorted(before)[0]
+        os.kill(int(killed), signal.SIGKILL)
+        while len(after := reporting()) < 2 or killed in after:
+            assert time.monotonic() < until, (before, after)
+            time.sleep(0.1)
+        assert set(children(server.pid)) == after
 
 
 @linux

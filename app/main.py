@@ -20,21 +20,20 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from threadpoolctl import threadpool_limits
 
 from app.detection import store
-from app.detection.bundle import Bundle
-from app.detection.detector import Detections, Detector, pick_device
+from app.detection.detector import Detector, pick_device
 from app.detection.evidence import EVIDENCE
 from app.serving.about import About, State
 from app.serving.admission import Admission
 from app.serving.draining import Draining
-from app.serving.drift import Drift, DriftMonitor
 from app.serving.front import CarryErrors, Front
 from app.serving.guard import Guard, read_keys
 from app.serving.inference import Inference
+from app.serving.limits import DROPPED_BYTES, STATE_KEY, Breather, Limits, Room, room_for
 from app.serving.logs import set_up_logging
+from app.serving.monitor import Monitor
 from app.serving.observe import Metrics
 from app.serving.openapi import add_routes
 from app.serving.pages import add_page
-from app.serving.protocol import DROPPED_BYTES, STATE_KEY, Breather, Limits, Room, room_for
 from app.serving.reload import Versions, watch
 from app.serving.routes import Endpoints
 from app.serving.settings import Settings, read_settings
@@ -60,37 +59,6 @@ class Server(FastAPI):
         await super().__call__(scope, receive, send)
 
 
-class Monitor:
-    """Told of every forward pass: counts it, and bets on the p-values of what it judged for drift.
-
-    Images that come together are bet on in a random order: in an array sorted by writers or by classes neighbours are
-    alike, which is no drift.
-    """
-
-    def __init__(self, metrics: Metrics, level: float) -> None:
-        self._metrics = metrics
-        self._level = level
-        self._bundle: Bundle | None = None  # in service
-        self._drift = DriftMonitor(1, level)
-        self._random = np.random.default_rng()
-
-    def begin(self, bundle: Bundle) -> None:
-        """A new version: its p-values are a new stream."""
-        self._bundle, self._drift = bundle, DriftMonitor(bundle.calibration.n, self._level)
-
-    def __call__(self, bundle: Bundle, images: int, judged: Detections | None) -> None:
-        self._metrics.passed(images)
-        if judged is None:
-            return
-        self._metrics.judged(judged, bundle.card.threshold)
-        if bundle is self._bundle:  # not an array that an old version was still busy with
-            one = len(judged.p_values) == 1
-            self._drift.observe(judged.p_values if one else self._random.permutation(judged.p_values))
-
-    def drift(self) -> Drift:
-        return self._drift.state()
-
-
 def create_app(settings: Settings) -> FastAPI:
     """The server for `settings`. The model is loaded and checked when it starts, not before.
 
@@ -98,7 +66,8 @@ def create_app(settings: Settings) -> FastAPI:
         KeysError: the API keys cannot be used.
     """
     guard = Guard(_keys(settings))
-    metrics = Metrics(shared="PROMETHEUS_MULTIPROC_DIR" in os.environ)
+    shared = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+    metrics = Metrics(Path(shared) if shared else None)
     draining = Draining()
     monitor = Monitor(metrics, settings.drift_level)
     inference = Inference(max_batch_size=settings.max_batch_size, watcher=monitor)
@@ -145,12 +114,15 @@ def create_app(settings: Settings) -> FastAPI:
     front = Front(app.inner, straight, guard, admission, metrics, draining)
     paths = {getattr(route, "path", "") for route in app.routes}
     app.outermost = traced(_with_cors(front, settings.cors_origins), paths, os.environ)
-    limits = Limits(
-        settings.max_connections, settings.head_timeout_s, settings.answer_timeout_s, Room(settings.max_bodies_bytes)
-    )
+    limits = _limits(settings)
     if app.outermost is front:  # else others have a say in every answer
         limits = _with_short_ways(limits, front, admission, uploads, settings)
     return app
+
+
+def _limits(settings: Settings) -> Limits:
+    room = Room(settings.max_bodies_bytes)
+    return Limits(settings.max_connections, settings.head_timeout_s, settings.answer_timeout_s, room)
 
 
 def _with_short_ways(limits: Limits, front: Front, admission: Admission, uploads: Uploads, settings: Settings) -> Limits:

@@ -20,7 +20,6 @@ import zipfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -143,9 +142,9 @@ def load_weights(source: Path | io.BytesIO, config: ModelConfig, label: str) -> 
         model.load_state_dict(state)
     except FileNotFoundError:
         raise StoreError(f"{label} is missing.") from None
-    except UnpicklingError as error:  # torch's own words would advise to unpickle anything
-        raise StoreError(f"{label} is not a file of tensors alone; save a state_dict with torch.save.") from error
     except Exception as error:  # torch.load raises whatever its unpickler meets
+        if "weights_only" in str(error):  # torch goes on to advise to unpickle anything
+            raise StoreError(f"{label} is not a file of tensors alone; save a state_dict with torch.save.") from error
         raise StoreError(f"{label} does not hold the weights of {config}: {_first_line(error)}") from error
     if not all(bool(torch.isfinite(weight).all()) for weight in model.parameters()):
         raise StoreError(f"{label} holds weights that are not finite.")

@@ -22,9 +22,10 @@ from app.serving.draining import Draining
 from app.serving.errors import BY_STATUS, MEDIA_TYPE, InternalError, Problem, Unauthorized, Unavailable
 from app.serving.guard import Guard
 from app.serving.inference import NotLoaded
+from app.serving.limits import Answer, Header
 from app.serving.negotiate import JSON
 from app.serving.observe import Metrics
-from app.serving.protocol import EXCHANGE, Answer, Header
+from app.serving.protocol import EXCHANGE
 
 logger = logging.getLogger(__name__)
 access = logging.getLogger("oddigit.access")

@@ -40,13 +40,13 @@ STAGES = ("decode", "queue", "infer", "encode")
 class Metrics:
     """The server's metrics, each documented in the README under its name."""
 
-    def __init__(self, *, shared: bool = False) -> None:
-        """`shared`: several processes count together, as PROMETHEUS_MULTIPROC_DIR has told prometheus_client."""
+    def __init__(self, shared: Path | None = None) -> None:
+        """`shared`: the folder where several processes count together, as prometheus_client was told too."""
         disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each counter, that nothing reads
         self._registry = registry = CollectorRegistry()
         self._shared = shared
-        if shared:
-            _forget_the_dead(Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]))
+        if shared is not None:
+            _forget_the_dead(shared)
         else:
             ProcessCollector(registry=registry)
         self._requests = Counter(
@@ -166,7 +166,7 @@ class Metrics:
     def text(self) -> bytes:
         """All metrics in Prometheus's text format."""
         self.catch_up()
-        if not self._shared:
+        if self._shared is None:
             return generate_latest(self._registry)
         everyone = CollectorRegistry()
         MultiProcessCollector(everyone)  # type: ignore[no-untyped-call]

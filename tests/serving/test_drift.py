@@ -13,9 +13,9 @@ from strokes import npy, stroke_images
 from app.detection import store
 from app.detection.conformal import Calibration
 from app.detection.detector import Detections
-from app.main import Monitor
 from app.serving import schemas
 from app.serving.drift import DriftMonitor, largest_share
+from app.serving.monitor import Monitor
 from app.serving.observe import Metrics
 
 NPY = {"content-type": "application/x-npy"}

@@ -15,7 +15,7 @@ from strokes import npy, png, stroke_images
 
 from app.serving import schemas
 from app.serving.errors import MEDIA_TYPE
-from app.serving.protocol import Breather
+from app.serving.limits import Breather
 
 PNG, NPY = "image/png", "application/x-npy"
 GOOD = png(stroke_images(1, seed=0)[0])
@@ -494,7 +494,7 @@ def test_large_bodies_have_room_for_so_many(hasty):
 def test_the_loop_rests_once_a_round_and_only_where_others_work(monkeypatch):
     """However many are turned away in a round, there is one rest; none while no other thread has anything to do."""
     rests, busy = [], [True]
-    monkeypatch.setattr("app.serving.protocol.time.sleep", rests.append)
+    monkeypatch.setattr("app.serving.limits.time.sleep", rests.append)
 
     async def rounds():
         breather, loop = Breather(lambda: busy[0]), asyncio.get_running_loop()

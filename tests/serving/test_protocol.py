@@ -398,7 +398,7 @@ def test_who_does_not_read_is_given_up_on(hasty):
         time.sleep(3)
         assert read_out(still) < 784 * 4 * 4000
     with no_reader(hasty) as slow:
-        assert read_out(slow, pause=0.005) > 784 * 4 * 4000
+        assert read_out(slow, pause=0.001) > 784 * 4 * 4000
 
 
 def test_who_does_not_read_does_not_keep_the_server_from_stopping(tiny_store, tmp_path):

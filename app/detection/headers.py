@@ -10,6 +10,7 @@ Everything here reads a claim and checks it against the bytes at hand; nothing i
      +- TooManyImages      more images in one array than accepted
 """
 
+import math
 import re
 import struct
 import zlib
@@ -80,6 +81,8 @@ _KEPT = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"eXIf", b"IEND"}
 _ADAM7 = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)]
 _MAX_TEXT = 1 << 20
 _MAX_SEGMENTS = 1000
+_MAX_SCANS = 100  # usual are 1 to 20; minutes of work fit in a megabyte of them
+_JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # no stuffed byte, no restart
 _MAX_CHUNKS = 20_000  # IDAT chunks of 8 KiB make 160 MiB
 _QUICK = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
 _QUICK_BYTES, _QUICK_PIXELS = 2048, 10_000
@@ -180,23 +183,29 @@ def _webp_size(data: bytes) -> tuple[int, int]:
 
 
 def _jpeg_size(data: bytes) -> tuple[int, int]:
-    """From the frame header, marker by marker up to the scan (ITU-T T.81, B.2): millions of segments are work for Pillow."""
-    position, size = 2, (0, 0)
+    """From the frame header, marker by marker to the picture's end (ITU-T T.81, B.1.1), past what decoders skip: padding and
+    noise between segments. Millions of segments are work for Pillow, and each scan walks the whole picture."""
+    position, size, scans = 2, (0, 0), 0
     for _ in range(_MAX_SEGMENTS):
-        if data[position : position + 2] == b"\xff\xff":  # padding
-            position += len(data[position : position + 64]) - len(data[position : position + 64].lstrip(b"\xff")) - 1
-        mark, length = data[position : position + 2], int.from_bytes(data[position + 2 : position + 4])
-        if len(mark) < 2 or position + 2 + length > len(data):
-            raise UndecodableImage("truncated JPEG")
-        if mark[0] != 0xFF or length < 2:
-            raise UndecodableImage("damaged JPEG: no marker where one belongs")
-        if 0xC0 <= mark[1] <= 0xCF and mark[1] not in (0xC4, 0xC8, 0xCC):
-            frame = data[position + 5 : position + 9]
-            size = int.from_bytes(frame[2:]), int.from_bytes(frame[:2])
-        if mark[1] == 0xDA:
-            return size
-        position += 2 + length
-    raise UndecodableImage("damaged JPEG: more segments than any camera writes")
+        found = _JPEG_MARKER.search(data, position)
+        if found is None or (mark := data[found.end() - 1]) == 0xD9:
+            break
+        position = found.end()
+        if mark in (0x01, 0xD8):  # stand alone
+            continue
+        length = int.from_bytes(data[position : position + 2])
+        if 0xC0 <= mark <= 0xCF and mark not in (0xC4, 0xC8, 0xCC):
+            frame = data[position + 3 : position + 7]
+            size = max(size, (int.from_bytes(frame[2:]), int.from_bytes(frame[:2])), key=math.prod)  # only one is honest
+        scans += mark == 0xDA
+        if scans > _MAX_SCANS:
+            raise UndecodableImage("damaged JPEG: too many scans")
+        position += length
+    else:
+        raise UndecodableImage("damaged JPEG: more segments than any camera writes")
+    if not scans:
+        raise UndecodableImage("truncated JPEG")
+    return size
 
 
 def decoding_is_quick(data: bytes) -> bool:

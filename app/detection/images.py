@@ -40,7 +40,6 @@ Pixels = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 
 MAX_PIXELS = 25_000_000
-MAX_SCANS = 100  # of a JPEG; usual are 1 to 20. Each walks the whole picture: minutes of work fit in a megabyte
 
 
 def decode_image(data: bytes, *, preprocess: Preprocess = "auto", max_pixels: int = MAX_PIXELS, size: int = 28) -> Prepared:
@@ -133,8 +132,6 @@ def _open(data: bytes, kind: str, max_pixels: int) -> Image.Image:
         _check_size(*claimed, max_pixels)
     if kind == "PNG":
         data = essential_png(data)
-    elif kind == "JPEG" and data.count(b"\xff\xda") > MAX_SCANS:
-        raise UndecodableImage("damaged JPEG: too many scans")
     elif kind == "BMP":
         check_bmp(data)
     elif kind == "TIFF":

@@ -20,12 +20,12 @@ from app.serving.admission import Admission, Overloaded
 from app.serving.answers import json_bytes
 from app.serving.draining import Draining
 from app.serving.errors import BY_STATUS, MEDIA_TYPE, InternalError, Problem, Unauthorized, Unavailable
+from app.serving.exchange import EXCHANGE
 from app.serving.guard import Guard
 from app.serving.inference import NotLoaded
-from app.serving.limits import Answer, Header
+from app.serving.limits import NO_ROOM, Answer, Header
 from app.serving.negotiate import JSON
 from app.serving.observe import Metrics
-from app.serving.protocol import EXCHANGE
 
 logger = logging.getLogger(__name__)
 access = logging.getLogger("oddigit.access")
@@ -154,6 +154,8 @@ class Visit:
     async def receive(self) -> Message:
         message = await self._receive()
         self.unread = message.get("more_body", False)
+        if self.scope["state"].pop(NO_ROOM, False):
+            raise Overloaded(1)
         return message
 
     async def send(self, message: Message) -> None:

@@ -13,6 +13,7 @@ from starlette.types import Scope
 logger = logging.getLogger(__name__)
 
 STATE_KEY = "oddigit_limits"
+NO_ROOM = "oddigit_no_room"  # in a request's state: the rest of its body is not kept
 DROPPED_BYTES = 2**20  # largest body that is read only to be dropped
 _OWN_FILES = 128  # open files of the process itself
 _REST_S = 0.003

@@ -20,7 +20,7 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
-from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+from prometheus_client.multiprocess import MultiProcessCollector
 
 from app.detection.bundle import Bundle
 from app.serving.drift import Drift
@@ -175,13 +175,20 @@ class Metrics:
 
 def _forget_the_dead(folder: Path) -> None:
     """Remove the gauges of workers that are no more: a new one may have taken the place of one that was killed."""
-    for process in {int(file.stem.rpartition("_")[2]) for file in folder.glob("gauge_live*_*.db")}:
-        try:
-            os.kill(process, 0)
-        except ProcessLookupError:
-            mark_process_dead(process)  # type: ignore[no-untyped-call]
-        except PermissionError:  # somebody else's, and alive
-            continue
+    for file in folder.glob("gauge_live*_*.db"):
+        process = file.stem.rpartition("_")[2]
+        if process.isdigit() and not _is_alive(int(process)):
+            file.unlink(missing_ok=True)  # another new one may have been quicker
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):  # somebody else's, or no process's number
+        pass
+    return True
 
 
 def observe_many(histogram: Histogram, bounds: Sequence[float], values: NDArray[np.floating]) -> None:

@@ -13,59 +13,22 @@ from asyncio import TimerHandle, Transport
 from typing import TYPE_CHECKING, Any
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from app.serving.answers import json_bytes
 from app.serving.errors import MEDIA_TYPE, BadBody, Problem, TooLarge, Unavailable
-from app.serving.limits import STATE_KEY, Answer, Header, Limits
+from app.serving.exchange import EXCHANGE, Exchange, write
+from app.serving.limits import NO_ROOM, STATE_KEY, Answer, Header, Limits
 
 if TYPE_CHECKING:
     from uvicorn._types import ASGI3Application
 
-EXCHANGE = "oddigit.exchange"  # the extension of an ASGI scope that holds its Exchange
 
 _HEAD_BYTES = 64 * 1024  # of a request that are no body: its head, trailers
 _FRAMING = 8  # bytes of chunk framing that are allowed for each byte of a body: a byte a chunk takes six
 _FRAMES = (b"content-length", b"transfer-encoding")
 _SMALL_BODY = 64 * 1024
-
-
-def write(transport: Transport, status: int, headers: list[Header], body: bytes, *, stays: bool) -> None:
-    """Write an answer, and close the connection where it does not stay."""
-    if not stays:
-        headers.append((b"connection", b"close"))
-    lines = [STATUS_LINE[status], *(part for name, value in headers for part in (name, b": ", value, b"\r\n")), b"\r\n", body]
-    transport.write(b"".join(lines))
-    if not stays:
-        transport.close()
-
-
-class Exchange:
-    """A request and its answer past ASGI's messages, of which taking a body and giving an answer need several each."""
-
-    __slots__ = ("_cycle",)
-
-    def __init__(self, cycle: RequestResponseCycle) -> None:
-        self._cycle = cycle
-
-    @property
-    def complete(self) -> bool:
-        """Whether the request has arrived to its last byte: to receive it is not to wait."""
-        return not self._cycle.more_body
-
-    def answer(self, status: int, headers: list[Header], body: bytes) -> bool:
-        """Give a whole answer with these headers and the server's own. False where it has to be sent as usual: the client is
-        slow to read, or the request is not over."""
-        cycle = self._cycle
-        if cycle.flow.write_paused or cycle.more_body or cycle.response_started:
-            return False
-        cycle.disconnected |= cycle.transport.is_closing()
-        if not cycle.disconnected:
-            cycle.response_started = cycle.response_complete = True
-            write(cycle.transport, status, cycle.default_headers + headers, body, stays=cycle.keep_alive)
-            cycle.message_event.set()
-            cycle.on_response()
-        return True
+_SETTLE_S = 0.1  # an answer takes to fill the buffers of the network
 
 
 class LimitedProtocol(HttpToolsProtocol):
@@ -79,6 +42,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._answering: RequestResponseCycle | None = None  # the others wait in the pipeline
         self._body_bytes = 0  # received since the last answer
         self._body_room = 0  # taken for them
+        self._no_room = False  # what comes of this body is dropped
         self._overhead = 0  # bytes received for this request that are no body
         self._turned_away: Answer | None = None  # what the request gets once its body is over
         self._replaying = False  # the parser reads a head that was read before
@@ -142,7 +106,7 @@ class LimitedProtocol(HttpToolsProtocol):
             return
         self._unset_keepalive_if_required()
         super().on_message_begin()
-        if self._head_timer is None:
+        if self._head_timer is None and not self._busy:
             self._start_timer()
 
     def on_url(self, url: bytes) -> None:
@@ -161,18 +125,14 @@ class LimitedProtocol(HttpToolsProtocol):
         self._turned_away = self._turn_away() if self._limits.crowded() else None
         if self._turned_away is None:
             self._stop_timer()
+            self._no_room = False
             super().on_headers_complete()
             if self._limits.direct:
                 self.scope["extensions"] = {EXCHANGE: Exchange(self.cycle)}  # type: ignore[dict-item]
 
     def on_body(self, body: bytes) -> None:
         self._overhead -= (1 + _FRAMING) * len(body)
-        if self._turned_away is None:
-            self._body_bytes += len(body)
-            if self._body_bytes > _SMALL_BODY and not self._take_room():
-                if not self.transport.is_closing():
-                    self._refuse(Unavailable("There is no room for so large a body now."), b"retry-after: 1\r\n")
-                return
+        if self._turned_away is None and not self.cycle.response_complete and self._has_room(len(body)):
             super().on_body(body)
 
     def on_message_complete(self) -> None:
@@ -232,10 +192,17 @@ class LimitedProtocol(HttpToolsProtocol):
         self._answering = cycle
         super()._start_asgi_task(cycle, app)
 
-    def _take_room(self) -> bool:
-        """For what came since room was last taken. False where there is none; the connection then closes."""
-        taken, self._body_room = self._body_room, self._body_bytes - _SMALL_BODY
-        return self._limits.body_room.take(self._body_room - taken)
+    def _has_room(self, size: int) -> bool:
+        """Whether so many bytes more of a body can be kept. If not, whoever waits for them is told, and answers."""
+        self._body_bytes += size
+        if self._body_bytes > _SMALL_BODY and not self._no_room:
+            taken, self._body_room = self._body_room, self._body_bytes - _SMALL_BODY
+            if not self._limits.body_room.take(self._body_room - taken):
+                self._give_room_back()
+                self._no_room = True
+                self.cycle.scope["state"][NO_ROOM] = True
+                self.cycle.message_event.set()
+        return not self._no_room
 
     def _give_room_back(self) -> None:
         if self._body_room:
@@ -250,6 +217,10 @@ class LimitedProtocol(HttpToolsProtocol):
             if self.pipeline and self.pipeline[0][0].more_body:
                 self.pipeline.popleft()
             self.flow.pause_reading()
+            self._stop_timer()
+            return
+        if self._answering is not None and self._answering.response_started and not self._answering.response_complete:
+            self._close()  # there is an answer already, given before the request was over
             return
         body = json_bytes(problem.body("", ""))
         head = b"HTTP/1.1 %d %s\r\ncontent-type: %s\r\ncontent-length: %d\r\nconnection: close\r\n%s\r\n"
@@ -268,15 +239,17 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def _watch_reader(self) -> None:
         if self._answer_timer is None:
-            self._answer_timer = self.loop.call_later(self._limits.answer_timeout_s, self._judge_reader, self._unread())
+            self._answer_timer = self.loop.call_later(_SETTLE_S, self._await_reader)
+
+    def _await_reader(self) -> None:
+        self._answer_timer = self.loop.call_later(self._limits.answer_timeout_s, self._judge_reader, self._unread())
 
     def _judge_reader(self, unread: int) -> None:
         """Give up on a client that has read nothing since there were so many bytes to read."""
-        self._answer_timer = None
         if self._unread() >= unread:
             self.transport.abort()
         else:
-            self._watch_reader()
+            self._await_reader()
 
     def _unread(self) -> int:
         """Bytes that the client has yet to take: those here, and those in the kernel, which holds megabytes."""

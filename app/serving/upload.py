@@ -19,8 +19,8 @@ from app.detection.prepare import Prepared
 from app.serving.answers import Shown
 from app.serving.body import Part, media_type, parse_form, read_body
 from app.serving.errors import BadBody, Problem, UnsupportedType, problem_of
+from app.serving.exchange import EXCHANGE
 from app.serving.negotiate import NPY
-from app.serving.protocol import EXCHANGE
 from app.serving.settings import Settings
 
 Made = TypeVar("Made")

@@ -248,6 +248,24 @@ def test_hostile_files_are_refused_in_words(data, preprocess):
     assert not any(sign in str(refused.value) for sign in ("<", "0x", "/", "Error", "b'"))
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda jpeg, at: jpeg[:at] + b"\xff" * 1000 + jpeg[at:],
+        lambda jpeg, at: jpeg[:at] + b"noise" + jpeg[at:],
+        lambda jpeg, at: jpeg[:at] + b"\xff\xfe\x00\x04no" * 900 + jpeg[at:],
+        lambda jpeg, at: jpeg + np.random.RandomState(0).bytes(8 << 20),
+    ],
+    ids=["padding", "noise between segments", "many segments", "a video behind"],
+)
+@pytest.mark.parametrize("progressive", [False, True])
+def test_what_decoders_skip_in_a_jpeg_is_skipped(change, progressive):
+    """Phones pad segments and append videos; the picture is the same."""
+    whole = saved(seven(64), "JPEG", progressive=progressive)
+    odd = change(whole, whole.index(b"\xff\xdb"))
+    assert np.array_equal(decode_image(odd).image, decode_image(whole).image)
+
+
 @pytest.mark.parametrize("method", [1, 2])
 @pytest.mark.parametrize("shape", [(25_000_000, 1), (5000, 5000), (1001, -1000)])
 def test_large_run_lengths_are_refused(shape, method):

@@ -172,8 +172,8 @@ def test_an_array_in_order_is_no_drift(tiny_bundle):
 
 def test_workers_keep_the_promise_together(tiny_store, tmp_path):
     """Each of two workers bets by itself, and is believed at twice the level."""
-    with serving(tmp_path / "log", "--workers", "2", ODDIGIT_STORE=str(tiny_store), ODDIGIT_DRIFT_LEVEL="50") as server:
-        assert httpx.get(f"{server.url}/drift").json()["level"] == 100
+    with serving(tmp_path / "log", "--workers", "2", ODDIGIT_STORE=str(tiny_store), ODDIGIT_DRIFT_LEVEL="30") as server:
+        assert httpx.get(f"{server.url}/drift").json()["level"] == 60
 
 
 def test_traffic_moves_the_servers_drift_and_a_new_version_resets_it(tmp_path):

@@ -490,6 +490,14 @@ def test_a_request_that_breaks_after_its_answer_gets_no_second(server):
     assert statuses(text) == [415]
 
 
+def test_a_refused_body_beyond_the_room_keeps_its_refusal(hasty):
+    """What is read to be dropped may be larger than the room there is; the answer is the first one, and no trace is left."""
+    whole = 8 * 2**20
+    with connected(hasty) as line:
+        line.sendall(head("/score", content_type="text/plain", content_length=whole) + bytes(whole))
+        assert statuses(received(line, 9)) == [415]
+
+
 def test_an_upgrade_with_a_coding_that_there_is_not_is_refused(server):
     """As without the upgrade: 400, and no trace in the log."""
     assert asked(server, head("/score", transfer_encoding="gzip", **UPGRADE), 1) == [400]

@@ -11,8 +11,8 @@ from typing import Annotated
 
 import typer
 
-from app.terminal import models, score
-from app.training.commands import calibrate, evaluate, train
+from app.cli.score import models, score
+from app.cli.train import calibrate, evaluate, train
 
 cli = typer.Typer(
     help="Tells digit images from everything else: train a detector, measure it, score files, serve it over HTTP.",
@@ -41,8 +41,8 @@ def serve(
     Every further knob is an ODDIGIT_* variable; the README lists them. An option given here wins over its variable.
     """
     from app.main import check_settings  # the commands that do not serve need not wait for it
-    from app.serving import workers as processes
-    from app.serving.guard import KeysError
+    from app.serving.http import workers as processes
+    from app.serving.http.auth import KeysError
     from app.serving.settings import SettingsError, read_settings
 
     given = {"STORE": store, "MODEL": model, "VERSION": version, "DEVICE": device}
@@ -64,7 +64,7 @@ def serve(
                 host=host,
                 port=port,
                 loop="uvloop",
-                http="app.serving.protocol:LimitedProtocol",
+                http="app.serving.http.protocol:LimitedProtocol",
                 ws="none",
                 lifespan="on",
                 log_config=None,

@@ -21,25 +21,25 @@ from threadpoolctl import threadpool_limits
 
 from app.detection import store
 from app.detection.detector import Detector, pick_device
-from app.detection.evidence import EVIDENCE
-from app.serving.about import About, State
-from app.serving.admission import Admission
-from app.serving.draining import Draining
-from app.serving.front import CarryErrors, Front
-from app.serving.guard import Guard, read_keys
-from app.serving.inference import Inference
-from app.serving.limits import DROPPED_BYTES, STATE_KEY, Breather, Limits, Room, room_for
-from app.serving.logs import set_up_logging
-from app.serving.monitor import Monitor
-from app.serving.observe import Metrics
-from app.serving.openapi import add_routes
-from app.serving.pages import add_page
-from app.serving.reload import Versions, watch
-from app.serving.routes import Endpoints
+from app.detection.imaging.upload_features import EVIDENCE
+from app.serving.api.demo_page import add_page
+from app.serving.api.model_info import About, State
+from app.serving.api.open_inference import OpenInference
+from app.serving.api.openapi import add_routes
+from app.serving.api.predict import Endpoints
+from app.serving.api.uploads import Uploads
+from app.serving.engine.admission import Admission
+from app.serving.engine.inference import Inference
+from app.serving.engine.reload import Versions, watch
+from app.serving.http.auth import Guard, read_keys
+from app.serving.http.limits import DROPPED_BYTES, STATE_KEY, Breather, Limits, Room, room_for
+from app.serving.http.middleware import CarryErrors, Front
+from app.serving.http.shutdown import Draining
 from app.serving.settings import Settings, read_settings
-from app.serving.traces import traced
-from app.serving.upload import Uploads
-from app.serving.v2 import OpenInference
+from app.serving.telemetry.log_setup import set_up_logging
+from app.serving.telemetry.metrics import Metrics
+from app.serving.telemetry.monitor import Monitor
+from app.serving.telemetry.tracing import traced
 
 logger = logging.getLogger(__name__)
 

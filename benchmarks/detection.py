@@ -29,11 +29,11 @@ sys.path.insert(0, str(ROOT))
 from app.detection.conformal import Calibration
 from app.detection.detector import Detector
 from app.detection.store import StoreError, find, load
-from app.training.data import DataError, Labelled, Parts, Pixels
+from app.training.calibration import detect_all
+from app.training.datasets import DataError, Labelled, Parts, Pixels
 from app.training.evaluate import NamedImages, named_images
-from app.training.fitting import detect_all
-from app.training.metrics import ranking
 from app.training.publishing import own_parts
+from app.training.reporting.metrics import ranking
 
 PYOD = "pyod==3.6.7"
 PYOD_DETECTORS = ("AutoEncoder", "KNN", "PCA", "IForest", "ECOD")

@@ -21,14 +21,14 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from app.detection.model import Autoencoder, Layers
-from app.detection.scoring import MseScorer, Scorer
+from app.network.autoencoder import Autoencoder, Layers
+from app.network.scoring import MseScorer, Scorer
+from app.training.calibration import flatten
 from app.training.config import TrainConfig
-from app.training.data import DataError, DataSet, load_dataset
-from app.training.fitting import flatten
-from app.training.metrics import ranking
+from app.training.datasets import DataError, DataSet, load_dataset
 from app.training.progress import SilentProgress
-from app.training.scorers import fit_scorer
+from app.training.reporting.metrics import ranking
+from app.training.scorer_fitting import fit_scorer
 from app.training.train import Training, run_epoch
 
 CPU = torch.device("cpu")

@@ -23,11 +23,11 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from app.detection.detector import pick_device
-from app.detection.model import Autoencoder
+from app.network.autoencoder import Autoencoder
+from app.training.calibration import flatten
 from app.training.checkpoint import save_checkpoint
 from app.training.config import TrainConfig
-from app.training.data import DataError, load_dataset
-from app.training.fitting import flatten
+from app.training.datasets import DataError, load_dataset
 from app.training.progress import SilentProgress
 from app.training.train import Training, remember, run_epoch
 

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
 import torch
 from hypothesis import settings
@@ -14,9 +15,9 @@ from app.detection import store
 from app.detection.bundle import Architecture, Bundle, Card, EpochLosses, SelfCheck, self_check_images
 from app.detection.conformal import Calibration
 from app.detection.detector import Detector
-from app.detection.images import normalise
-from app.detection.model import Autoencoder, Layers
-from app.detection.scoring import load_scorer
+from app.detection.imaging.decode import normalise
+from app.network.autoencoder import Autoencoder, Layers
+from app.network.scoring import load_scorer
 
 settings.register_profile("unhurried", deadline=None, derandomize=True)
 settings.load_profile("unhurried")
@@ -96,6 +97,14 @@ def data_root():
     if not root.is_dir():
         pytest.skip(f"the real data sets are not at {root}; ODDIGIT_DATA says where they are")
     return root
+
+
+@pytest.fixture(scope="session")
+def strokes_file(tmp_path_factory):
+    """420 drawings and their classes, in an .npz."""
+    path = tmp_path_factory.mktemp("data") / "strokes.npz"
+    np.savez(path, images=stroke_images(420, seed=0), labels=np.arange(420) % 10)
+    return path
 
 
 def make_bundle(seed: int = 0, name: str = "mnist") -> Bundle:

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.detection.conformal import Calibration
-from app.detection.model import Autoencoder, ModelConfig
-from app.detection.scoring import Scorer
-from app.detection.uploads import UploadScale
+from app.detection.upload_scorer import UploadScale
+from app.network.autoencoder import Autoencoder, ModelConfig
+from app.network.scoring import Scorer
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
 

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from app.detection.arrays import Array, place, to_numpy
 from app.detection.bundle import Bundle, self_check_images
-from app.detection.images import normalise
-from app.detection.model import Layers
-from app.detection.scoring import reconstruction_error
+from app.detection.imaging.decode import normalise
+from app.network.arrays import Array, place, to_numpy
+from app.network.autoencoder import Layers
+from app.network.scoring import reconstruction_error
 
 Images = NDArray[np.float32]
 

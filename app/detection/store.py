@@ -28,9 +28,9 @@ from numpy.typing import NDArray
 
 from app.detection.bundle import Bundle, Card
 from app.detection.conformal import Calibration
-from app.detection.model import Autoencoder, ModelConfig
-from app.detection.scoring import load_scorer
-from app.detection.uploads import EvidenceScorer, UploadScale
+from app.detection.upload_scorer import EvidenceScorer, UploadScale
+from app.network.autoencoder import Autoencoder, ModelConfig
+from app.network.scoring import load_scorer
 
 WEIGHTS, SCORER, CARD, REPORT = "autoencoder.pth", "scorer.npz", "card.json", "report"
 _DIGEST = "card_sha256"  # of the card without this entry, so that an altered card is noticed too

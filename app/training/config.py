@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from app.training.data import CALIBRATION_SHARE
+from app.training.datasets import CALIBRATION_SHARE
 
 _NOT_THE_TRAINING = {"data_dir", "root"}  # where things lie on this machine: neither in the card nor in the digest
 

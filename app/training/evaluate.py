@@ -13,11 +13,11 @@ import numpy as np
 from app.detection.bundle import Card
 from app.detection.conformal import images_needed
 from app.detection.detector import Detections, Detector
-from app.training import plots
-from app.training.data import DataError, Labelled, Pixels, load_dataset
-from app.training.fitting import RATES, detect_all
-from app.training.metrics import Ranking, Share, Uniformity, ranking, roc, share, uniformity
+from app.training.calibration import RATES, detect_all
+from app.training.datasets import DataError, Labelled, Pixels, load_dataset
 from app.training.publishing import own_parts
+from app.training.reporting import plots
+from app.training.reporting.metrics import Ranking, Share, Uniformity, ranking, roc, share, uniformity
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from app.detection.bundle import Bundle, Card
 from app.detection.detector import Detector
 from app.detection.store import publish
-from app.training.data import DataError, DataSet, Labelled, Parts, load_dataset, split
-from app.training.fitting import detect_all, measure, with_card
-from app.training.report import Report
+from app.training.calibration import detect_all, measure, with_card
+from app.training.datasets import DataError, DataSet, Labelled, Parts, load_dataset, split
+from app.training.reporting.report import Report
 
 
 def publish_measured(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from app.training.checkpoint import CheckpointError, State, checkpoint_path, load_checkpoint, other_checkpoints
 from app.training.config import TrainConfig
-from app.training.data import DataSet
+from app.training.datasets import DataSet
 
 
 def checkpoint_of(config: TrainConfig, dataset: DataSet) -> Path:

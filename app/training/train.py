@@ -15,12 +15,9 @@ from torch import Tensor, nn
 
 from app.detection.bundle import EpochLosses
 from app.detection.detector import pick_device
-from app.detection.images import to_pixels
-from app.detection.model import Autoencoder
-from app.training.checkpoint import State, remove_checkpoint, save_checkpoint
-from app.training.config import TrainConfig, TrainingError
-from app.training.data import DataSet, Parts, load_dataset, split
-from app.training.fitting import (
+from app.detection.imaging.decode import to_pixels
+from app.network.autoencoder import Autoencoder
+from app.training.calibration import (
     CHUNK,
     Origin,
     check_calibration_size,
@@ -30,10 +27,13 @@ from app.training.fitting import (
     learn_scorer,
     make_bundle,
 )
+from app.training.checkpoint import State, remove_checkpoint, save_checkpoint
+from app.training.config import TrainConfig, TrainingError
+from app.training.datasets import DataSet, Parts, load_dataset, split
 from app.training.interrupt import Interrupt
 from app.training.progress import Progress, SilentProgress
 from app.training.publishing import describe_data, publish_measured
-from app.training.report import PICTURES
+from app.training.reporting.report import PICTURES
 from app.training.resume import checkpoint_of, find_state
 
 SAMPLE = 10_000  # fit images whose loss is taken after each epoch: all would make an epoch half as long again

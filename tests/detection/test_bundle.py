@@ -3,7 +3,7 @@ import pytest
 from pydantic import ValidationError
 
 from app.detection.bundle import Architecture, Card, self_check_images
-from app.detection.model import Autoencoder, ModelConfig
+from app.network.autoencoder import Autoencoder, ModelConfig
 
 
 def test_self_check_images_are_the_same_everywhere():

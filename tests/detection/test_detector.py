@@ -10,7 +10,7 @@ from strokes import stroke_images
 
 from app.detection.bundle import SelfCheck
 from app.detection.detector import Detections, Detector, DeviceError, SelfCheckError, pick_device
-from app.detection.images import normalise
+from app.detection.imaging.decode import normalise
 
 IMAGES = normalise(stroke_images(70, seed=4))
 

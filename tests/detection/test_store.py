@@ -19,9 +19,9 @@ from tutorial import TUTORIAL
 
 from app.detection import store
 from app.detection.detector import Detector
-from app.detection.images import normalise
-from app.detection.model import Autoencoder, ModelConfig
+from app.detection.imaging.decode import normalise
 from app.detection.store import CARD, REPORT, SCORER, WEIGHTS, StoreError
+from app.network.autoencoder import Autoencoder, ModelConfig
 
 IMAGES = normalise(stroke_images(20, seed=6))
 

@@ -1,20 +1,10 @@
-"""What the training tests share: a small data set on the disk, and the settings of a short training on it."""
+"""What the training tests share: the settings of a short training on it."""
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
-from strokes import stroke_images
 
 from app.training.config import TrainConfig
-
-
-@pytest.fixture(scope="session")
-def strokes_file(tmp_path_factory):
-    """420 drawings and their classes, in an .npz."""
-    path = tmp_path_factory.mktemp("data") / "strokes.npz"
-    np.savez(path, images=stroke_images(420, seed=0), labels=np.arange(420) % 10)
-    return path
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from strokes import stroke_images
 
 from app.detection.detector import Detector
-from app.training.data import DataError, Labelled
+from app.training.datasets import DataError, Labelled
 from app.training.evaluate import NamedImages, evaluate, named_images, normal_test_images
-from app.training.metrics import ranking, roc, share, uniformity
+from app.training.reporting.metrics import ranking, roc, share, uniformity
 
 
 @pytest.fixture(scope="module")

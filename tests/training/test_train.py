@@ -16,11 +16,11 @@ from live import ROOT
 from app.detection import store
 from app.detection.conformal import CalibrationError
 from app.detection.detector import DeviceError
-from app.detection.model import Autoencoder
+from app.network.autoencoder import Autoencoder
+from app.training.calibration import UnknownScorer, false_alarm_interval
 from app.training.checkpoint import FOLDER, CheckpointError
 from app.training.config import TrainConfig, TrainingError
-from app.training.data import DataError
-from app.training.fitting import UnknownScorer, false_alarm_interval
+from app.training.datasets import DataError
 from app.training.progress import SilentProgress
 from app.training.train import TrainingInterrupted, train, train_one_epoch
 

@@ -1,0 +1,1 @@
+"""The detector under load: batching, decoding, admission, reloading. Imports no web framework."""

@@ -1,0 +1,102 @@
+"""Reloading: watches the store for versions and puts the best one in service. Bad versions are refused, once, and told of.
+
+A version is loaded, verified, self-checked and warmed beside the one in service, on a thread; the swap is one assignment
+between two batches. The highest good version serves, unless one is pinned: removing the highest rolls back.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from app.detection import store
+from app.detection.detector import Detector, SelfCheckError
+from app.detection.store import StoreError
+from app.serving.engine.inference import Inference
+from app.serving.telemetry.metrics import Metrics
+
+logger = logging.getLogger(__name__)
+
+POLL_S = 0.5
+
+Fingerprint = tuple[int, int]  # size and time of a version's files; one that is mended gets another chance
+
+
+@dataclass
+class Versions:
+    """The versions of one detector in a store, and which of them may serve."""
+
+    root: Path
+    name: str
+    pinned: int | None
+    load: Callable[[Path], Detector]  # folder -> a detector that is ready to serve, or StoreError, SelfCheckError
+    refused: dict[int, str] = field(default_factory=dict)  # version -> why
+    _seen: dict[int, Fingerprint] = field(default_factory=dict)
+
+    def best(self, serving: int | None = None) -> Detector | None:
+        """The highest good version, loaded; None where that is `serving` already.
+
+        Raises:
+            StoreError: no version can serve.
+        """
+        if self.pinned is None:
+            found = store.versions(self.root, self.name)[::-1]
+        else:
+            found = [int(store.find(self.root, self.name, self.pinned).name)]
+        self._forget(set(found))
+        for version in found:
+            if version == serving:
+                return None
+            if detector := self._try(version):
+                return detector
+        if self.refused:
+            raise StoreError("No version can serve. " + " ".join(self.refused.values()))
+        raise StoreError(f"There is no detector named {self.name!r} in {self.root}; train one with `oddigit train`.")
+
+    def _try(self, version: int) -> Detector | None:
+        folder = self.root / self.name / str(version)
+        fingerprint = _fingerprint(folder)
+        if version in self.refused and self._seen.get(version) == fingerprint:
+            return None
+        try:
+            detector = self.load(folder)
+        except Exception as error:  # a version may be wrong in ways that nobody foresaw; those that serve must not suffer
+            known = isinstance(error, StoreError | SelfCheckError)
+            reason = str(error) if known else f"{folder} cannot be put to work: {error!r}"
+            self.refused[version], self._seen[version] = reason, fingerprint
+            logger.error("version %s/%d is refused: %s", self.name, version, reason)
+            return None
+        self.refused.pop(version, None)
+        return detector
+
+    def _forget(self, found: set[int]) -> None:
+        for version in set(self.refused) - found:
+            del self.refused[version]
+
+
+async def watch(versions: Versions, inference: Inference, metrics: Metrics, put_in_service: Callable[[Detector], None]) -> None:
+    """Put each better version in service as it appears; runs until cancelled."""
+    while True:
+        await asyncio.sleep(POLL_S)
+        before = dict(versions.refused)
+        try:
+            serving = inference.detector.bundle.card.version
+            detector = await asyncio.to_thread(versions.best, serving)
+        except StoreError as error:
+            if versions.refused != before:
+                logger.error("the version in service stays: %s", error)
+            detector = None
+        except OSError as error:
+            logger.error("the store cannot be read: %s", error)
+            detector = None
+        for _ in set(versions.refused.items()) - set(before.items()):
+            metrics.refused_version()
+        if detector is not None:
+            put_in_service(detector)
+
+
+def _fingerprint(folder: Path) -> Fingerprint:
+    """Of all files of a version, so that a mended one is noticed whichever file it was."""
+    files = [path.stat() for path in sorted(folder.rglob("*")) if path.is_file()] if folder.is_dir() else []
+    return sum(file.st_size for file in files), max((file.st_mtime_ns for file in files), default=0)

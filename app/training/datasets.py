@@ -1,0 +1,235 @@
+"""Data sets: a name, a folder or an array file in, uint8 pixels out, split by a seed. Knows no network and no score.
+
+Images are uint8 [N, 28, 28], 0 = background, 255 = ink. Files of a folder are decoded by `detection.images`, as the server
+decodes uploads. What cannot be read is refused with a `DataError` before anything is written.
+"""
+
+import hashlib
+import re
+import zipfile
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.detection.detector import stack_evidence
+from app.detection.imaging.decode import ImageError, decode_image, to_pixels
+from app.training.torchvision_datasets import KNOWN, read_known
+
+Pixels = NDArray[np.uint8]
+Labels = NDArray[np.int64]
+
+CALIBRATION_SHARE = 1 / 3  # of MNIST's 60,000: 40,000 fit, 20,000 calibrate
+TEST_SHARE = 1 / 7  # of a set that brings no test part; MNIST's own is 10,000 of 70,000
+
+
+class DataError(ValueError):
+    """A data set that is missing, empty, damaged or of another shape; the message says which file and what to do."""
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Images and, where they are known, their classes."""
+
+    images: Pixels  # [N, S, S]
+    labels: Labels | None = None  # [N]
+    evidence: NDArray[np.float32] | None = None  # [N, K], of images that were prepared; None: they are as they were
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def take(self, index: NDArray[np.intp]) -> "Labelled":
+        """The images at `index`, in its order."""
+        columns = (self.images, self.labels, self.evidence)
+        return Labelled(*(None if column is None else column[index] for column in columns))  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A data set as it is stored: its training part and, where it has one, its test part."""
+
+    name: str  # fit to name a detector
+    train: Labelled
+    test: Labelled | None = None
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 over all pixels: the same images in the same order, whatever file they came from."""
+        parts = [self.train.images] if self.test is None else [self.train.images, self.test.images]
+        return hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest()
+
+    @property
+    def judged(self) -> Labelled:
+        """What to evaluate on: the test part, or all of a set that has none."""
+        return self.test or self.train
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A data set, split: no image is in two parts."""
+
+    fit: Labelled  # the network and the scorer learn from these
+    calibration: Labelled  # the threshold comes from these
+    test: Labelled  # the figures come from these
+
+
+def load_dataset(source: str, *, data_dir: Path, image_size: int = 28) -> DataSet:
+    """Read the data set that `source` names: mnist, fashion-mnist, kmnist, emnist-digits, a folder, a .npy or a .npz.
+
+    The named ones are looked for in `data_dir` (torchvision's layout) and downloaded to it. A folder holds images, or one
+    folder of images for each class. An .npy is uint8 [N, S, S]; an .npz holds such `images` and optionally `labels`.
+
+    Raises:
+        DataError: there is no such set, or it cannot be used.
+    """
+    if source in KNOWN:
+        return _known(source, data_dir)
+    path = Path(source)
+    if path.is_dir():
+        return DataSet(_slug(path), _read_folder(path, image_size))
+    if path.suffix in (".npy", ".npz") and path.is_file():
+        return DataSet(_slug(path), _read_arrays(path, image_size))
+    if path.exists():
+        raise DataError(f"{path} is neither a folder of images nor an .npy or .npz file.")
+    raise DataError(f"There is no data set {source!r}; give {', '.join(KNOWN)}, or the path of a folder, an .npy or an .npz.")
+
+
+def split(dataset: DataSet, seed: int, calibration_share: float = CALIBRATION_SHARE) -> Parts:
+    """Split by `seed`, the same on every machine. A set without a test part has one held back first.
+
+    Raises:
+        DataError: there are too few images for three parts.
+    """
+    state = np.random.RandomState(seed)  # not a Generator: numpy guarantees that this stream never changes
+    rest, test = dataset.train, dataset.test
+    if test is None:
+        test, rest = _divide(rest, TEST_SHARE, state)
+    calibration, fit = _divide(rest, calibration_share, state)
+    if not (len(fit) and len(calibration) and len(test)):
+        raise DataError(f"{dataset.name} holds {len(dataset.train)} images: too few to fit, calibrate and test with.")
+    return Parts(fit, calibration, test)
+
+
+def _divide(whole: Labelled, share: float, state: np.random.RandomState) -> tuple[Labelled, Labelled]:
+    """`share` of the images, and the others. Where classes are known each gives its share: less is left to chance."""
+    order = state.permutation(len(whole))
+    if whole.labels is not None:
+        order = order[np.argsort(_place_in_class(whole.labels[order]), kind="stable")]
+    cut = round(len(whole) * share)
+    return whole.take(order[:cut]), whole.take(order[cut:])
+
+
+def _place_in_class(labels: Labels) -> NDArray[np.float64]:
+    """Where each image stands among those of its class, in [0, 1): the first so-and-so much of all is so much of each."""
+    places = np.empty(len(labels))
+    for label in np.unique(labels):
+        (members,) = np.nonzero(labels == label)
+        places[members] = np.arange(len(members)) / len(members)
+    return places
+
+
+def _known(name: str, data_dir: Path) -> DataSet:
+    try:
+        (images, labels), (test_images, test_labels) = read_known(name, data_dir)
+    except (RuntimeError, OSError, ValueError) as error:
+        raise DataError(
+            f"{name} is not in {data_dir.resolve()} and could not be downloaded; put its files there or name another "
+            f"folder with --data-dir ({_first_line(error)})."
+        ) from error
+    return DataSet(name, Labelled(images, labels), Labelled(test_images, test_labels))
+
+
+def _read_folder(folder: Path, size: int) -> Labelled:
+    entries = _visible(folder)
+    classes = [entry for entry in entries if entry.is_dir()]
+    if not classes:
+        images, evidence = _decode_all(entries, folder, size)
+        return Labelled(images, None, evidence)
+    if len(classes) < len(entries):
+        raise DataError(f"{folder} mixes images and folders; put images alone in it, or one folder for each class.")
+    groups = [_visible(entry) for entry in classes]
+    images, evidence = _decode_all([path for group in groups for path in group], folder, size)
+    return Labelled(images, np.repeat(_class_numbers(classes), [len(group) for group in groups]), evidence)
+
+
+def _visible(folder: Path) -> list[Path]:
+    return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+
+
+def _class_numbers(classes: list[Path]) -> Labels:
+    """Folders named 0, 1, 2 ... are taken at their word; others are counted in alphabetical order."""
+    if all(re.fullmatch(r"\d{1,3}", entry.name) for entry in classes):
+        return np.array([int(entry.name) for entry in classes])
+    return np.arange(len(classes))
+
+
+def _decode_all(paths: list[Path], folder: Path, size: int) -> tuple[Pixels, NDArray[np.float32] | None]:
+    """Images [N, size, size] and their evidence. All as they are or all prepared: a threshold holds for one of the two."""
+    if not paths:
+        raise DataError(f"{folder} holds no images.")
+    images = np.empty((len(paths), size, size), np.uint8)
+    evidence: list[NDArray[np.float32] | None] = []
+    for index, path in enumerate(paths):
+        images[index], seen = _decode(path, size)
+        evidence.append(seen)
+        if (seen is None) != (evidence[0] is None):
+            kept, prepared = (path, paths[0]) if seen is None else (paths[0], path)
+            raise DataError(
+                f"{folder} mixes sizes: {kept.name} is a {size}x{size} image and is taken as it is, {prepared.name} is not "
+                "and would be prepared first; put the two kinds in folders of their own."
+            )
+    return images, stack_evidence(evidence)
+
+
+def _decode(path: Path, size: int) -> tuple[Pixels, NDArray[np.float32] | None]:
+    """One file -> its pixels [size, size], and what its preparation saw; None where it was taken as it is."""
+    try:
+        prepared = decode_image(path.read_bytes(), size=size)
+    except (ImageError, OSError) as error:
+        raise DataError(f"{path} cannot be read as an image ({_first_line(error)}); repair or remove it.") from error
+    return to_pixels(prepared.image[0]), prepared.evidence
+
+
+def _read_arrays(path: Path, size: int) -> Labelled:
+    try:
+        with path.open("rb") as file:  # not np.load(path), which leaves a damaged archive open
+            return _unpack(path, size, np.load(file, allow_pickle=False))
+    except (ValueError, OSError, EOFError, MemoryError, zipfile.BadZipFile) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{path} cannot be read as plain arrays ({_first_line(error)}).") from error
+
+
+def _unpack(path: Path, size: int, content: Any) -> Labelled:  # noqa: ANN401 - an array or an archive of arrays
+    if isinstance(content, np.ndarray):
+        return _checked(path, size, content, None)
+    if "images" not in content.files:
+        raise DataError(f"{path} holds no array named 'images'; it holds {', '.join(content.files) or 'nothing'}.")
+    return _checked(path, size, content["images"], content["labels"] if "labels" in content.files else None)
+
+
+def _checked(path: Path, size: int, images: NDArray[np.generic], labels: NDArray[np.generic] | None) -> Labelled:
+    if images.dtype != np.uint8 or images.ndim != 3 or images.shape[1:] != (size, size):
+        raise DataError(f"{path} holds {images.dtype} {list(images.shape)}; images must be uint8 [N, {size}, {size}].")
+    if not len(images):
+        raise DataError(f"{path} holds no images.")
+    if labels is None:
+        return Labelled(images.astype(np.uint8))
+    if labels.shape != (len(images),) or labels.dtype.kind not in "iuUS":
+        raise DataError(f"{path} holds labels {labels.dtype} {list(labels.shape)}; give one number or word an image.")
+    if labels.dtype.kind in "US":
+        labels = np.unique(labels, return_inverse=True)[1]  # words are counted in alphabetical order
+    return Labelled(images.astype(np.uint8), labels.astype(np.int64))
+
+
+def _slug(path: Path) -> str:
+    """A detector's name from a file's: lower case, only a-z, 0-9, _ and -."""
+    return re.sub(r"[^a-z0-9_-]+", "-", path.resolve().stem.lower()).strip("-_")[:64] or "images"
+
+
+def _first_line(error: Exception) -> str:
+    first, *others = (str(error) or type(error).__name__).splitlines()
+    return (f"{first} {others[-1]}" if others and first.endswith(":") else first).rstrip(".")

@@ -1,0 +1,1 @@
+"""Figures, plots and the report of a published version."""

@@ -1,0 +1,1 @@
+"""Images made from normal images: synthetic anomalies, and synthetic uploads."""

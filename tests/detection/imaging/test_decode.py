@@ -1,0 +1,513 @@
+"""Bytes of all kinds -> pixels or an ImageError, and nothing else."""
+
+import io
+import struct
+import tracemalloc
+import warnings
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from app.detection.imaging.decode import (
+    ImageError,
+    ImageTooLarge,
+    TooManyImages,
+    UndecodableImage,
+    UnsupportedImage,
+    decode_array,
+    decode_image,
+    encode_png,
+    normalise,
+    to_pixels,
+)
+from app.detection.imaging.file_headers import decoding_is_quick
+
+FORMATS = ["PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF"]
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+
+def seven(size: int = 28) -> np.ndarray:
+    """Something like a 7, bright on dark, uint8 [size, size]."""
+    image = np.zeros((28, 28), np.uint8)
+    image[5:8, 8:20] = 250
+    for row in range(8, 23):
+        image[row, 19 - row // 2 : 22 - row // 2] = 255 - row
+    return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC))
+
+
+def saved(image: np.ndarray | Image.Image, kind: str = "PNG", **options) -> bytes:
+    out = io.BytesIO()
+    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(out, kind, **options)
+    return out.getvalue()
+
+
+def chunk(name: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+
+def png(width: int, height: int, *extra: bytes, body: bytes | None = None) -> bytes:
+    """A grey PNG by hand, with chunks of one's own before the picture."""
+    rows = zlib.compress(b"\x00" * (width + 1) * height) if body is None else body
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
+    return PNG_SIGNATURE + header + b"".join(extra) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+def npy(array: np.ndarray, version: tuple[int, int] = (1, 0)) -> bytes:
+    out = io.BytesIO()
+    np.lib.format.write_array(out, array, version=version)
+    return out.getvalue()
+
+
+# -------------------------------------------------------------------------------------------------- what comes through
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "GIF", "TIFF"])
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "LA"])
+def test_grey_of_the_models_size_stays_as_it_is(kind, mode):
+    """`auto` leaves a 28x28 grey picture alone to the last bit, whatever lossless type and mode carry it."""
+    if (kind, mode) in {("BMP", "LA"), ("GIF", "RGBA"), ("GIF", "LA")}:
+        pytest.skip(f"{kind} does not hold {mode}")
+    prepared = decode_image(saved(Image.fromarray(seven()).convert(mode), kind))
+    assert np.array_equal(prepared.image, normalise(seven())[0])
+    assert prepared.evidence is None
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("preprocess", ["auto", "none", "digit"])
+@pytest.mark.parametrize("shape", [(28, 28), (1, 1), (300, 200), (3, 500)])
+def test_every_type_becomes_an_image_of_the_models_size(kind, preprocess, shape):
+    """Any accepted type and size comes out as float32 [1, 28, 28] in [-1, 1]."""
+    image = np.full((*shape, 3), 240, np.uint8)
+    image[shape[0] // 3 : shape[0] // 2] = (10, 40, 160)
+    prepared = decode_image(saved(image, kind), preprocess=preprocess)
+    assert prepared.image.shape == (1, 28, 28)
+    assert prepared.image.dtype == np.float32
+    assert np.abs(prepared.image).max() <= 1
+
+
+@pytest.mark.parametrize("size", [20, 28, 32])
+def test_the_models_size_is_a_parameter(size):
+    """Models of other image sizes are served the same way."""
+    assert decode_image(saved(seven(90)), size=size).image.shape == (1, size, size)
+    assert np.array_equal(decode_image(saved(seven(size)), size=size).image, normalise(seven(size))[0])
+
+
+def test_normalise_is_the_tutorials():
+    """0, 255 and the middle go to -1, 1 and about 0, in float32."""
+    out = normalise(np.array([[[0, 255]]], np.uint8))
+    assert out.dtype == np.float32
+    assert out.tolist() == [[[[-1.0, 1.0]]]]
+
+
+def test_the_short_way_and_the_long_way_agree():
+    """The quick reader of plain PNGs gives what Pillow gives, for every PNG filter and compression."""
+    rng = np.random.default_rng(0)
+    for level in range(10):
+        image = (seven() * rng.uniform(0.5, 1, (28, 28))).astype(np.uint8)
+        assert np.array_equal(decode_image(saved(image, compress_level=level)).image, normalise(image)[0])
+
+
+def test_transparency_is_shown_on_white():
+    """Black ink on nothing is black ink on white."""
+    ink = seven(28)
+    layers = np.zeros((28, 28, 4), np.uint8)
+    layers[..., 3] = ink
+    assert np.array_equal(decode_image(saved(layers)).image, normalise(255 - ink)[0])
+
+
+def test_large_transparent_pictures_keep_their_ink():
+    """Shrinking before compositing does not grey the edges with hidden colours."""
+    layers = np.zeros((900, 900, 4), np.uint8)
+    layers[..., :3] = (255, 0, 255)
+    layers[300:600, 400:480] = (0, 0, 0, 255)
+    prepared = decode_image(saved(layers), preprocess="none")
+    assert prepared.image.max() == 1
+    assert "composited_on_white" in prepared.preprocess
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.float32])
+def test_wide_greys_are_scaled_as_a_viewer_does(dtype):
+    """16 bits, 32 bits and floats arrive as the 8 bits that a viewer would show."""
+    ink = seven()
+    wide = (ink.astype(np.float64) * (1 / 255 if dtype == np.float32 else 257)).astype(dtype)
+    kind = "PNG" if dtype == np.uint16 else "TIFF"
+    assert np.abs(decode_image(saved(wide, kind)).image - normalise(ink)[0]).max() < 0.01
+
+
+def test_one_bit_and_palette_pictures_are_read():
+    """Pictures of two colours, by bit or by palette, show their colours."""
+    ink = Image.fromarray((seven() > 128).astype(np.uint8) * 255)
+    for mode in ("1", "P"):
+        assert np.array_equal(decode_image(saved(ink.convert(mode))).image, normalise(np.asarray(ink))[0])
+
+
+def test_exif_orientation_is_applied():
+    """A photograph held sideways is turned upright, from JPEG, PNG and WebP alike."""
+    upright = Image.fromarray(seven(56))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for kind, options in (("JPEG", {"quality": 95}), ("PNG", {}), ("WEBP", {"lossless": True}), ("TIFF", {})):
+        file = saved(upright.transpose(Image.Transpose.ROTATE_90), kind, exif=exif, **options)
+        turned = decode_image(file, preprocess="none").image
+        assert np.abs(turned - decode_image(saved(upright), preprocess="none").image).mean() < 0.02
+
+
+def test_the_first_frame_stands_for_an_animation():
+    """Of an animated GIF, WebP or PNG and of a TIFF of several pages, the first picture counts."""
+    frames = [Image.fromarray(seven()), Image.new("L", (28, 28), 255)]
+    for kind in ("GIF", "TIFF", "PNG"):
+        file = saved(frames[0], kind, save_all=True, append_images=frames[1:])
+        assert np.array_equal(decode_image(file).image, normalise(seven())[0])
+
+
+def test_cmyk_is_read():
+    """Print colours are shown as colours: white paper is white."""
+    file = saved(Image.new("RGB", (28, 28), "white").convert("CMYK"), "JPEG", quality=100)
+    assert decode_image(file).image.min() > 0.95
+
+
+# -------------------------------------------------------------------------------------------------- what does not
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("share", [0.1, 0.3, 0.5, 0.9])
+def test_truncated_files_are_refused(kind, share):
+    """Half a file is no picture."""
+    noisy = np.random.default_rng(0).integers(0, 256, (60, 60, 3), dtype=np.uint8)
+    file = saved(noisy, kind)
+    with pytest.raises(UndecodableImage, match=r"truncated|damaged"):
+        decode_image(file[: int(len(file) * share)])
+
+
+def test_a_png_without_its_end_is_refused():
+    """Even where all the pixels are there, a cut file says so."""
+    with pytest.raises(UndecodableImage, match="truncated PNG"):
+        decode_image(saved(seven(40))[:-5])
+
+
+def tiff(*entries, tail=b""):
+    """A directory of (tag, type, count, value), and what follows it."""
+    rows = b"".join(struct.pack("<HHII", *entry) for entry in entries)
+    return b"II*\x00\x08\x00\x00\x00" + struct.pack("<H", len(entries)) + rows + bytes(4) + tail
+
+
+def run_length_bmp(width, height, packed, method=1):
+    """A bitmap that says how often each of its two colours comes."""
+    header = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 8 if method == 1 else 4, method, len(packed), 0, 0, 2, 0)
+    return b"BM" + struct.pack("<IHHI", 62 + len(packed), 0, 0, 62) + header + b"\x00" * 4 + b"\xff\xff\xff\x00" + packed
+
+
+HOSTILE = {
+    "empty": b"",
+    "text": b"hello, I am an image",
+    "signature alone": PNG_SIGNATURE,
+    "no picture": PNG_SIGNATURE + chunk(b"IHDR", struct.pack(">IIBBBBB", 28, 28, 8, 0, 0, 0, 0)) + chunk(b"IEND", b""),
+    "no width": png(0, 28),
+    "no height": png(28, 0),
+    "garbage inside": png(28, 28, body=b"\x00" * 40),
+    "too few rows": png(28, 28, body=zlib.compress(b"\x00" * 29 * 20)),
+    "wrong checksum": saved(seven())[:45] + b"\x00" + saved(seven())[46:],
+    "odd bit depth": PNG_SIGNATURE
+    + chunk(b"IHDR", struct.pack(">IIBBBBB", 28, 28, 7, 9, 0, 0, 0))
+    + chunk(b"IDAT", zlib.compress(b"\x00" * 900))
+    + chunk(b"IEND", b""),
+    "text bomb": png(28, 28, chunk(b"zTXt", b"Comment\x00\x00" + zlib.compress(b"x" * 50_000_000, 9))),
+    "utf text bomb": png(28, 28, chunk(b"iTXt", b"Comment\x00\x01\x00\x00\x00" + zlib.compress(b"x" * 50_000_000, 9))),
+    "profile bomb": png(28, 28, chunk(b"iCCP", b"icc\x00\x00" + zlib.compress(b"x" * 50_000_000, 9))),
+    "many small bombs": png(28, 28, *[chunk(b"zTXt", b"C\x00\x00" + zlib.compress(b"x" * 900_000, 9))] * 20),
+    "many chunks": png(28, 28, chunk(b"tEXt", b"") * 30_000),
+    "jpeg of segments": b"\xff\xd8" + b"\xff\xfe\x00\x02" * 100_000,
+    "jpeg of padding": b"\xff\xd8" + b"\xff" * 1_000_000,
+    "jpeg of scans": saved(seven(64), "JPEG")[:-2] + b"\xff\xda\x00\x08\x01\x01\x00\x00\x3f\x00" * 500 + b"\xff\xd9",
+    "jpeg of segments after its frame": saved(seven(64), "JPEG").replace(
+        b"\xff\xda", b"\xff\xe5\x00\x02" * 5000 + b"\xff\xda", 1
+    ),
+    "tiff of a million strips": tiff(
+        (256, 4, 1, 8), (257, 4, 1, 10**6), (273, 4, 10**6, 8), (278, 4, 1, 1), tail=bytes(4 * 10**6)
+    ),
+    "tiff of the same megabyte again and again": tiff(*((33000 + i, 1, 10**6, 8) for i in range(1000)), tail=bytes(10**6)),
+    "webp of nothing": b"RIFF\x04\x00\x00\x00WEBP",
+    "gif of nothing": b"GIF89a\x1c\x00\x1c\x00\x00\x00\x00",
+    "tiff in circles": b"II*\x00\x08\x00\x00\x00\x00\x00\x08\x00\x00\x00",
+    "bmp of nothing": b"BM" + b"\x00" * 60,
+}
+
+
+@pytest.mark.parametrize("data", HOSTILE.values(), ids=HOSTILE.keys())
+@pytest.mark.parametrize("preprocess", ["auto", "none", "digit"])
+def test_hostile_files_are_refused_in_words(data, preprocess):
+    """Each is an UndecodableImage whose sentence shows neither a path nor a Python object."""
+    with pytest.raises(UndecodableImage) as refused:
+        decode_image(data, preprocess=preprocess)
+    assert str(refused.value)
+    assert not any(sign in str(refused.value) for sign in ("<", "0x", "/", "Error", "b'"))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda jpeg, at: jpeg[:at] + b"\xff" * 1000 + jpeg[at:],
+        lambda jpeg, at: jpeg[:at] + b"noise" + jpeg[at:],
+        lambda jpeg, at: jpeg[:at] + b"\xff\xfe\x00\x04no" * 900 + jpeg[at:],
+        lambda jpeg, at: jpeg + np.random.RandomState(0).bytes(8 << 20),
+    ],
+    ids=["padding", "noise between segments", "many segments", "a video behind"],
+)
+@pytest.mark.parametrize("progressive", [False, True])
+def test_what_decoders_skip_in_a_jpeg_is_skipped(change, progressive):
+    """Phones pad segments and append videos; the picture is the same."""
+    whole = saved(seven(64), "JPEG", progressive=progressive)
+    odd = change(whole, whole.index(b"\xff\xdb"))
+    assert np.array_equal(decode_image(odd).image, decode_image(whole).image)
+
+
+@pytest.mark.parametrize("method", [1, 2])
+@pytest.mark.parametrize("shape", [(25_000_000, 1), (5000, 5000), (1001, -1000)])
+def test_large_run_lengths_are_refused(shape, method):
+    """Sixty bytes could be seconds of unpacking; a small one is read."""
+    with pytest.raises(ImageTooLarge, match="run-length"):
+        decode_image(run_length_bmp(*shape, b"\x01\x01\x00\x00\x00\x01", method))
+    assert decode_image(run_length_bmp(28, 1, b"\x1c\x01\x00\x01", method)).image.shape == (1, 28, 28)
+
+
+@pytest.mark.parametrize(
+    ("quick", "data"),
+    [
+        (True, saved(seven())),
+        (True, saved(seven(64), "JPEG")),
+        (True, png(100, 100, body=b"")),
+        (True, b"\xff\xd8\xff"),
+        (False, saved(seven(200))),
+        (False, saved(seven(200), "JPEG", quality=5)),
+        (False, png(1000, 1000, body=b"")),
+        (False, saved(seven(), "WEBP")),
+        (False, saved(seven(), "BMP")),
+        (False, saved(seven(), "GIF")),
+        (False, saved(seven(), "TIFF")),
+        (False, saved(seven()) + bytes(2048)),
+        (False, b"x"),
+    ],
+)
+def test_what_is_quick_to_decode_is_small_by_its_header(quick, data):
+    """Few bytes alone say nothing; only types whose header bounds the work are quick."""
+    assert decoding_is_quick(data) == quick
+
+
+@pytest.mark.parametrize("name", ["text bomb", "utf text bomb", "profile bomb", "many small bombs"])
+def test_bombs_do_not_unpack(name):
+    """A text that unpacks to megabytes costs no more than one of them."""
+    tracemalloc.start()
+    with pytest.raises(UndecodableImage):
+        decode_image(HOSTILE[name])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4 << 20
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        png(60_000, 60_000, body=b""),
+        png(5_001, 5_000, body=b""),
+        b"GIF89a\xff\xff\xff\xff\x00\x00\x00",
+        b"RIFF\x16\x00\x00\x00WEBPVP8X\x0a\x00\x00\x00\x00\x00\x00\x00\xff\xff\xff\xff\xff\xff",
+        b"RIFF\x16\x00\x00\x00WEBPVP8L\x0a\x00\x00\x00\x2f\xff\xff\xff\x0f" + b"\x00" * 5,
+        b"RIFF\x16\x00\x00\x00WEBPVP8 \x0a\x00\x00\x00\x00\x00\x00\x9d\x01\x2a\xff\x3f\xff\x3f",
+        b"\xff\xd8\xff\xc0\x00\x11\x08\xff\xff\xff\xff\x03" + b"\x01\x11\x00" * 3 + b"\xff\xda\x00\x02",
+        b"BM" + struct.pack("<IHHIIiiHHIIiiII", 54, 0, 0, 54, 40, 60_000, 60_000, 1, 24, 0, 0, 1, 1, 0, 0),
+    ],
+    ids=["png", "png just over", "gif", "webp extended", "webp lossless", "webp lossy", "jpeg", "bmp"],
+)
+def test_too_many_pixels_are_refused_by_the_header(data):
+    """The header's claim is enough, and none of the picture is unpacked or allocated."""
+    tracemalloc.start()
+    with pytest.raises(ImageTooLarge, match="25,000,000"):
+        decode_image(data)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2 << 20
+
+
+def test_the_limit_on_pixels_is_a_parameter():
+    """A picture of exactly the limit passes, one more does not."""
+    assert decode_image(saved(seven(40)), max_pixels=1600).image.shape == (1, 28, 28)
+    with pytest.raises(ImageTooLarge, match=r"40 x 40 pixels; at most 1,599"):
+        decode_image(saved(seven(40)), max_pixels=1599)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+        b"\xef\xbb\xbf<?xml version='1.0'?><svg/>",
+        b"%PDF-1.7\n",
+        b"\x00\x00\x00\x18ftypheic\x00\x00\x00\x00",
+        b"\x00\x00\x00\x18ftypavif\x00\x00\x00\x00",
+        b"8BPS\x00\x01",
+        b"\x00\x00\x01\x00\x01\x00",
+        b"%!PS-Adobe-3.0 EPSF-3.0",
+        npy(np.zeros((2, 28, 28), np.uint8)),
+    ],
+)
+def test_known_types_off_the_list_are_named(data):
+    """A type that is recognised and not accepted is refused as such, with what to send instead."""
+    with pytest.raises(UnsupportedImage, match="send"):
+        decode_image(data)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@settings(max_examples=120, deadline=None)
+@given(data=st.data())
+def test_mutated_files_raise_nothing_else(kind, data):
+    """Flip, drop and insert bytes: either a picture comes out or an ImageError."""
+    file = bytearray(saved(seven(40), kind))
+    for _ in range(data.draw(st.integers(1, 6))):
+        at = data.draw(st.integers(0, len(file) - 1))
+        match data.draw(st.sampled_from(["set", "drop", "insert"])):
+            case "set":
+                file[at] = data.draw(st.integers(0, 255))
+            case "drop":
+                del file[at : at + data.draw(st.integers(1, 8))]
+            case "insert":
+                file[at:at] = data.draw(st.binary(min_size=1, max_size=8))
+        if not file:
+            break
+    check(bytes(file), data.draw(st.sampled_from(["auto", "none", "digit"])))
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    head=st.sampled_from([b"", PNG_SIGNATURE, b"\xff\xd8\xff\xe0", b"GIF89a", b"BM", b"II*\x00", b"MM\x00*", b"RIFF"]),
+    tail=st.binary(max_size=400),
+)
+def test_arbitrary_bytes_raise_nothing_else(head, tail):
+    """Any bytes after any signature: a picture or an ImageError."""
+    check(head + tail, "auto")
+
+
+def check(data: bytes, preprocess: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        try:
+            prepared = decode_image(data, preprocess=preprocess, max_pixels=1_000_000)
+        except ImageError as refused:
+            assert str(refused)
+            return
+    assert prepared.image.shape == (1, 28, 28)
+    assert np.isfinite(prepared.image).all()
+    assert np.abs(prepared.image).max() <= 1
+
+
+def test_decoding_is_the_same_from_many_threads():
+    """Threads that decode different types at once get what one thread gets."""
+    files = [saved(seven(size), kind) for kind in FORMATS for size in (28, 40, 90)] * 5
+    alone = [decode_image(file).image for file in files]
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(lambda file: decode_image(file).image, files))
+    assert all(np.array_equal(one, other) for one, other in zip(alone, together, strict=True))
+
+
+# -------------------------------------------------------------------------------------------------- arrays
+
+
+@pytest.mark.parametrize("version", [(1, 0), (2, 0), (3, 0)])
+@pytest.mark.parametrize("shape", [(5, 28, 28), (28, 28), (1, 28, 28)])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_arrays_come_back_as_they_were(version, shape, order):
+    """Every version of the format, either memory order, one image or many."""
+    images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    decoded = decode_array(npy(np.asarray(images, order=order), version))
+    assert np.array_equal(decoded, images.reshape(-1, 28, 28))
+
+
+def test_arrays_in_order_are_not_copied():
+    """A C-ordered array is a view of the bytes received."""
+    assert decode_array(npy(np.zeros((100, 28, 28), np.uint8))).base is not None
+
+
+def with_header(text: str, body: bytes = b"", version: int = 1) -> bytes:
+    header = text.encode()
+    return b"\x93NUMPY" + bytes([version, 0]) + struct.pack("<H" if version == 1 else "<I", len(header)) + header + body
+
+
+GOOD = "{'descr': '|u1', 'fortran_order': False, 'shape': (%s), }"
+BAD_ARRAYS = {
+    "empty": b"",
+    "not npy": b"PK\x03\x04" + b"\x00" * 100,
+    "magic alone": b"\x93NUMPY\x01\x00",
+    "version 9": b"\x93NUMPY\x09\x00\x10\x00" + b" " * 16,
+    "header longer than the file": b"\x93NUMPY\x02\x00\xff\xff\xff\xff{",
+    "floats": npy(np.zeros((2, 28, 28), np.float32)),
+    "nan": npy(np.full((2, 28, 28), np.nan)),
+    "signed": npy(np.zeros((2, 28, 28), np.int8)),
+    "objects": npy(np.array([[None] * 28] * 28, dtype=object)),
+    "records": npy(np.zeros((28, 28), [("a", "u1")])),
+    "flat": npy(np.zeros((2, 784), np.uint8)),
+    "32x32": npy(np.zeros((2, 32, 32), np.uint8)),
+    "four axes": npy(np.zeros((2, 1, 28, 28), np.uint8)),
+    "scalar": npy(np.uint8(3)),
+    "no images": npy(np.zeros((0, 28, 28), np.uint8)),
+    "trailing bytes": npy(np.zeros((2, 28, 28), np.uint8)) + b"\x00",
+    "missing bytes": npy(np.zeros((2, 28, 28), np.uint8))[:-1],
+    "promises too much": with_header(GOOD % "9999, 28, 28", b"\x00" * 784),
+    "negative": with_header(GOOD % "-1, 28, 28", b"\x00" * 784),
+    "huge number": with_header(GOOD % ("9" * 60), b"\x00" * 784),
+    "nested": with_header("(" * 5000),
+    "code": with_header("{'descr': '|u1', 'fortran_order': False, 'shape': __import__('os').getcwd(), }"),
+    "no shape": with_header("{'descr': '|u1', 'fortran_order': False}"),
+    "not text": with_header("{'descr': '|u1', 'fortran_order': 1, 'shape': (28, 28)}", b"\x00" * 784),
+}
+
+
+@pytest.mark.parametrize("data", BAD_ARRAYS.values(), ids=BAD_ARRAYS.keys())
+def test_bad_arrays_are_refused(data):
+    """Wrong type, wrong shape, a header that lies: each is refused in a sentence."""
+    with pytest.raises(UndecodableImage) as refused:
+        decode_array(data)
+    assert len(str(refused.value)) > 10
+
+
+def test_too_many_images_are_refused():
+    """The count is checked against the limit, before the length of the data."""
+    with pytest.raises(TooManyImages, match="3 images in one array; at most 2"):
+        decode_array(npy(np.zeros((3, 28, 28), np.uint8)), max_images=2)
+    with pytest.raises(TooManyImages):
+        decode_array(with_header(GOOD % "999999999999, 28, 28"))
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.data())
+def test_mutated_arrays_raise_nothing_else(data):
+    """Any bytes of the header changed: an array of images or an ImageError."""
+    file = bytearray(npy(np.zeros((1, 28, 28), np.uint8)))
+    for _ in range(data.draw(st.integers(1, 5))):
+        file[data.draw(st.integers(0, 130))] = data.draw(st.integers(0, 255))
+    try:
+        images = decode_array(bytes(file))
+    except ImageError:
+        return
+    assert images.shape[1:] == (28, 28)
+
+
+# -------------------------------------------------------------------------------------------------- back to PNG
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.booleans())
+def test_png_round_trips(seed, colour):
+    """What is encoded is what a viewer shows."""
+    shape = (31, 28, 3) if colour else (31, 28)
+    pixels = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(encode_png(pixels)))), pixels)
+
+
+def test_to_pixels_undoes_normalise():
+    """uint8 -> [-1, 1] -> uint8 is the identity; what lies outside is clipped and NaN is background."""
+    levels = np.arange(256, dtype=np.uint8).reshape(1, 16, 16)
+    assert np.array_equal(to_pixels(normalise(levels))[:, 0], levels)
+    assert to_pixels(np.array([-9, 9, np.nan, np.inf], np.float32)).tolist() == [0, 255, 0, 255]

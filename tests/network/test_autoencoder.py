@@ -1,0 +1,81 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tutorial import TUTORIAL
+
+from app.network.autoencoder import Autoencoder, Layers, ModelConfig
+
+
+def test_the_default_network_has_the_tutorials_names_and_shapes():
+    """A tutorial reader's own weights fit, by name and by shape."""
+    assert {name: tuple(weight.shape) for name, weight in Autoencoder().state_dict().items()} == TUTORIAL
+
+
+def test_the_tutorials_own_layers_compute_the_same():
+    """Loaded into the tutorial's layers, the weights give the same reconstructions."""
+    from torch import nn
+
+    model = Autoencoder()
+    encoder = nn.Sequential(
+        nn.Linear(784, 128), nn.ReLU(), nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 12), nn.ReLU(), nn.Linear(12, 2)
+    )
+    decoder = nn.Sequential(
+        nn.Linear(2, 12), nn.ReLU(), nn.Linear(12, 64), nn.ReLU(), nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 784), nn.Tanh()
+    )
+    encoder.load_state_dict(model.encoder.state_dict())
+    decoder.load_state_dict(model.decoder.state_dict())
+    images = torch.rand(5, 784, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with torch.inference_mode():
+        assert torch.equal(decoder(encoder(images)), model(images))
+
+
+@given(
+    st.builds(
+        ModelConfig,
+        image_size=st.integers(1, 12),
+        hidden=st.lists(st.integers(1, 9), max_size=4).map(tuple),
+        latent_dim=st.integers(1, 5),
+    )
+)
+def test_any_dimensions_give_a_network_of_these_dimensions(config):
+    """Whatever the configuration: embeddings have latent_dim numbers, reconstructions are images within [-1, 1]."""
+    model = Autoencoder(config)
+    with torch.inference_mode():
+        embeddings = model.encode(torch.zeros(3, config.pixels))
+        reconstructions = model.decode(embeddings)
+    assert embeddings.shape == (3, config.latent_dim)
+    assert reconstructions.shape == (3, config.image_size**2)
+    assert bool((reconstructions.abs() <= 1).all())
+
+
+@pytest.mark.parametrize("wrong", [{"image_size": 0}, {"latent_dim": 0}, {"hidden": (128, 0)}, {"hidden": (-1,)}])
+def test_dimensions_below_one_are_refused(wrong):
+    """A configuration that is no network fails with a sentence."""
+    with pytest.raises(ValueError, match="at least 1"):
+        ModelConfig(**wrong)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 64])
+def test_layers_without_modules_compute_what_the_network_does(count):
+    """On the CPU as numpy's arrays: the same embeddings and reconstructions, in single precision, whatever the number."""
+    model = Autoencoder()
+    layers = Layers(model, torch.device("cpu"))
+    images = torch.rand(count, 784, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with torch.inference_mode():
+        embeddings = model.encode(images)
+        reconstructions = model.decode(embeddings)
+    found = layers.encode(images.numpy())
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, embeddings, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(layers.decode(embeddings.numpy()), reconstructions, rtol=1e-4, atol=1e-6)
+
+
+def test_layers_on_a_device_are_tensors_there():
+    """What is no CPU computes with torch."""
+    meta = torch.device("meta")
+    layers = Layers(Autoencoder(), meta)
+    embeddings = layers.encode(torch.empty(3, 784, device=meta))
+    assert (embeddings.shape, embeddings.device) == ((3, 2), meta)
+    assert layers.decode(embeddings).shape == (3, 784)

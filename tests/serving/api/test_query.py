@@ -1,0 +1,96 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.serving.api.query import JSON, NPY, PNG, Options, choose, read_options
+from app.serving.errors import OutOfRange
+
+ALL = (JSON, PNG, NPY)
+
+
+@pytest.mark.parametrize(
+    ("accept", "expected"),
+    [
+        ("", JSON),
+        ("*/*", JSON),
+        ("application/json", JSON),
+        ("image/png", PNG),
+        ("IMAGE/PNG", PNG),
+        ("image/*", PNG),
+        ("application/*", JSON),
+        ("application/x-npy", NPY),
+        ("image/png;q=0.4, application/x-npy;q=0.8", NPY),
+        ("image/png; q=0.4 , application/x-npy ; q=0.3", PNG),
+        ("image/avif,image/webp,image/png,*/*;q=0.8", PNG),
+        ("text/html,application/xhtml+xml,*/*;q=0.8", JSON),
+        ("text/html", JSON),
+        ("image/png;q=0", JSON),
+        ("image/png;q=nonsense", JSON),
+        ("application/json;q=0.1, */*", PNG),
+        ("application/json;q=0, image/png;q=0.1", PNG),
+        ("application/json;q=0, */*;q=0.5", PNG),
+        ("image/*;q=0.2, image/png;q=0.9, application/json;q=0.5", PNG),
+        ("image/*, image/png;q=0.1, application/json;q=0.5", JSON),
+        ("application/x-npy;version=1", NPY),
+        ("image/png;q=nan, application/json;q=0.1", JSON),
+        (",,;;q=,", JSON),
+    ],
+)
+def test_the_answer_is_what_the_client_prefers(accept, expected):
+    """Weights and wildcards count as RFC 9110 has them, the most specific range first; JSON where nothing fits."""
+    assert choose(accept, ALL) == expected
+
+
+@given(st.text())
+def test_any_accept_header_gets_an_offer(accept):
+    """Whatever the header says, something is chosen."""
+    assert choose(accept, ALL) in ALL
+
+
+@given(st.permutations(["application/json;q=0.3", "image/png;q=0.6", "application/x-npy;q=0.9", "text/html"]))
+def test_the_order_of_an_accept_header_does_not_matter(entries):
+    """Weights alone decide."""
+    assert choose(", ".join(entries), ALL) == NPY
+
+
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [
+        (b"", Options()),
+        (b"alpha=0.05", Options(alpha=0.05)),
+        (b"alpha=5e-2&preprocess=none", Options(alpha=0.05, preprocess="none")),
+        (b"preprocess=digit", Options(preprocess="digit")),
+        (b"preprocess=auto&other=1", Options()),
+        (b"alpha=%30.5", Options(alpha=0.5)),
+    ],
+)
+def test_options_are_read_from_the_query(query, expected):
+    """Known parameters are read, others left alone."""
+    assert read_options(query) == expected
+
+
+@pytest.mark.parametrize(
+    "alpha", ["0", "1", "-0.1", "1.5", "nan", "NaN", "inf", "-inf", "", " ", "x", "1e-999", "0,5", "0.5%00"]
+)
+def test_an_alpha_out_of_range_is_refused_by_name(alpha):
+    """The refusal says which parameter and what it takes."""
+    with pytest.raises(OutOfRange, match="alpha"):
+        read_options(f"alpha={alpha}".encode())
+
+
+@pytest.mark.parametrize("preprocess", ["", "None", "none ", "digits", "auto%00", "%ff"])
+def test_an_unknown_preprocess_is_refused_with_those_there_are(preprocess):
+    """The refusal lists the choices."""
+    with pytest.raises(OutOfRange, match="auto, none, digit"):
+        read_options(f"preprocess={preprocess}".encode())
+
+
+@given(st.binary(max_size=200))
+def test_any_query_gives_options_or_a_refusal(query):
+    """Arbitrary bytes never raise anything but OutOfRange, and an alpha that passes lies between 0 and 1."""
+    for text in (query, b"alpha=" + query, b"preprocess=" + query):
+        try:
+            options = read_options(text)
+        except OutOfRange:
+            continue
+        assert options.alpha is None or 0 < options.alpha < 1

@@ -1,0 +1,339 @@
+import asyncio
+import itertools
+import math
+import socket
+import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from live import head, serving, speak
+from strokes import npy, png, stroke_images
+
+from app.serving import schemas
+from app.serving.engine.admission import Admission, Overloaded
+
+PNG = {"content-type": "image/png"}
+NPY = {"content-type": "application/x-npy"}
+SMALL = png(stroke_images(1, seed=0)[0])
+
+
+def admission(max_waiting=3, deadline_s=math.inf):
+    return Admission(max_waiting=max_waiting, deadline_s=deadline_s)
+
+
+def refuses(door):
+    """Whether one more is refused now; if not, it goes again at once."""
+    try:
+        with door:
+            return False
+    except Overloaded:
+        return True
+
+
+@given(st.integers(1, 20), st.lists(st.booleans(), max_size=100))
+def test_no_more_than_allowed_are_under_way(limit, steps):
+    """Whatever comes and goes, the count is right, never over the limit, and a place that is free is given."""
+    door, inside = admission(limit), 0
+    for enter in steps:
+        if enter and inside < limit:
+            door.__enter__()
+            inside += 1
+        elif enter:
+            with pytest.raises(Overloaded):
+                door.__enter__()
+        elif inside:
+            door.__exit__(None, None, None)
+            inside -= 1
+        assert door.in_flight == inside
+
+
+def test_a_refusal_takes_no_place():
+    """Those who were refused do not count, however many; when one leaves, the next is let in."""
+    door = admission(1)
+    with door:
+        for _ in range(100):
+            with pytest.raises(Overloaded):
+                door.__enter__()
+        assert door.in_flight == 1
+    assert not refuses(door)
+
+
+def test_a_question_that_fails_gives_its_place_back():
+    """An error inside leaves no one counted."""
+    door = admission(1)
+    for _ in range(3):
+        with pytest.raises(ZeroDivisionError), door:
+            raise ZeroDivisionError
+    assert door.in_flight == 0
+
+
+def test_a_cancelled_question_gives_its_place_back():
+    """A client that leaves frees its place."""
+    door = admission(1)
+
+    async def leave():
+        async def stay():
+            with door:
+                await asyncio.sleep(60)
+
+        task = asyncio.create_task(stay())
+        await asyncio.sleep(0)
+        assert door.in_flight == 1
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    asyncio.run(leave())
+    assert door.in_flight == 0
+
+
+def slow(door, count, seconds):
+    """Let `count` questions through, one after the other, each of so many seconds: the door learns the pace."""
+    for _ in range(count):
+        with door:
+            time.sleep(seconds)
+
+
+def test_what_would_wait_longer_than_its_deadline_is_refused():
+    """A door that has learnt a slow pace refuses long before it is full, lets in only what can be in time, and always two."""
+    door = admission(1000, deadline_s=0.05)
+    slow(door, 50, 0.02)
+    while not refuses(door):
+        assert door.in_flight < 2 or door.expected_wait_s <= 0.05
+        door.__enter__()
+    assert 2 <= door.in_flight < 20
+
+
+def test_a_wait_is_given_in_whole_seconds_and_never_as_none():
+    """Retry-After is at least 1, and as long as what is under way will take."""
+    fast, busy = admission(1), admission(300)
+    slow(busy, 60, 0.02)
+    for door, places in ((fast, 1), (busy, 300)):
+        for _ in range(places):
+            door.__enter__()
+        with pytest.raises(Overloaded) as caught:
+            door.__enter__()
+        assert isinstance(caught.value.retry_after, int)
+        assert caught.value.retry_after == max(1, math.ceil(door.expected_wait_s))
+    assert caught.value.retry_after > 1
+
+
+def test_a_door_that_was_slow_learns_that_it_is_fast_again():
+    """After a bad time the pace recovers with quick answers: nobody is refused for what is long past."""
+    door = admission(1000, deadline_s=0.02)
+    slow(door, 50, 0.02)
+    slow(door, 500, 0)
+    for _ in range(20):
+        door.__enter__()
+    assert not refuses(door)
+
+
+def test_idle_time_does_not_count_as_work():
+    """The pace is that of work; a quiet server does not grow slower by waiting."""
+    door = admission(1000, deadline_s=0.05)
+    for _ in range(10):
+        time.sleep(0.02)
+        slow(door, 1, 0)
+    assert door.expected_wait_s == 0
+    for _ in range(50):
+        door.__enter__()
+    assert door.expected_wait_s < 0.05
+
+
+def check_refusal(response):
+    """A refusal for lack of room: 503, when to come back, and a problem body."""
+    assert response.status_code == 503
+    assert int(response.headers["retry-after"]) >= 1
+    assert schemas.Problem.model_validate(response.json()).type == "/problems/unavailable"
+
+
+def test_an_overloaded_server_refuses_some_and_answers_the_others(tiny_store, tmp_path):
+    """With room for two at once, many clients get 200 or a 503 that says when to come back; afterwards all are answered."""
+    body = png(stroke_images(1, seed=0, size=900)[0])  # decoded on a thread, so that questions overlap
+    variables = {"ODDIGIT_STORE": str(tiny_store), "ODDIGIT_MAX_WAITING": "2", "ODDIGIT_DRAIN_S": "0"}
+    with (
+        serving(tmp_path / "log", **variables) as server,
+        httpx.Client(base_url=server.url, timeout=60, limits=httpx.Limits(max_connections=24)) as client,
+        ThreadPoolExecutor(24) as pool,
+    ):
+        answers = list(pool.map(lambda _: client.post("/score", content=body, headers=PNG), range(240)))
+        statuses = Counter(answer.status_code for answer in answers)
+        assert set(statuses) == {200, 503}
+        for answer in answers:
+            if answer.status_code == 503:
+                check_refusal(answer)
+            else:
+                schemas.ScoreAnswer.model_validate(answer.json())
+        after = [client.post("/score", content=body, headers=PNG).status_code for _ in range(5)]
+        assert after == [200] * 5
+        text = client.get("/metrics").text
+        assert f'oddigit_refused_total{{reason="unavailable"}} {float(statuses[503])}' in text
+        assert "oddigit_in_flight 0.0" in text
+
+
+@pytest.fixture
+def full(tiny_store, tmp_path):
+    """A server with room for one question, and a client who asks one that takes a while, again and again."""
+    body = png(np.random.RandomState(0).randint(0, 256, (2400, 2400)).astype(np.uint8))
+    variables = {"ODDIGIT_STORE": str(tiny_store), "ODDIGIT_MAX_WAITING": "1", "ODDIGIT_DRAIN_S": "0"}
+    done = threading.Event()
+    with serving(tmp_path / "log", **variables) as server, ThreadPoolExecutor(1) as pool:
+
+        def press():
+            with httpx.Client(base_url=server.url, timeout=60) as client:
+                while not done.is_set():
+                    client.post("/score", content=body, headers=PNG)
+
+        pool.submit(press)
+        with httpx.Client(base_url=server.url, timeout=60) as client:
+            while "oddigit_in_flight 1.0" not in client.get("/metrics").text:
+                pass
+        try:
+            yield server
+        finally:
+            done.set()
+
+
+CHUNKED = b"%x\r\n%b\r\n0\r\n\r\n" % (len(SMALL), SMALL)
+SIZED = {"content_type": "image/png", "content_length": len(SMALL)}
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        head("/score", **SIZED) + SMALL,
+        head("/score?alpha=0.001", **SIZED) + SMALL,
+        head("/score", x_request_id="mine", **SIZED) + SMALL,
+        head("/embed", **SIZED) + SMALL,
+        head("/%73core", **SIZED) + SMALL,
+        head("/score", connection="close", **SIZED) + SMALL,
+        head("/score", **SIZED).replace(b"HTTP/1.1", b"HTTP/1.0") + SMALL,
+        head("/score", expect="100-continue", **SIZED) + SMALL,
+        head("/score", connection="Upgrade", upgrade="h2c", **SIZED) + SMALL,
+        head("/score", content_type="image/png", transfer_encoding="chunked") + CHUNKED,
+        head("/score", content_type="image/png", content_length=2**21) + bytes(2**21),
+    ],
+    ids=lambda asked: asked.partition(b"\r\n\r\n")[0].decode(),
+)
+def test_a_full_server_refuses_every_kind_of_question_alike(full, asked):
+    """Whatever way a question takes through the server, its refusal is whole: status, Retry-After, id, problem body."""
+    answers = [speak(full, asked) for _ in range(30)]  # between two questions of the other client there may be room
+    refused = [answer for answer in answers if answer.status == 503]
+    assert {answer.status for answer in answers} <= {100, 200, 400, 503}
+    assert len(refused) >= 3 or b"100-continue" in asked
+    for _, headers, body in refused:
+        problem = schemas.Problem.model_validate_json(body)
+        assert (problem.type, problem.instance) == ("/problems/unavailable", "/embed" if b"/embed" in asked else "/score")
+        assert problem.request_id == headers["x-request-id"]
+        assert (problem.request_id == "mine") == (b": mine" in asked)
+        assert int(headers["retry-after"]) >= 1
+        assert headers["content-type"] == "application/problem+json"
+        assert headers["x-content-type-options"] == "nosniff"
+        assert "date" in headers
+
+
+def test_a_refusal_leaves_its_connection_as_it_was(full):
+    """Questions that come together are answered in order, refused or not; a body that is dropped is not taken for requests."""
+    smuggled = head("/nowhere", "GET") * 50
+    both = head(**SIZED) + SMALL + head(content_type="image/png", content_length=len(smuggled)) + smuggled
+    asked = both + head("/livez", "GET")
+    refused = 0
+    with socket.create_connection(("127.0.0.1", full.port), timeout=60) as line, line.makefile("rb") as answers:
+        for _ in range(20):
+            for piece in (asked[:100], asked[100:1500], asked[1500:]):
+                line.sendall(piece)
+                time.sleep(0.005)
+            statuses = [read(answers) for _ in range(3)]
+            assert statuses[0] in (200, 503)
+            assert statuses[1] in (400, 503)
+            assert statuses[2] == 200
+            refused += statuses.count(503)
+    assert refused >= 3
+
+
+def read(answers):
+    """The status of the next answer on a connection."""
+    status, length = int(answers.readline().split()[1]), 0
+    while (line := answers.readline()) != b"\r\n":
+        name, _, value = line.partition(b":")
+        length = int(value) if name.lower() == b"content-length" else length
+    answers.read(length)
+    return status
+
+
+def test_refusals_are_counted_and_logged(full):
+    """Those that were refused by their head alone are in the metrics, by route and by reason, and in the access log."""
+    with httpx.Client(base_url=full.url, timeout=60) as client:
+        answers = [client.post("/embed", content=SMALL, headers=PNG) for _ in range(100)]
+        refused = [answer for answer in answers if answer.status_code == 503]
+        text = client.get("/metrics").text
+    assert refused
+    assert f'oddigit_requests_total{{route="/embed",status="503"}} {float(len(refused))}' in text
+    assert f'oddigit_refused_total{{reason="unavailable"}} {float(len(refused))}' in text
+    log = full.log.read_text()
+    assert all(answer.headers["x-request-id"] in log for answer in refused)
+
+
+def test_probes_and_metrics_are_answered_whatever_is_refused(tiny_store, tmp_path):
+    """A full server is alive, ready and measurable."""
+    body = png(stroke_images(1, seed=0, size=900)[0])
+    variables = {"ODDIGIT_STORE": str(tiny_store), "ODDIGIT_MAX_WAITING": "1", "ODDIGIT_DRAIN_S": "0"}
+    done = threading.Event()
+    with (
+        serving(tmp_path / "log", **variables) as server,
+        httpx.Client(base_url=server.url, timeout=60) as client,
+        ThreadPoolExecutor(8) as pool,
+    ):
+
+        def press():
+            statuses = set()
+            while not done.is_set():
+                statuses.add(client.post("/score", content=body, headers=PNG).status_code)
+            return statuses
+
+        pressing = [pool.submit(press) for _ in range(8)]
+        try:
+            probes = [client.get(path).status_code for path in ("/livez", "/readyz", "/metrics", "/drift") * 10]
+        finally:
+            done.set()
+        assert probes == [200] * 40
+        assert set().union(*(press.result() for press in pressing)) == {200, 503}
+
+
+def test_large_arrays_have_a_door_of_their_own(tiny_store, tmp_path):
+    """Bodies over max_body_bytes are few at once; images are answered beside them."""
+    large, small = npy(stroke_images(4000, seed=0)), png(stroke_images(1, seed=0)[0])
+    variables = {
+        "ODDIGIT_STORE": str(tiny_store),
+        "ODDIGIT_MAX_ARRAYS": "1",
+        "ODDIGIT_MAX_BODY_BYTES": "100000",
+        "ODDIGIT_DRAIN_S": "0",
+    }
+    with (
+        serving(tmp_path / "log", **variables) as server,
+        httpx.Client(base_url=server.url, timeout=60) as client,
+        ThreadPoolExecutor(12) as pool,
+    ):
+        asked = [pool.submit(client.post, "/score", content=large, headers=NPY) for _ in range(40)]
+        beside = [client.post("/score", content=small, headers=PNG).status_code for _ in range(20)]
+        answers = [one.result() for one in asked]
+    assert beside == [200] * 20
+    assert {answer.status_code for answer in answers} == {200, 503}
+    for answer in itertools.islice((answer for answer in answers if answer.status_code == 503), 5):
+        check_refusal(answer)
+
+
+def test_a_deadline_that_passes_is_told_as_such(tiny_store, tmp_path):
+    """Where no answer can come in time, the status is 504 and the body says which time it was."""
+    variables = {"ODDIGIT_STORE": str(tiny_store), "ODDIGIT_DEADLINE_MS": "0.001", "ODDIGIT_DRAIN_S": "0"}
+    body = png(stroke_images(1, seed=0, size=900)[0])
+    with serving(tmp_path / "log", **variables) as server, httpx.Client(base_url=server.url, timeout=60) as client:
+        answers = [client.post("/score", content=body, headers=PNG) for _ in range(10)]
+    assert {answer.status_code for answer in answers} <= {504, 503}
+    assert answers[0].status_code == 504
+    assert "0.001 ms" in answers[0].json()["detail"]

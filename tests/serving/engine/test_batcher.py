@@ -1,0 +1,142 @@
+import asyncio
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.serving.engine.batcher import Batcher
+
+
+def recording(*, max_batch_size=8):
+    """A batcher of numbers that take their own size and come back doubled; and the batches it ran."""
+    batches = []
+
+    def run(jobs):
+        batches.append(list(jobs))
+        return [2 * job for job in jobs]
+
+    return Batcher(run, lambda job: job, max_batch_size=max_batch_size), batches
+
+
+async def submit_all(batcher, jobs):
+    return await asyncio.gather(*(batcher.submit(job) for job in jobs), return_exceptions=True)
+
+
+@given(st.lists(st.integers(1, 12), max_size=30), st.integers(1, 20))
+def test_every_job_gets_its_own_result_in_batches_that_fit(jobs, limit):
+    """Results find their jobs; batches keep the order and the limit, but for a single job that is larger than it."""
+    batcher, batches = recording(max_batch_size=limit)
+    assert asyncio.run(submit_all(batcher, jobs)) == [2 * job for job in jobs]
+    assert [job for batch in batches for job in batch] == jobs
+    assert all(sum(batch) <= limit or len(batch) == 1 for batch in batches)
+    assert all(sum(one) + other[0] > limit for one, other in pairwise(batches))
+    assert batcher.depth == 0
+
+
+def test_jobs_that_wait_together_go_together():
+    """What is submitted in one round of the loop is one batch, without any waiting."""
+    batcher, batches = recording()
+    asyncio.run(submit_all(batcher, [1, 2, 3]))
+    assert batches == [[1, 2, 3]]
+
+
+def test_a_failing_batch_fails_its_own_jobs_alone():
+    """The error reaches everyone in the batch, and nobody else; the next batch runs."""
+
+    def run(jobs):
+        if 3 in jobs:
+            raise ZeroDivisionError("three")
+        return jobs
+
+    batcher = Batcher(run, lambda job: 1, max_batch_size=2)
+    results = asyncio.run(submit_all(batcher, [1, 2, 3, 4, 5]))
+    assert results[:2] == [1, 2]
+    assert [type(result) for result in results[2:4]] == [ZeroDivisionError] * 2
+    assert results[4] == 5
+
+
+def test_a_batcher_works_on_after_a_failure():
+    """One bad batch does not stop those that come later."""
+
+    def run(jobs):
+        return [1 // job for job in jobs]
+
+    async def both():
+        batcher = Batcher(run, lambda job: 1, max_batch_size=2)
+        with pytest.raises(ZeroDivisionError):
+            await batcher.submit(0)
+        return await batcher.submit(1)
+
+    assert asyncio.run(both()) == 1
+
+
+def test_jobs_whose_client_has_gone_are_dropped():
+    """A cancelled job takes no room in a batch and troubles nobody."""
+
+    async def three():
+        batcher, batches = recording(max_batch_size=2)
+        tasks = [asyncio.create_task(batcher.submit(1)) for _ in range(5)]
+        await asyncio.sleep(0)  # all are submitted, none has run
+        assert batcher.depth == 5
+        for task in tasks[1:4]:
+            task.cancel()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        return results, batches
+
+    results, batches = asyncio.run(three())
+    assert [results[0], results[4]] == [2, 2]
+    assert all(isinstance(result, asyncio.CancelledError) for result in results[1:4])
+    assert batches == [[1, 1]]
+
+
+def test_all_jobs_cancelled_leaves_a_batcher_that_works():
+    """After a round in which everyone left, the next job is answered."""
+
+    async def one_after_none():
+        batcher, batches = recording()
+        task = asyncio.create_task(batcher.submit(1))
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        return await batcher.submit(3), batches
+
+    assert asyncio.run(one_after_none()) == (6, [[3]])
+
+
+def test_the_loop_turns_between_batches():
+    """Between two batches the event loop serves others, however many jobs wait."""
+    order = []
+
+    async def witness():
+        for _ in range(3):
+            order.append("loop")
+            await asyncio.sleep(0)
+
+    async def both():
+        def run(jobs):
+            order.append("batch")
+            return jobs
+
+        batcher = Batcher(run, lambda job: 1, max_batch_size=1)
+        await asyncio.gather(submit_all(batcher, range(3)), witness())
+
+    asyncio.run(both())
+    assert "batch batch" not in " ".join(order[:-1])
+
+
+def test_jobs_past_their_deadline_are_refused_and_take_no_room():
+    """What would be answered too late is not run at all; what is in time is."""
+
+    async def some():
+        batcher, batches = recording(max_batch_size=2)
+        now = asyncio.get_running_loop().time()
+        results = await asyncio.gather(
+            *(batcher.submit(1, deadline=now + shift) for shift in (-1, 60, -1, 60)), return_exceptions=True
+        )
+        return results, batches, batcher.depth
+
+    results, batches, depth = asyncio.run(some())
+    assert [type(result) for result in results] == [TimeoutError, int, TimeoutError, int]
+    assert batches == [[1, 1]]
+    assert depth == 0

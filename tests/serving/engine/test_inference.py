@@ -1,0 +1,125 @@
+import asyncio
+import math
+
+import numpy as np
+import pytest
+from strokes import stroke_images
+
+from app.detection.detector import Detector
+from app.detection.imaging.decode import normalise
+from app.serving.engine.inference import Inference, Job, NotLoaded, Wanted
+
+PIXELS = stroke_images(30, seed=9)
+IMAGES = normalise(PIXELS)
+
+
+@pytest.fixture(scope="module")
+def detector(tiny_bundle):
+    """The tiny bundle on the processor."""
+    return Detector(tiny_bundle, "cpu")
+
+
+def job(images, wanted=Wanted()):  # noqa: B008 - immutable
+    """A request for images that were left as they came."""
+    return Job(images=images, evidence=None, wanted=wanted)
+
+
+def answered(detector, question, max_batch_size=8):
+    """What `question`, a function of an inference at work, comes to."""
+
+    async def ask():
+        inference = Inference(max_batch_size=max_batch_size)
+        if detector is not None:
+            inference.put_in_service(detector)
+        try:
+            return await question(inference)
+        finally:
+            inference.close()
+
+    return asyncio.run(ask())
+
+
+def test_requests_that_wait_together_get_what_each_would_alone(detector):
+    """Sizes, wants and order may differ: every job has its own images' outcome."""
+    sizes = [1, 3, 1, 12, 2, 1, 9, 1]
+    stops = np.cumsum(sizes)
+    wants = [Wanted(reconstructions=index % 2 == 0, error_maps=index % 3 == 0) for index in range(len(sizes))]
+    jobs = [job(IMAGES[stop - size : stop], want) for stop, size, want in zip(stops, sizes, wants, strict=True)]
+    outcomes = answered(
+        detector, lambda inference: asyncio.gather(*(inference.judge(waiting, deadline=math.inf) for waiting in jobs))
+    )
+    expected = detector.detect(IMAGES)
+    for outcome, stop, size, want in zip(outcomes, stops, sizes, wants, strict=True):
+        np.testing.assert_allclose(outcome.detections.scores, expected.scores[stop - size : stop], rtol=1e-5)
+        assert outcome.bundle is detector.bundle
+        assert outcome.detections.reconstructions is not None or not want.reconstructions
+        assert outcome.detections.error_maps is not None or not want.error_maps
+
+
+def test_an_array_gets_what_its_images_get(detector):
+    """Bulk and single images take different ways to the same scores; chunks leave no seam."""
+    many = np.concatenate([PIXELS] * 150)  # 4,500: more than two chunks
+    outcome = answered(detector, lambda inference: inference.judge_array(many, Wanted(error_maps=True)))
+    scores = outcome.detections.scores.reshape(150, 30)
+    np.testing.assert_allclose(scores, np.tile(detector.detect(IMAGES).scores, (150, 1)), rtol=1e-5)
+    assert outcome.detections.error_maps.shape == (4500, 28, 28)
+    assert outcome.detections.reconstructions is None
+
+
+def test_the_watcher_is_told_of_each_pass_and_of_its_verdicts(detector):
+    """Of a mixed batch the images whose answers judge are named, in their order; of one without verdicts none."""
+    told = []
+
+    async def ask():
+        inference = Inference(max_batch_size=64, watcher=lambda *what: told.append(what))
+        inference.put_in_service(detector)
+        wants = [Wanted(verdicts=True), Wanted(embeddings=True), Wanted(verdicts=True, reconstructions=True)]
+        parts = [IMAGES[:2], IMAGES[2:5], IMAGES[5:6]]
+        jobs = [job(images, want) for images, want in zip(parts, wants, strict=True)]
+        outcomes = await asyncio.gather(*(inference.judge(waiting, deadline=math.inf) for waiting in jobs))
+        await inference.judge(jobs[1], deadline=math.inf)
+        await inference.judge_array(PIXELS[:4], Wanted(error_maps=True))
+        inference.close()
+        return outcomes
+
+    first, _, third = asyncio.run(ask())
+    assert [(bundle, images) for bundle, images, _ in told] == [(detector.bundle, count) for count in (6, 3, 4)]
+    judged = [None if seen is None else seen.scores.tolist() for _, _, seen in told]
+    assert judged == [[*first.detections.scores, *third.detections.scores], None, None]
+
+
+def test_without_a_detector_nothing_is_judged():
+    """Until one is in service, every question says that there is none."""
+    for question in (
+        lambda inference: inference.judge(job(IMAGES[:1]), deadline=math.inf),
+        lambda inference: inference.judge_array(PIXELS, Wanted()),
+    ):
+        with pytest.raises(NotLoaded):
+            answered(None, question)
+
+
+def test_another_detector_takes_over_between_batches(tiny_bundle, detector):
+    """What is asked after the change is answered by the new one; each outcome names its own bundle."""
+    other = Detector(tiny_bundle, "cpu")
+
+    async def change(inference):
+        before = await inference.judge(job(IMAGES[:2]), deadline=math.inf)
+        inference.put_in_service(other)
+        return before, await inference.judge(job(IMAGES[:2]), deadline=math.inf)
+
+    before, after = answered(detector, change)
+    assert np.array_equal(before.detections.scores, after.detections.scores)
+    assert after.bundle is other.bundle
+
+
+def test_a_job_whose_turn_comes_too_late_is_not_run(detector):
+    """After its deadline a job is a TimeoutError; those beside it are answered."""
+
+    async def both(inference):
+        now = asyncio.get_running_loop().time()
+        jobs = [inference.judge(job(IMAGES[:1]), deadline=now + shift) for shift in (-1, 60)]
+        return await asyncio.gather(*jobs, return_exceptions=True)
+
+    late, early = answered(detector, both)
+    assert isinstance(late, TimeoutError)
+    assert len(early.detections.scores) == 1

@@ -1,0 +1,161 @@
+import asyncio
+from contextlib import suppress
+
+import pytest
+from hostile import file_part, form
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from starlette.requests import ClientDisconnect
+
+from app.serving.errors import BadBody, DeadlinePassed, TooLarge
+from app.serving.http.body import Part, media_type, parse_form, read_body, readable
+
+CHUNKS = st.lists(st.binary(max_size=40), min_size=1, max_size=8)
+TYPE = "multipart/form-data; boundary=line"
+
+
+def sending(*chunks, ends=True):
+    """An ASGI `receive` that sends these chunks, and then goes away, or says no more where the body does not end."""
+    left = list(enumerate(chunks, start=1))
+
+    async def receive():
+        if left:
+            number, chunk = left.pop(0)
+            return {"type": "http.request", "body": chunk, "more_body": number < len(chunks) or not ends}
+        if not ends:
+            await asyncio.Event().wait()
+        return {"type": "http.disconnect"}
+
+    return receive
+
+
+def read(receive, *, limit=1000, timeout_s=30.0, **headers):
+    named = {name.replace("_", "-").encode(): str(value).encode() for name, value in headers.items()}
+    return asyncio.run(read_body(receive, named, limit=limit, timeout_s=timeout_s))
+
+
+@given(CHUNKS)
+def test_a_body_arrives_whole_however_it_is_cut(chunks):
+    """The chunks come together in their order."""
+    assert read(sending(*chunks)) == b"".join(chunks)
+
+
+@given(CHUNKS, st.integers(1, 320))
+def test_the_limit_is_exact_however_the_body_is_cut(chunks, limit):
+    """A body of exactly `limit` bytes is read; one more byte is refused, in whatever chunk it comes."""
+    if sum(map(len, chunks)) <= limit:
+        assert len(read(sending(*chunks), limit=limit)) <= limit
+    else:
+        with pytest.raises(TooLarge, match=f"{limit:,} bytes"):
+            read(sending(*chunks), limit=limit)
+
+
+@pytest.mark.parametrize("declared", ["1001", "2147483648", "9" * 40])
+def test_a_declared_length_over_the_limit_is_refused_unread(declared):
+    """Nothing is received when the header alone says too much."""
+
+    async def receive():
+        raise AssertionError("nothing should be received")
+
+    with pytest.raises(TooLarge):
+        read(receive, content_length=declared)
+
+
+@pytest.mark.parametrize("declared", ["", "no number", "-5", "³"])
+def test_a_declared_length_without_meaning_is_left_alone(declared):
+    """The bytes that come are counted in any case."""
+    assert read(sending(b"abc"), content_length=declared) == b"abc"
+
+
+@pytest.mark.parametrize("chunks", [(), (b"half",), (b"two", b"chunks")])
+def test_a_client_that_says_no_more_meets_the_deadline(chunks):
+    """The time counts from the first byte waited for, not from the first byte received."""
+    with pytest.raises(DeadlinePassed, match=r"0\.05 seconds"):
+        asyncio.run(asyncio.wait_for(_read_stalled(chunks), 2))
+
+
+async def _read_stalled(chunks):
+    return await read_body(sending(*chunks, ends=False), {}, limit=100, timeout_s=0.05)
+
+
+def test_a_client_that_leaves_is_noticed():
+    """A connection closed before or in the middle of the body is no body."""
+    for chunks in ((), (b"half",)):
+        left = [{"type": "http.request", "body": chunk, "more_body": True} for chunk in chunks] + [{"type": "http.disconnect"}]
+
+        async def receive(left=left):
+            return left.pop(0)
+
+        with pytest.raises(ClientDisconnect):
+            read(receive)
+
+
+NAMES = st.text(
+    st.characters(codec="utf-8", exclude_categories=("C", "Z"), exclude_characters='"\\;%'), min_size=1, max_size=40
+)
+
+
+@settings(max_examples=40)
+@given(st.lists(st.tuples(NAMES, st.binary(max_size=200).filter(lambda data: b"--line" not in data)), min_size=1, max_size=6))
+def test_a_form_gives_its_files_back_in_order(files):
+    """Names, types and bytes come out as they went in, whatever they hold."""
+    body = form(*[(file_part("x", data)[0].replace(b'"x"', b'"' + name.encode() + b'"'), data) for name, data in files])
+    assert parse_form(body, TYPE, max_parts=6) == [Part(name, "image/png", data) for name, data in files]
+
+
+@given(st.binary(max_size=300), st.integers(0, 300))
+def test_any_bytes_are_a_form_or_a_bad_body(noise, cut):
+    """Noise, and forms with noise in them, end in parts or in a BadBody, never in another error."""
+    whole = form(file_part("a.png", b"data"))
+    for body in (noise, whole[:cut] + noise + whole[cut:], whole[:cut]):
+        with suppress(BadBody, TooLarge):
+            assert all(isinstance(part, Part) for part in parse_form(body, TYPE, max_parts=3))
+
+
+@given(st.text(st.characters(codec="latin-1"), max_size=60))
+def test_any_content_type_is_read_or_refused(text):
+    """The content type is the client's too: any of them gives parts or a BadBody."""
+    with suppress(BadBody):
+        parse_form(form(file_part("a.png", b"data")), "multipart/form-data" + text, max_parts=3)
+
+
+def test_a_part_has_one_set_of_headers():
+    """What one part's headers say is forgotten when the next begins."""
+    other = (b'Content-Disposition: form-data; name="file"', b"second")
+    first, second = parse_form(form(file_part("first.png", b"first"), other), TYPE, max_parts=2)
+    assert (first.name, first.content_type) == ("first.png", "image/png")
+    assert (second.name, second.content_type) == ("file 2", "")
+
+
+def test_parts_that_are_no_files_are_left_out_but_counted():
+    """Other fields do not disturb, and do not lift the limit."""
+    field = (b'Content-Disposition: form-data; name="comment"', b"hello")
+    body = form(field, file_part("a.png", b"data"), field)
+    assert [part.name for part in parse_form(body, TYPE, max_parts=3)] == ["a.png"]
+    with pytest.raises(TooLarge, match="more than 2 parts"):
+        parse_form(body, TYPE, max_parts=2)
+
+
+@pytest.mark.parametrize("body", [b"", b"--line--", b"--line--\r\n", b"\r\n", form((b"X: y", b"data"))])
+def test_a_form_without_files_says_how_to_send_one(body):
+    """The refusal shows the command."""
+    with pytest.raises(BadBody):
+        parse_form(body, TYPE, max_parts=3)
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [("Image/PNG; q=1", "image/png"), ("  image/png  ", "image/png"), ("", ""), (";", ""), ("image/png;;", "image/png")],
+)
+def test_a_media_type_is_read_without_its_parameters(text, kind):
+    """Case, spaces and parameters do not matter."""
+    assert media_type(text) == kind
+
+
+@given(st.text())
+def test_a_readable_name_is_printable_and_short(name):
+    """Control characters, line ends and overlength never reach an answer or a log."""
+    shown = readable(name)
+    assert shown.isprintable()
+    assert len(shown) <= 255
+    assert readable(shown) == shown

@@ -1,0 +1,203 @@
+import math
+import time
+
+import httpx
+import numpy as np
+import pytest
+from conftest import make_bundle
+from hypothesis import given
+from hypothesis import strategies as st
+from live import serving
+from strokes import npy, stroke_images
+
+from app.detection import store
+from app.detection.conformal import Calibration
+from app.detection.detector import Detections
+from app.serving import schemas
+from app.serving.telemetry.drift import DriftMonitor, largest_share
+from app.serving.telemetry.metrics import Metrics
+from app.serving.telemetry.monitor import Monitor
+
+NPY = {"content-type": "application/x-npy"}
+
+
+def after(p_values, *, n=10_000, level=100.0):
+    """What a monitor says after these p-values."""
+    monitor = DriftMonitor(n, level)
+    monitor.observe(p_values)
+    return monitor.state()
+
+
+def conformal(random, n, count):
+    """p-values of `count` normal scores against n calibration scores that were drawn once and stay."""
+    calibration = Calibration.from_scores(random.random(n, np.float32))
+    return calibration.p_values(random.random(count, np.float32))
+
+
+def test_normal_traffic_is_called_drift_once_in_a_hundred_streams_at_most():
+    """1,000 streams of 10,000 uniform p-values at level 100: at most 10 of them alarm, as Ville's inequality has it."""
+    random = np.random.default_rng(0)
+    assert sum(after(random.random(10_000)).drifting for _ in range(1000)) <= 10
+
+
+@pytest.mark.parametrize(("n", "streams", "length"), [(10_000, 100, 50_000), (500, 100, 50_000)])
+def test_a_finite_calibration_is_not_called_drift(n, streams, length):
+    """However long the stream, the calibration's own error is no evidence, with many images or with few."""
+    random = np.random.default_rng(n)
+    assert sum(after(conformal(random, n, length), n=n).drifting for _ in range(streams)) <= streams // 100
+
+
+@pytest.mark.parametrize("calm", [0, 20_000])
+def test_five_percent_of_strangers_are_noticed(calm):
+    """After the traffic turns, be it at once or after a long calm, half of the monitors have said so within 2,000 images."""
+    random = np.random.default_rng(calm)
+    delays = []
+    for _ in range(40):
+        p_values = conformal(random, 10_000, calm + 5000)
+        strange = random.random(len(p_values)) < 0.05
+        strange[:calm] = False
+        p_values[strange] = random.integers(1, 6, strange.sum()) / 10_001
+        since = after(p_values).since
+        delays.append(math.inf if since is None else since - calm)
+    assert np.median(delays) < 2000
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        pytest.param(lambda u: u**2, id="a-little-odder"),
+        pytest.param(lambda u: np.sqrt(u), id="a-little-duller"),
+        pytest.param(lambda u: np.ones_like(u), id="always-the-same"),
+        pytest.param(lambda u: np.full_like(u, 1 / 10_001), id="all-strangers"),
+    ],
+)
+def test_a_change_of_the_whole_traffic_is_noticed(changed):
+    """Odder traffic is drift, and so is duller, and so is a camera that sends one picture again and again."""
+    state = after(changed(np.random.default_rng(1).random(20_000)))
+    assert state.drifting
+    assert state.since <= state.images
+
+
+def test_an_alarm_stays():
+    """What was called drift is told until the monitor is reset, though the traffic and the capital are normal again."""
+    random = np.random.default_rng(2)
+    monitor = DriftMonitor(10_000)
+    monitor.observe(np.full(64, 1 / 10_001))
+    alarm = monitor.state()
+    monitor.observe(random.random(50_000))
+    later = monitor.state()
+    assert alarm.drifting
+    assert later.drifting
+    assert later.since == alarm.since
+    assert later.highest >= max(alarm.highest, later.capital)
+    assert later.capital < later.highest
+
+
+@given(st.lists(st.integers(1, 900), max_size=12), st.integers(0, 2**32 - 1), st.floats(0.01, 1))
+def test_how_the_p_values_arrive_in_pieces_does_not_matter(pieces, seed, strangeness):
+    """One by one, in batches or all at once: the same state to the bit."""
+    p_values = np.random.default_rng(seed).random(sum(pieces)) * strangeness
+    whole, split = DriftMonitor(500), DriftMonitor(500)
+    whole.observe(p_values)
+    for part in np.split(p_values, np.cumsum(pieces)[:-1]) if pieces else []:
+        split.observe(part)
+    assert split.state() == whole.state()
+
+
+@given(st.integers(0, 2000), st.integers(0, 2**32 - 1))
+def test_a_reset_forgets_everything(count, seed):
+    """After a reset, and what follows, the monitor is as a new one."""
+    random = np.random.default_rng(seed)
+    monitor = DriftMonitor(200)
+    monitor.observe(random.random(count) ** 3)
+    monitor.reset()
+    assert monitor.state() == DriftMonitor(200).state()
+    p_values = random.random(100)
+    monitor.observe(p_values)
+    assert monitor.state() == after(p_values, n=200)
+
+
+def test_capital_begins_at_one_and_stays_finite():
+    """Before any traffic nothing is won or lost; after a million strangers the number still fits into an answer."""
+    fresh = DriftMonitor(10_000).state()
+    assert (fresh.images, fresh.drifting, fresh.since) == (0, False, None)
+    assert fresh.capital == pytest.approx(1)
+    for p in (1 / 10_001, 1.0):
+        state = after(np.full(1_000_000, p))
+        assert math.isfinite(state.capital)
+        assert math.isfinite(state.highest)
+        assert state.capital > 0
+
+
+def test_every_image_counts():
+    """The number of images is that of the p-values, not of what has been bet on."""
+    assert after(np.full(31, 0.5)).images == 31
+    assert after(np.full(33, 0.5)).images == 33
+
+
+@pytest.mark.parametrize("n", [1, 2, 19, 99, 199])
+def test_a_tiny_calibration_is_never_called_drift_by_itself(n):
+    """Where the calibration leaves everything possible, there may be nothing to bet on, but no false alarm either."""
+    random = np.random.default_rng(n)
+    assert not any(after(conformal(random, n, 5000), n=n).drifting for _ in range(50))
+
+
+@given(st.floats(1e-4, 0.5), st.integers(1, 100_000))
+def test_what_a_calibration_leaves_possible_shrinks_towards_the_share(share, n):
+    """The largest possible share is above the share itself, at most 1, and nearer to it with ten times the images."""
+    possible = largest_share(share, n)
+    assert share <= possible <= 1
+    assert largest_share(share, 10 * n) <= possible + 1e-9
+
+
+def test_a_higher_level_is_reached_later():
+    """The level is how sure one wants to be: a higher one is never reached before a lower one."""
+    p_values = np.random.default_rng(3).random(20_000) ** 1.5
+    reached = [after(p_values, level=level).since for level in (2, 10, 100, 1e6)]
+    assert None not in reached
+    assert reached == sorted(reached)
+
+
+def test_an_array_in_order_is_no_drift(tiny_bundle):
+    """Images that come together may be sorted by writers or by classes; bet on in that order they would be called drift."""
+    p_values = np.sort(np.random.default_rng(4).random(5000))
+    scores = np.zeros(5000, np.float32)
+    monitor = Monitor(Metrics(), 100.0)
+    monitor.begin(tiny_bundle)
+    monitor(tiny_bundle, 5000, Detections(scores, p_values, scores, np.zeros((5000, 2), np.float32)))
+    assert monitor.drift().images == 5000
+    assert not monitor.drift().drifting
+    assert after(p_values, n=tiny_bundle.calibration.n).drifting
+
+
+def test_workers_keep_the_promise_together(tiny_store, tmp_path):
+    """Each of two workers bets by itself, and is believed at twice the level."""
+    with serving(tmp_path / "log", "--workers", "2", ODDIGIT_STORE=str(tiny_store), ODDIGIT_DRIFT_LEVEL="30") as server:
+        assert httpx.get(f"{server.url}/drift").json()["level"] == 60
+
+
+def test_traffic_moves_the_servers_drift_and_a_new_version_resets_it(tmp_path):
+    """Strangers are noticed on /drift; a version taken up while the server runs begins at nothing."""
+    root = tmp_path / "store"
+    store.publish(make_bundle(0), root)
+    strangers = npy(np.random.RandomState(0).randint(0, 256, (2000, 28, 28)).astype(np.uint8))
+    with (
+        serving(tmp_path / "log", "--store", str(root), ODDIGIT_DRAIN_S="0") as server,
+        httpx.Client(base_url=server.url, timeout=60) as client,
+    ):
+        assert client.get("/drift").json()["images"] == 0
+        client.post("/score", content=strangers, headers=NPY).raise_for_status()
+        found = schemas.Drift.model_validate(client.get("/drift").json())
+        assert found.images == pytest.approx(2000, abs=32)
+        assert found.drifting
+        assert found.highest >= found.level
+        assert found.model.version == 1
+        store.publish(make_bundle(1), root)
+        until = time.monotonic() + 20
+        while (after_swap := client.get("/drift").json())["model"]["version"] == 1:
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        assert after_swap["images"] == 0
+        assert not after_swap["drifting"]
+        client.post("/score", content=npy(stroke_images(64, seed=1)), headers=NPY).raise_for_status()
+        assert client.get("/drift").json()["images"] == 64

@@ -1,0 +1,62 @@
+import json
+import logging
+import sys
+
+import pytest
+from strokes import png, stroke_images
+
+from app.serving.telemetry.log_setup import JsonLines, Text
+
+
+def record(message="hello %s", *arguments, **extra):
+    made = logging.makeLogRecord(
+        {"name": "app.x", "levelno": logging.INFO, "levelname": "INFO", "msg": message, "args": arguments}
+    )
+    vars(made).update(extra)
+    return made
+
+
+@pytest.mark.parametrize("message", ["plain", 'with "quotes"', "two\nlines", "\x00\x1b[31m", "é \u2028 七", "\udcff"])
+def test_a_json_record_is_one_line_of_json(message):
+    """Whatever the message holds, the line is one object with its text."""
+    line = JsonLines().format(record("%s", message, request_id="abc"))
+    assert "\n" not in line
+    entry = json.loads(line)
+    assert (entry["level"], entry["logger"], entry["message"], entry["request_id"]) == ("info", "app.x", message, "abc")
+    assert entry["time"].endswith("Z")
+
+
+def test_a_json_record_of_an_error_has_the_trace():
+    """The trace is in the object, and still on one line."""
+    try:
+        raise ZeroDivisionError("no")
+    except ZeroDivisionError:
+        line = JsonLines().format(record("failed", exc_info=sys.exc_info()))
+    assert "\n" not in line
+    assert "ZeroDivisionError: no" in json.loads(line)["trace"]
+
+
+def test_a_text_record_names_the_request_where_there_is_one():
+    """For people: the time, the level, the message and the id."""
+    assert Text().format(record("hello %s", "you", request_id="abc")).endswith("INFO    hello you [abc]")
+    assert Text().format(record("hello %s", "you")).endswith("INFO    hello you")
+
+
+def test_a_servers_json_log_is_json_from_its_first_line_to_its_last(strict_server, strict_client):
+    """Everything that a server says is a JSON line; a request's has its id, and nothing of what was sent."""
+    headers = {"content-type": "image/png", "x-request-id": "find-me-here"}
+    strict_client.post("/score?alpha=0.0451", content=png(stroke_images(1, seed=0)[0]), headers=headers)
+    assert "/score" in json.loads(strict_server.told("find-me-here"))["message"]
+    text = strict_server.log.read_text()
+    entries = [json.loads(line) for line in text.splitlines()]
+    assert all(entry["level"] in ("info", "warning", "error") for entry in entries)
+    assert "0.0451" not in text
+    assert "IHDR" not in text
+
+
+def test_a_servers_text_log_has_a_line_a_request(server, client):
+    """The line says what was asked, how it ended and how long it took, and names the request."""
+    client.get("/nowhere", headers={"x-request-id": "look-for-me"})
+    line = server.told("look-for-me")
+    assert '"GET /nowhere" 404' in line
+    assert line.endswith("ms [look-for-me]")

@@ -1,0 +1,64 @@
+"""Every figure can be drawn and saved, also from the smallest input, without pyplot."""
+
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+from strokes import stroke_images
+
+from app.training.optional import MissingExtra
+from app.training.reporting import plots
+
+IMAGES = stroke_images(40, seed=4)
+SCORES = np.random.RandomState(0).rand(40).astype(np.float32)
+PLANE = np.random.RandomState(1).randn(40, 2).astype(np.float32)
+
+FIGURES = {
+    "losses": lambda: plots.losses(SCORES, [0.9, 0.5, 0.4], [0.9, 0.5, 0.45]),
+    "losses of one epoch": lambda: plots.losses(SCORES[:1], [0.9, 0.5], [0.9, 0.5]),
+    "reconstructions": lambda: plots.reconstructions(IMAGES, IMAGES, "after 10 epochs"),
+    "one reconstruction": lambda: plots.reconstructions(IMAGES[:1], IMAGES[:1], "after 0 epochs"),
+    "latent plane": lambda: plots.latent_plane(PLANE, np.arange(40) % 10),
+    "latent plane, one class": lambda: plots.latent_plane(PLANE, np.zeros(40, np.int64)),
+    "latent plane, many classes": lambda: plots.latent_plane(PLANE, np.arange(40)),
+    "latent plane without labels": lambda: plots.latent_plane(PLANE, None),
+    "errors": lambda: plots.errors(SCORES, 0.9, 0.01),
+    "errors, all the same": lambda: plots.errors(np.ones(5, np.float32), 1.0, 0.01),
+    "errors with anomalies": lambda: plots.errors(SCORES, 0.9, 0.01, {"noise": SCORES + 1}),
+    "errors with many sets": lambda: plots.errors(SCORES, 0.9, 0.01, {str(index): SCORES + index for index in range(6)}),
+    "roc": lambda: plots.roc_curves({"noise": (np.array([0, 0.5, 1]), np.array([0, 0.9, 1]), 0.8)}),
+    "p-values": lambda: plots.p_value_uniformity(SCORES),
+    "extremes": lambda: plots.extremes(IMAGES, SCORES, "strokes"),
+    "extremes of one image": lambda: plots.extremes(IMAGES[:1], SCORES[:1], "strokes"),
+}
+
+
+@pytest.mark.parametrize("draw", FIGURES.values(), ids=FIGURES)
+def test_figures_are_saved(draw, tmp_path):
+    """A figure becomes a PNG of a readable size."""
+    plots.save(draw(), tmp_path / "figure.png")
+    with Image.open(tmp_path / "figure.png") as picture:
+        picture.load()
+        assert picture.format == "PNG" and picture.width >= 700
+
+
+def test_same_input_same_bytes(tmp_path):
+    """A report can be compared by its checksums."""
+    for name in ("one.png", "two.png"):
+        plots.save(FIGURES["latent plane"](), tmp_path / name)
+    assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
+
+
+def test_extremes_are_in_order():
+    """The most normal come first above, the most anomalous below."""
+    figure = plots.extremes(IMAGES, SCORES, "strokes", count=4)
+    assert f"{SCORES.min():.4g}" in figure.axes[0].get_title()
+    assert f"{SCORES.max():.4g}" in figure.axes[1].get_title()
+
+
+def test_missing_matplotlib(monkeypatch):
+    """Without matplotlib the user reads how to install it."""
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(MissingExtra, match="oddigit"):
+        plots.p_value_uniformity(SCORES)

@@ -1,0 +1,221 @@
+"""Data sets are read whole, split by a seed, and refused with a sentence when something is wrong with them."""
+
+import re
+import sys
+from io import BytesIO
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from strokes import stroke_images
+
+from app.training import optional as extra
+from app.training import torchvision_datasets as known_sets
+from app.training.datasets import DataError, DataSet, Labelled, load_dataset, split
+from app.training.optional import MissingExtra, check_training_extra
+
+IMAGES = stroke_images(12, seed=3)
+
+
+def write_png(path, pixels):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+
+
+def test_array_file(tmp_path):
+    """An .npy gives its images, bit for bit, and no labels."""
+    np.save(tmp_path / "My Digits.npy", IMAGES)
+    dataset = load_dataset(str(tmp_path / "My Digits.npy"), data_dir=tmp_path)
+    assert np.array_equal(dataset.train.images, IMAGES)
+    assert (dataset.name, dataset.train.labels, dataset.test) == ("my-digits", None, None)
+
+
+def test_archive_with_word_labels(tmp_path):
+    """Labels that are words are counted in alphabetical order."""
+    np.savez(tmp_path / "a.npz", images=IMAGES[:3], labels=np.array(["two", "one", "two"]))
+    assert load_dataset(str(tmp_path / "a.npz"), data_dir=tmp_path).train.labels.tolist() == [1, 0, 1]
+
+
+def test_flat_folder(tmp_path):
+    """A folder of 28x28 images gives their very pixels, in the order of their names; hidden files are passed over."""
+    for index, pixels in enumerate(IMAGES):
+        write_png(tmp_path / "set" / f"{index:02d}.png", pixels)
+    (tmp_path / "set" / ".DS_Store").write_bytes(b"?")
+    dataset = load_dataset(str(tmp_path / "set"), data_dir=tmp_path)
+    assert np.array_equal(dataset.train.images, IMAGES)
+    assert dataset.train.labels is None
+
+
+@pytest.mark.parametrize(("names", "labels"), [(("3", "7"), [3, 7]), (("cat", "dog"), [0, 1])])
+def test_folder_for_each_class(tmp_path, names, labels):
+    """Class folders named by numbers keep them; others are counted."""
+    for name, pixels in zip(names, IMAGES[:2], strict=True):
+        write_png(tmp_path / name / "a.png", pixels)
+    assert load_dataset(str(tmp_path), data_dir=tmp_path).train.labels.tolist() == labels
+
+
+def test_folder_name_may_hold_a_dot(tmp_path):
+    """The name of a detector is made from any folder's."""
+    write_png(tmp_path / "Ünïts (v1.2)" / "a.png", IMAGES[0])
+    name = load_dataset(str(tmp_path / "Ünïts (v1.2)"), data_dir=tmp_path).name
+    assert name and name[0].isalnum() and set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789_-")
+
+
+def npy(array, **options):
+    out = BytesIO()
+    np.save(out, array, **options)
+    return out.getvalue()
+
+
+def npz(**arrays):
+    out = BytesIO()
+    np.savez(out, **arrays)
+    return out.getvalue()
+
+
+PNG = BytesIO()
+Image.fromarray(IMAGES[0]).save(PNG, "PNG")
+LARGE = BytesIO()
+Image.fromarray(np.kron(IMAGES[0], np.ones((4, 4), np.uint8))).save(LARGE, "PNG")
+
+HOSTILE = {
+    "nothing there": ("no/such/place", {}, "There is no data set"),
+    "empty folder": ("set", {"set/.hidden": b""}, "holds no images"),
+    "text file": ("a.txt", {"a.txt": b"hello"}, "neither a folder"),
+    "unreadable image": (
+        "set",
+        {"set/a.png": PNG.getvalue(), "set/b.png": PNG.getvalue()[:60]},
+        "b.png cannot be read",
+    ),
+    "a text among images": (
+        "set",
+        {"set/a.png": PNG.getvalue(), "set/notes.txt": b"hello"},
+        "notes.txt cannot be read",
+    ),
+    "images beside folders": (
+        "set",
+        {"set/a.png": PNG.getvalue(), "set/1/b.png": PNG.getvalue()},
+        "mixes images and folders",
+    ),
+    "mixed sizes": ("set", {"set/a.png": PNG.getvalue(), "set/b.png": LARGE.getvalue()}, "mixes sizes"),
+    "empty class folders": ("set", {"set/1/.keep": b"", "set/2/.keep": b""}, "holds no images"),
+    "pickled array": ("a.npy", {"a.npy": npy(np.array([{}], object), allow_pickle=True)}, "plain arrays"),
+    "truncated array": ("a.npy", {"a.npy": npy(IMAGES)[:500]}, "plain arrays"),
+    "empty file": ("a.npy", {"a.npy": b""}, "plain arrays"),
+    "not an archive": ("a.npz", {"a.npz": b"PK\3\4 and no more"}, "plain arrays"),
+    "floats": ("a.npy", {"a.npy": npy(IMAGES / 255)}, "must be uint8"),
+    "other size": ("a.npy", {"a.npy": npy(IMAGES[:, :20, :20])}, "must be uint8"),
+    "no images": ("a.npy", {"a.npy": npy(IMAGES[:0])}, "holds no images"),
+    "archive without images": ("a.npz", {"a.npz": npz(pictures=IMAGES)}, "no array named 'images'"),
+    "too few labels": ("a.npz", {"a.npz": npz(images=IMAGES, labels=np.arange(3))}, "labels"),
+}
+
+
+@pytest.mark.parametrize(("source", "files", "words"), HOSTILE.values(), ids=HOSTILE)
+def test_unusable_sets_are_refused(tmp_path, source, files, words):
+    """What cannot be used is refused with one sentence that names it."""
+    for name, content in files.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    with pytest.raises(DataError, match=words) as caught:
+        load_dataset(str(tmp_path / source), data_dir=tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_failed_download(tmp_path, monkeypatch):
+    """Without files and without a network the sentence says where to put the files, and no folder is left behind."""
+    from torchvision.datasets import mnist
+
+    def offline(*args, **kwargs):
+        raise mnist.URLError("no network")
+
+    monkeypatch.setattr(mnist, "download_and_extract_archive", offline)
+    with pytest.raises(DataError, match="--data-dir"):
+        load_dataset("kmnist", data_dir=tmp_path / "data")
+    assert not (tmp_path / "data").exists()
+
+
+def test_missing_torchvision(tmp_path, monkeypatch):
+    """Without torchvision the user reads how to install it."""
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    with pytest.raises(MissingExtra, match=r'pip install "oddigit\[train\]"'):
+        load_dataset("mnist", data_dir=tmp_path)
+
+
+@pytest.mark.parametrize("package", ["torchvision", "matplotlib", "sklearn", "scipy"])
+def test_what_training_needs_is_looked_for_first(package, monkeypatch):
+    """Whichever package is missing, the commands say so before they begin, and with which interpreter to install it."""
+    check_training_extra()
+    monkeypatch.setattr(extra, "find_spec", lambda name: None if name == package else True)
+    with pytest.raises(MissingExtra, match=f"^{package} is not installed; run: {re.escape(sys.executable)} -m pip install"):
+        check_training_extra()
+
+
+def test_emnist_is_turned_upright(monkeypatch, tmp_path):
+    """EMNIST's files hold every image transposed; we do not."""
+    import torch
+    from torchvision import datasets
+
+    class EMNIST:
+        def __init__(self, root, **options):
+            self.data, self.targets = torch.from_numpy(IMAGES.transpose(0, 2, 1).copy()), torch.arange(12)
+
+    monkeypatch.setattr(datasets, "EMNIST", EMNIST)
+    assert np.array_equal(load_dataset("emnist-digits", data_dir=tmp_path).train.images, IMAGES)
+
+
+def test_known_names_win_and_are_listed(tmp_path):
+    """A misspelt name is answered with the names that there are."""
+    with pytest.raises(DataError, match=", ".join(known_sets.KNOWN)):
+        load_dataset("mnits", data_dir=tmp_path)
+
+
+def numbered(count):
+    """Images that are all different, labelled by their number."""
+    images = np.zeros((count, 28, 28), np.uint8)
+    images[:, 0, 0], images[:, 0, 1] = np.arange(count) % 256, np.arange(count) // 256
+    return Labelled(images, np.arange(count))
+
+
+@given(count=st.integers(30, 400), seed=st.integers(0, 2**32 - 1), share=st.floats(0.1, 0.8))
+def test_split_is_a_partition(count, seed, share):
+    """Every image is in exactly one part, with its label, and the same seed gives the same parts."""
+    dataset = DataSet("numbers", numbered(count))
+    parts = split(dataset, seed, share)
+    labels = np.concatenate([parts.fit.labels, parts.calibration.labels, parts.test.labels])
+    assert sorted(labels) == list(range(count))
+    assert np.array_equal(parts.fit.images, dataset.train.images[parts.fit.labels])
+    assert np.array_equal(split(dataset, seed, share).fit.labels, parts.fit.labels)
+
+
+def test_split_keeps_a_test_part(tmp_path):
+    """A set's own test part is left alone."""
+    dataset = DataSet("numbers", numbered(60), numbered(10))
+    parts = split(dataset, 0)
+    assert (len(parts.fit), len(parts.calibration)) == (40, 20)
+    assert parts.test is dataset.test
+
+
+def test_too_few_images():
+    """Three images cannot be split."""
+    with pytest.raises(DataError, match="too few"):
+        split(DataSet("numbers", numbered(3)), 0)
+
+
+def test_digest_follows_the_pixels():
+    """The digest tells images apart, and nothing else."""
+    one, other = numbered(20), numbered(20)
+    assert DataSet("a", one).digest == DataSet("b", other).digest
+    other.images[3, 3, 3] += 1
+    assert DataSet("a", one).digest != DataSet("a", other).digest
+
+
+def test_real_mnist(data_root):
+    """The real MNIST: 60,000 and 10,000 images, the first a five, split 40,000 to 20,000."""
+    dataset = load_dataset("mnist", data_dir=data_root)
+    assert (dataset.train.images.shape, len(dataset.test), dataset.train.labels[0]) == ((60_000, 28, 28), 10_000, 5)
+    parts = split(dataset, 0)
+    assert (len(parts.fit), len(parts.calibration)) == (40_000, 20_000)

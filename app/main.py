@@ -21,7 +21,7 @@ from threadpoolctl import threadpool_limits
 
 from app.detection import store
 from app.detection.detector import Detector, pick_device
-from app.detection.imaging.upload_features import EVIDENCE
+from app.detection.imaging.upload_features import FEATURE_NAMES
 from app.serving.api.demo_page import add_page
 from app.serving.api.model_info import About, State
 from app.serving.api.open_inference import OpenInference
@@ -31,7 +31,7 @@ from app.serving.api.uploads import Uploads
 from app.serving.engine.admission import Admission
 from app.serving.engine.inference import Inference
 from app.serving.engine.reload import Versions, watch
-from app.serving.http.auth import Guard, read_keys
+from app.serving.http.auth import ApiKeyAuth, read_keys
 from app.serving.http.limits import DROPPED_BYTES, STATE_KEY, Breather, Limits, Room, room_for
 from app.serving.http.middleware import CarryErrors, Front
 from app.serving.http.shutdown import Draining
@@ -65,7 +65,7 @@ def create_app(settings: Settings) -> FastAPI:
     Raises:
         KeysError: the API keys cannot be used.
     """
-    guard = Guard(_keys(settings))
+    guard = ApiKeyAuth(_keys(settings))
     shared = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
     metrics = Metrics(Path(shared) if shared else None)
     draining = Draining()
@@ -78,8 +78,8 @@ def create_app(settings: Settings) -> FastAPI:
     about = About(inference, admission, metrics, state, settings)
     versions = Versions(settings.store, settings.model, settings.version, partial(load_detector, settings=settings))
 
-    def put_in_service(detector: Detector) -> None:
-        inference.put_in_service(detector)
+    def set_model(detector: Detector) -> None:
+        inference.set_model(detector)
         monitor.begin(detector.bundle)
         metrics.serves(detector.bundle, str(detector.device))
         logger.info("serving %s on %s", detector.bundle.label, detector.device)
@@ -90,13 +90,13 @@ def create_app(settings: Settings) -> FastAPI:
         threadpool_limits(settings.threads, user_api="blas")  # numpy would take every core for a product of microseconds
         first = versions.best()
         assert first is not None  # nothing is in service yet that could be the best already
-        put_in_service(first)
+        set_model(first)
         for _ in versions.refused:
             metrics.refused_version()
         draining.begin_on_sigterm(settings.drain_s)
         tasks = [asyncio.create_task(_keep_counting(metrics, about))]
         if settings.reload:
-            tasks.append(asyncio.create_task(watch(versions, inference, metrics, put_in_service)))
+            tasks.append(asyncio.create_task(watch(versions, inference, metrics, set_model)))
         gc.collect()
         gc.freeze()  # torch's heap is large; walking it in every collection is what long tails are made of
         yield {STATE_KEY: limits._replace(connections=room_for(settings.max_connections))}
@@ -168,7 +168,7 @@ def load_detector(folder: Path, settings: Settings) -> Detector:
     detector.self_check()
     size = detector.image_size
     for count in (1, settings.max_batch_size):
-        images, seen = np.zeros((count, 1, size, size), np.float32), np.zeros((count, len(EVIDENCE)), np.float32)
+        images, seen = np.zeros((count, 1, size, size), np.float32), np.zeros((count, len(FEATURE_NAMES)), np.float32)
         detector.detect(images, seen, embeddings=True, reconstructions=True, error_maps=True)
     return detector
 

@@ -30,7 +30,7 @@ from app.detection.conformal import Calibration
 from app.detection.detector import Detector
 from app.detection.store import StoreError, find, load
 from app.training.calibration import detect_all
-from app.training.datasets import DataError, Labelled, Parts, Pixels
+from app.training.datasets import DataError, LabelledImages, Pixels, Splits
 from app.training.evaluate import NamedImages, named_images
 from app.training.publishing import own_parts
 from app.training.reporting.metrics import ranking
@@ -118,7 +118,9 @@ def gathered(options: argparse.Namespace, test: Pixels) -> Sets:
     chosen = test[g.permutation(len(test))[: options.made]]
     return Sets(
         foreign=[named_images(source, options.data_dir) for source in sources],
-        made=[NamedImages(name, Labelled(np.ascontiguousarray(make(chosen, g), np.uint8))) for name, make in MADE.items()],
+        made=[
+            NamedImages(name, LabelledImages(np.ascontiguousarray(make(chosen, g), np.uint8))) for name, make in MADE.items()
+        ],
         elsewhere=[named_images(source, options.data_dir) for source in elsewhere],
     )
 
@@ -187,7 +189,7 @@ MADE: dict[str, Callable[[Pixels, np.random.Generator], NDArray[Any]]] = {
 # ----------------------------------------------------------------------------------------------------------------- scores
 
 
-def our_scores(detector: Detector, parts: Parts, sets: Sets) -> list[Judged]:
+def our_scores(detector: Detector, parts: Splits, sets: Sets) -> list[Judged]:
     """The detector's own scores, and the plain error of the same network."""
     began = time.perf_counter()
     piles = [parts.calibration, parts.test, *(each.labelled for each in sets.all)]
@@ -200,7 +202,7 @@ def our_scores(detector: Detector, parts: Parts, sets: Sets) -> list[Judged]:
     ]
 
 
-def rival_scores(parts: Parts, sets: Sets, train_images: int, wanted: Sequence[str]) -> Iterator[Judged]:
+def rival_scores(parts: Splits, sets: Sets, train_images: int, wanted: Sequence[str]) -> Iterator[Judged]:
     """One after the other; a rival that fails is told of and left out."""
     if not wanted:
         return

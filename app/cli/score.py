@@ -15,7 +15,7 @@ import typer
 if TYPE_CHECKING:
     from app.detection.detector import Detector
     from app.detection.imaging.decode import Preprocess
-    from app.detection.imaging.preprocess import Prepared
+    from app.detection.imaging.preprocess import PreprocessedImage
 
 SHIPPED_STORE = Path(__file__).parents[2] / "model_store"
 
@@ -130,7 +130,7 @@ def _score_all(detector: "Detector", paths: list[Path], threshold: float, prepro
                 yield from ({"name": name, "error": error} for name, error in batch)
 
 
-def _read_all(paths: list[Path], preprocess: "Preprocess", size: int) -> Iterator[tuple[str, "Prepared | str"]]:
+def _read_all(paths: list[Path], preprocess: "Preprocess", size: int) -> Iterator[tuple[str, "PreprocessedImage | str"]]:
     """Each image with its name, or the sentence that says why it cannot be read."""
     for path in paths:
         files = sorted(file for file in path.rglob("*") if file.suffix.lower() in _SUFFIXES) if path.is_dir() else [path]
@@ -140,16 +140,16 @@ def _read_all(paths: list[Path], preprocess: "Preprocess", size: int) -> Iterato
             yield from _read_file(file, preprocess, size)
 
 
-def _read_file(file: Path, preprocess: "Preprocess", size: int) -> Iterator[tuple[str, "Prepared | str"]]:
+def _read_file(file: Path, preprocess: "Preprocess", size: int) -> Iterator[tuple[str, "PreprocessedImage | str"]]:
     from app.detection.imaging.decode import ImageError, decode_array, decode_image, normalise
-    from app.detection.imaging.preprocess import Prepared
+    from app.detection.imaging.preprocess import PreprocessedImage
 
     try:
         data = file.read_bytes()
         if file.suffix.lower() == ".npy":
             array = decode_array(data, max_images=sys.maxsize, size=size)
             for index, image in enumerate(array):
-                yield f"{file}[{index}]", Prepared(normalise(image)[0])
+                yield f"{file}[{index}]", PreprocessedImage(normalise(image)[0])
         else:
             yield str(file), decode_image(data, preprocess=preprocess, size=size)
     except ImageError as error:
@@ -161,11 +161,11 @@ def _read_file(file: Path, preprocess: "Preprocess", size: int) -> Iterator[tupl
 def _score_batch(detector: "Detector", batch: tuple[tuple[str, Any], ...], threshold: float) -> Iterator[Row]:
     import numpy as np
 
-    from app.detection.detector import stack_evidence
+    from app.detection.detector import stack_features
 
     prepared = [image for _, image in batch]
-    evidence = stack_evidence([image.evidence for image in prepared])
-    detections = detector.detect(np.stack([image.image for image in prepared]), evidence)
+    features = stack_features([image.features for image in prepared])
+    detections = detector.detect(np.stack([image.image for image in prepared]), features)
     for index, (name, image) in enumerate(batch):
         score = float(detections.scores[index])
         yield {

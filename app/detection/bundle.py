@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.detection.conformal import Calibration
-from app.detection.upload_scorer import UploadScale
+from app.detection.upload_scorer import QuantileMap
 from app.network.autoencoder import Autoencoder, ModelConfig
 from app.network.scoring import Scorer
 
@@ -86,7 +86,7 @@ class Bundle:
     scorer: Scorer
     calibration: Calibration
     card: Card
-    uploads: UploadScale | None = None  # None: prepared uploads are scored as if they had been untouched
+    uploads: QuantileMap | None = None  # None: prepared uploads are scored as if they had been untouched
     folder: Path | None = None  # where it was loaded from
 
     @property

@@ -88,7 +88,7 @@ class Detector:
     def detect(
         self,
         images: Images,
-        evidence: NDArray[np.float32] | None = None,
+        features: NDArray[np.float32] | None = None,
         *,
         embeddings: bool = False,
         reconstructions: bool = False,
@@ -103,7 +103,7 @@ class Detector:
         flat = place(images.reshape(len(images), -1), self.device)  # [N, S * S]
         codes = self._layers.encode(flat)  # [N, latent_dim]
         made = self._layers.decode(codes)  # [N, S * S]
-        scores = self._on_one_scale(to_numpy(self._scorer.score(flat, made, codes)), evidence)
+        scores = self._on_one_scale(to_numpy(self._scorer.score(flat, made, codes)), features)
         return Detections(
             scores=scores,
             p_values=self._calibration.p_values(scores),
@@ -117,13 +117,13 @@ class Detector:
     def _embed(self, images: Array) -> NDArray[np.float32]:
         return to_numpy(self._network.encode(torch.as_tensor(images)))
 
-    def _on_one_scale(self, scores: NDArray[np.float32], evidence: NDArray[np.float32] | None) -> NDArray[np.float32]:
-        """Scores [N] of untouched images stay; those of prepared ones are joined with their evidence [N, K]."""
-        if evidence is None or self.bundle.uploads is None:
+    def _on_one_scale(self, scores: NDArray[np.float32], features: NDArray[np.float32] | None) -> NDArray[np.float32]:
+        """Scores [N] of untouched images stay; those of prepared ones are joined with their features [N, K]."""
+        if features is None or self.bundle.uploads is None:
             return scores
-        prepared = ~np.isnan(evidence[:, 0])
+        prepared = ~np.isnan(features[:, 0])
         placed = scores.copy()
-        placed[prepared] = self.bundle.uploads.score(scores[prepared], evidence[prepared])
+        placed[prepared] = self.bundle.uploads.score(scores[prepared], features[prepared])
         return placed
 
     def self_check(self) -> None:
@@ -143,10 +143,10 @@ class Detector:
         return to_numpy(self._layers.decode(place(embeddings, self.device))).reshape(-1, 1, self.image_size, self.image_size)
 
 
-def stack_evidence(evidence: Sequence[NDArray[np.float32] | None]) -> NDArray[np.float32] | None:
+def stack_features(features: Sequence[NDArray[np.float32] | None]) -> NDArray[np.float32] | None:
     """Evidence [K] of each image, None for untouched ones -> [N, K] with NaN for those, or None where all are untouched."""
-    known = next((seen for seen in evidence if seen is not None), None)
+    known = next((seen for seen in features if seen is not None), None)
     if known is None:
         return None
     nothing = np.full_like(known, np.nan)
-    return np.stack([nothing if seen is None else seen for seen in evidence])
+    return np.stack([nothing if seen is None else seen for seen in features])

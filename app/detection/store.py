@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from app.detection.bundle import Bundle, Card
 from app.detection.conformal import Calibration
-from app.detection.upload_scorer import EvidenceScorer, UploadScale
+from app.detection.upload_scorer import QuantileMap, UploadScorer
 from app.network.autoencoder import Autoencoder, ModelConfig
 from app.network.scoring import load_scorer
 
@@ -163,7 +163,7 @@ def _write_arrays(bundle: Bundle, draft: Path) -> None:
     torch.save({name: weight.cpu() for name, weight in bundle.model.state_dict().items()}, draft / WEIGHTS)
     arrays: dict[str, NDArray[Any]] = {**bundle.scorer.arrays(), "calibration": bundle.calibration.scores}
     if bundle.uploads is not None:
-        arrays |= {**bundle.uploads.evidence.arrays(), "upload_calibration": bundle.uploads.combined}
+        arrays |= {**bundle.uploads.features.arrays(), "upload_calibration": bundle.uploads.combined}
     with (draft / SCORER).open("wb") as file:
         np.savez(file, allow_pickle=False, **arrays)
 
@@ -222,11 +222,11 @@ def _load_arrays(content: bytes, path: Path) -> dict[str, NDArray[Any]]:
         raise StoreError(f"{path} does not hold plain arrays: {_first_line(error)}") from error
 
 
-def _load_uploads(arrays: dict[str, NDArray[Any]], calibration: Calibration) -> UploadScale | None:
+def _load_uploads(arrays: dict[str, NDArray[Any]], calibration: Calibration) -> QuantileMap | None:
     if "upload_calibration" not in arrays:
         return None
     combined = arrays.pop("upload_calibration")
-    return UploadScale.calibrated(EvidenceScorer.from_arrays(arrays), combined, calibration)
+    return QuantileMap.calibrated(UploadScorer.from_arrays(arrays), combined, calibration)
 
 
 def _sync(folder: Path) -> None:

@@ -1,7 +1,7 @@
 """Scores of prepared uploads: the residual's score and the preparation's evidence in, one score on the usual scale out.
 
 Preparing an upload (crop, flatten, centre) takes away what gave strangers away, but what it saw on the way still knows
-(evidence.py). Its Mahalanobis distance to the evidence of normal uploads joins the residual's score, each in units of its own
+(features.py). Its Mahalanobis distance to the evidence of normal uploads joins the residual's score, each in units of its own
 99 % quantile over normal uploads. The sum is calibrated on uploads and put on the scale of untouched images order statistic
 by order statistic, so that one threshold and one set of p-values are right for both. Knows no pixels and no files.
 """
@@ -21,27 +21,27 @@ _SHRINK = 1e-3  # added to each variance, in mean variances
 
 
 @dataclass(frozen=True)
-class EvidenceScorer:
+class UploadScorer:
     """How unusual K statistics of a preparation are; fitted on normal uploads."""
 
     mean: NDArray[np.float64]  # [K]
     precision: NDArray[np.float64]  # [K, K] inverse covariance, shrunk
-    units: NDArray[np.float64]  # [2] the 99 % quantiles of residual score and evidence distance
+    units: NDArray[np.float64]  # [2] the 99 % quantiles of residual score and features distance
 
     @classmethod
-    def fit(cls, scores: Values, evidence: Values) -> Self:
+    def fit(cls, scores: Values, features: Values) -> Self:
         """From the residual scores [N] and the evidence [N, K] of normal uploads."""
-        evidence = np.asarray(evidence, np.float64)
-        covariance = np.atleast_2d(np.cov(evidence.T))
+        features = np.asarray(features, np.float64)
+        covariance = np.atleast_2d(np.cov(features.T))
         ridge = _SHRINK * np.trace(covariance) / len(covariance) + 1e-9
-        mean, precision = evidence.mean(axis=0), np.linalg.inv(covariance + ridge * np.eye(len(covariance)))
-        distances = _distances(evidence - mean, precision)
+        mean, precision = features.mean(axis=0), np.linalg.inv(covariance + ridge * np.eye(len(covariance)))
+        distances = _distances(features - mean, precision)
         units = np.maximum([np.quantile(scores, QUANTILE), np.quantile(distances, QUANTILE)], 1e-9)
         return cls(mean, precision, units)
 
-    def combine(self, scores: Values, evidence: Values) -> NDArray[np.float64]:
-        """Residual scores [N] and evidence [N, K] -> combined scores [N], higher = more anomalous."""
-        distances = _distances(evidence - self.mean, self.precision)
+    def combine(self, scores: Values, features: Values) -> NDArray[np.float64]:
+        """Residual scores [N] and features [N, K] -> combined scores [N], higher = more anomalous."""
+        distances = _distances(features - self.mean, self.precision)
         combined: NDArray[np.float64] = scores / self.units[0] + distances / self.units[1]
         return combined
 
@@ -55,15 +55,15 @@ class EvidenceScorer:
 
 
 @dataclass(frozen=True)
-class UploadScale:
+class QuantileMap:
     """Puts combined scores on the scale of a calibration with as many images."""
 
-    evidence: EvidenceScorer
+    features: UploadScorer
     combined: NDArray[np.float64]  # [n] combined scores of normal uploads, ascending
     usual: NDArray[np.float32]  # [n] scores of untouched normal images, ascending
 
     @classmethod
-    def calibrated(cls, evidence: EvidenceScorer, combined: Values, calibration: Calibration) -> Self:
+    def calibrated(cls, features: UploadScorer, combined: Values, calibration: Calibration) -> Self:
         """From the combined scores of n normal uploads and the calibration of n untouched images.
 
         Raises:
@@ -71,11 +71,11 @@ class UploadScale:
         """
         if len(combined) != calibration.n or not np.isfinite(combined).all():
             raise CalibrationError("Uploads must be calibrated on as many finite scores as untouched images.")
-        return cls(evidence, np.sort(np.asarray(combined, np.float64)), calibration.scores)
+        return cls(features, np.sort(np.asarray(combined, np.float64)), calibration.scores)
 
-    def score(self, scores: Values, evidence: Values) -> NDArray[np.float32]:
-        """Residual scores [N] and evidence [N, K] of uploads -> scores [N] with the p-values that are right for uploads."""
-        return self.place(self.evidence.combine(scores, evidence))
+    def score(self, scores: Values, features: Values) -> NDArray[np.float32]:
+        """Residual scores [N] and features [N, K] of uploads -> scores [N] with the p-values that are right for uploads."""
+        return self.place(self.features.combine(scores, features))
 
     def place(self, combined: Values) -> NDArray[np.float32]:
         """Combined scores -> the usual scale: between the same order statistics, in proportion; beyond them, straight on."""

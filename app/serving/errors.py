@@ -1,7 +1,7 @@
 """The tree of errors that clients can meet, each with status, title and type; their RFC 9457 bodies.
 
 Problem
-├── BadBody (400)             undecodable-image, the body or everything in it
+├── InvalidBody (400)             undecodable-image, the body or everything in it
 ├── Unauthorized (401)        unauthorized
 ├── NotFound (404)            not-found
 ├── MethodNotAllowed (405)    method-not-allowed
@@ -46,7 +46,7 @@ class Problem(Exception):
         }
 
 
-class BadBody(Problem):
+class InvalidBody(Problem):
     """The body holds nothing that can be decoded: an empty, truncated or malformed image, array or form."""
 
     status, type, title = 400, "undecodable-image", "The image could not be decoded"
@@ -110,20 +110,20 @@ PROBLEMS: tuple[type[Problem], ...] = tuple(Problem.__subclasses__())
 BY_STATUS: dict[int, type[Problem]] = {problem.status: problem for problem in PROBLEMS}
 
 
-def complaint(error: ValidationError) -> BadBody | OutOfRange:
+def complaint(error: ValidationError) -> InvalidBody | OutOfRange:
     """What the client is told of JSON that is not as it should be: the first thing that is wrong with it."""
     first = error.errors()[0]
     if first["type"] == "json_invalid":
-        return BadBody(f"The body is not JSON: {first['msg']}.")
+        return InvalidBody(f"The body is not JSON: {first['msg']}.")
     where = ".".join(str(step) for step in first["loc"])
     return OutOfRange(f"{where or 'The body'}: {first['msg']}.")
 
 
-def problem_of(error: ImageError, name: str = "") -> Problem:
+def from_image_error(error: ImageError, name: str = "") -> Problem:
     """What the client is told when image `name` was refused."""
     detail = f"{name}: {error}" if name else str(error)
     if isinstance(error, ImageTooLarge | TooManyImages):
         return TooLarge(detail)
     if isinstance(error, UnsupportedImage):
         return UnsupportedType(detail)
-    return BadBody(detail)
+    return InvalidBody(detail)

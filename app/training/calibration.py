@@ -17,11 +17,11 @@ from app.detection.bundle import PREPROCESSING, Architecture, Bundle, Card, Epoc
 from app.detection.conformal import Calibration, CalibrationError, images_needed
 from app.detection.detector import Detections, Detector
 from app.detection.imaging.decode import normalise
-from app.detection.upload_scorer import EvidenceScorer, UploadScale
+from app.detection.upload_scorer import QuantileMap, UploadScorer
 from app.network.arrays import place, to_numpy
 from app.network.autoencoder import Autoencoder, Layers
 from app.network.scoring import MseScorer, Scorer
-from app.training.datasets import Labelled
+from app.training.datasets import LabelledImages
 from app.training.scorer_fitting import SCORERS, fit_scorer
 from app.training.synthetic.uploads import Uploads, synthesise_uploads
 
@@ -35,7 +35,7 @@ _CALIBRATION_UPLOADS_SEED = 1_000_003  # other pens and papers than those that t
 
 
 @dataclass(frozen=True)
-class Origin:
+class Provenance:
     """What a card says of where its bundle came from."""
 
     name: str
@@ -72,27 +72,27 @@ def check_scorer(name: str) -> None:
         raise UnknownScorer(f"There is no scorer named {name!r}; choose one of: {', '.join(SCORERS)}.")
 
 
-def learn_scorer(name: str, model: Autoencoder, images: Pixels, device: torch.device, seed: int) -> Scorer:
+def fit_image_scorer(name: str, model: Autoencoder, images: Pixels, device: torch.device, seed: int) -> Scorer:
     """Fit the scorer called `name` on the images that the network was trained on."""
     return fit_scorer(name, model.to(device), flatten(images, device), seed=seed)
 
 
-def learn_evidence(
-    model: Autoencoder, scorer: Scorer, normal: Labelled, device: torch.device, seed: int
-) -> EvidenceScorer | None:
+def fit_upload_scorer(
+    model: Autoencoder, scorer: Scorer, normal: LabelledImages, device: torch.device, seed: int
+) -> UploadScorer | None:
     """What the preparation of normal uploads sees; None for the plain error, which is compared as the tutorial defines it."""
     if scorer.name == MseScorer.name:
         return None
     uploads = _uploads_of(normal.take(np.arange(min(len(normal), EVIDENCE_IMAGES))), seed)
-    return EvidenceScorer.fit(_scores(model, scorer, uploads.images, device), uploads.evidence)
+    return UploadScorer.fit(_scores(model, scorer, uploads.images, device), uploads.features)
 
 
 def make_bundle(
     model: Autoencoder,
     scorer: Scorer,
-    evidence: EvidenceScorer | None,
-    normal: Labelled,
-    origin: Origin,
+    features: UploadScorer | None,
+    normal: LabelledImages,
+    origin: Provenance,
     device: torch.device,
 ) -> Bundle:
     """Calibrate on normal images that nothing here was learnt from, and write the card but for its metrics.
@@ -103,13 +103,13 @@ def make_bundle(
     check_calibration_size(origin.alpha, len(normal))
     calibration = Calibration.from_scores(_scores(model, scorer, normalise(normal.images), device))
     scale = None
-    if evidence is not None:
+    if features is not None:
         uploads = _uploads_of(normal, _CALIBRATION_UPLOADS_SEED)
-        combined = evidence.combine(_scores(model, scorer, uploads.images, device), uploads.evidence)
-        scale = UploadScale.calibrated(evidence, combined, calibration)
+        combined = features.combine(_scores(model, scorer, uploads.images, device), uploads.features)
+        scale = QuantileMap.calibrated(features, combined, calibration)
     card = _first_card(model, scorer, calibration, origin)
     if scale is not None:
-        card = card.model_copy(update={"uploads": "synthesised" if normal.evidence is None else "own"})
+        card = card.model_copy(update={"uploads": "synthesised" if normal.features is None else "own"})
     bundle = Bundle(model, scorer, calibration, card, scale)
     return with_card(bundle, self_check=_self_check(Detector(bundle, str(device))))
 
@@ -119,10 +119,10 @@ def with_card(bundle: Bundle, **changes: Any) -> Bundle:  # noqa: ANN401 - any f
     return replace(bundle, card=bundle.card.model_copy(update=changes))
 
 
-def detect_all(detector: Detector, images: Labelled) -> Detections:
+def detect_all(detector: Detector, images: LabelledImages) -> Detections:
     """Judge any number of images, in their order, a chunk at a time."""
     parts = [images.take(np.arange(start, min(start + CHUNK, len(images)))) for start in range(0, len(images), CHUNK)]
-    return Detections.join([detector.detect(normalise(part.images), part.evidence) for part in parts])
+    return Detections.join([detector.detect(normalise(part.images), part.features) for part in parts])
 
 
 def measure(bundle: Bundle, test: Detections, data_name: str, fitted: Detections | None = None) -> dict[str, Any]:
@@ -157,10 +157,10 @@ def false_alarm_interval(calibration_images: int, alpha: float, confidence: floa
     return low, high
 
 
-def _uploads_of(images: Labelled, seed: int) -> Uploads:
+def _uploads_of(images: LabelledImages, seed: int) -> Uploads:
     """The images as uploads: they are some already, or they are redrawn as such."""
-    if images.evidence is not None:
-        return Uploads(normalise(images.images), images.evidence)
+    if images.features is not None:
+        return Uploads(normalise(images.images), images.features)
     return synthesise_uploads(images.images, seed=seed)
 
 
@@ -180,7 +180,7 @@ def flatten(images: Pixels, device: torch.device) -> Tensor:
     return torch.from_numpy(normalise(images)).view(len(images), -1).to(device)
 
 
-def _first_card(model: Autoencoder, scorer: Scorer, calibration: Calibration, origin: Origin) -> Card:
+def _first_card(model: Autoencoder, scorer: Scorer, calibration: Calibration, origin: Provenance) -> Card:
     return Card(
         name=origin.name,
         version=1,  # the store sets it

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from app.detection.detector import stack_evidence
+from app.detection.detector import stack_features
 from app.detection.imaging.decode import ImageError, decode_image, to_pixels
 from app.training.torchvision_datasets import KNOWN, read_known
 
@@ -31,20 +31,20 @@ class DataError(ValueError):
 
 
 @dataclass(frozen=True)
-class Labelled:
+class LabelledImages:
     """Images and, where they are known, their classes."""
 
     images: Pixels  # [N, S, S]
     labels: Labels | None = None  # [N]
-    evidence: NDArray[np.float32] | None = None  # [N, K], of images that were prepared; None: they are as they were
+    features: NDArray[np.float32] | None = None  # [N, K], of images that were prepared; None: they are as they were
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def take(self, index: NDArray[np.intp]) -> "Labelled":
+    def take(self, index: NDArray[np.intp]) -> "LabelledImages":
         """The images at `index`, in its order."""
-        columns = (self.images, self.labels, self.evidence)
-        return Labelled(*(None if column is None else column[index] for column in columns))  # type: ignore[arg-type]
+        columns = (self.images, self.labels, self.features)
+        return LabelledImages(*(None if column is None else column[index] for column in columns))  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,8 @@ class DataSet:
     """A data set as it is stored: its training part and, where it has one, its test part."""
 
     name: str  # fit to name a detector
-    train: Labelled
-    test: Labelled | None = None
+    train: LabelledImages
+    test: LabelledImages | None = None
 
     @cached_property
     def digest(self) -> str:
@@ -62,18 +62,18 @@ class DataSet:
         return hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest()
 
     @property
-    def judged(self) -> Labelled:
+    def judged(self) -> LabelledImages:
         """What to evaluate on: the test part, or all of a set that has none."""
         return self.test or self.train
 
 
 @dataclass(frozen=True)
-class Parts:
+class Splits:
     """A data set, split: no image is in two parts."""
 
-    fit: Labelled  # the network and the scorer learn from these
-    calibration: Labelled  # the threshold comes from these
-    test: Labelled  # the figures come from these
+    fit: LabelledImages  # the network and the scorer learn from these
+    calibration: LabelledImages  # the threshold comes from these
+    test: LabelledImages  # the figures come from these
 
 
 def load_dataset(source: str, *, data_dir: Path, image_size: int = 28) -> DataSet:
@@ -97,7 +97,7 @@ def load_dataset(source: str, *, data_dir: Path, image_size: int = 28) -> DataSe
     raise DataError(f"There is no data set {source!r}; give {', '.join(KNOWN)}, or the path of a folder, an .npy or an .npz.")
 
 
-def split(dataset: DataSet, seed: int, calibration_share: float = CALIBRATION_SHARE) -> Parts:
+def split(dataset: DataSet, seed: int, calibration_share: float = CALIBRATION_SHARE) -> Splits:
     """Split by `seed`, the same on every machine. A set without a test part has one held back first.
 
     Raises:
@@ -110,10 +110,10 @@ def split(dataset: DataSet, seed: int, calibration_share: float = CALIBRATION_SH
     calibration, fit = _divide(rest, calibration_share, state)
     if not (len(fit) and len(calibration) and len(test)):
         raise DataError(f"{dataset.name} holds {len(dataset.train)} images: too few to fit, calibrate and test with.")
-    return Parts(fit, calibration, test)
+    return Splits(fit, calibration, test)
 
 
-def _divide(whole: Labelled, share: float, state: np.random.RandomState) -> tuple[Labelled, Labelled]:
+def _divide(whole: LabelledImages, share: float, state: np.random.RandomState) -> tuple[LabelledImages, LabelledImages]:
     """`share` of the images, and the others. Where classes are known each gives its share: less is left to chance."""
     order = state.permutation(len(whole))
     if whole.labels is not None:
@@ -139,20 +139,20 @@ def _known(name: str, data_dir: Path) -> DataSet:
             f"{name} is not in {data_dir.resolve()} and could not be downloaded; put its files there or name another "
             f"folder with --data-dir ({_first_line(error)})."
         ) from error
-    return DataSet(name, Labelled(images, labels), Labelled(test_images, test_labels))
+    return DataSet(name, LabelledImages(images, labels), LabelledImages(test_images, test_labels))
 
 
-def _read_folder(folder: Path, size: int) -> Labelled:
+def _read_folder(folder: Path, size: int) -> LabelledImages:
     entries = _visible(folder)
     classes = [entry for entry in entries if entry.is_dir()]
     if not classes:
-        images, evidence = _decode_all(entries, folder, size)
-        return Labelled(images, None, evidence)
+        images, features = _decode_all(entries, folder, size)
+        return LabelledImages(images, None, features)
     if len(classes) < len(entries):
         raise DataError(f"{folder} mixes images and folders; put images alone in it, or one folder for each class.")
     groups = [_visible(entry) for entry in classes]
-    images, evidence = _decode_all([path for group in groups for path in group], folder, size)
-    return Labelled(images, np.repeat(_class_numbers(classes), [len(group) for group in groups]), evidence)
+    images, features = _decode_all([path for group in groups for path in group], folder, size)
+    return LabelledImages(images, np.repeat(_class_numbers(classes), [len(group) for group in groups]), features)
 
 
 def _visible(folder: Path) -> list[Path]:
@@ -167,21 +167,21 @@ def _class_numbers(classes: list[Path]) -> Labels:
 
 
 def _decode_all(paths: list[Path], folder: Path, size: int) -> tuple[Pixels, NDArray[np.float32] | None]:
-    """Images [N, size, size] and their evidence. All as they are or all prepared: a threshold holds for one of the two."""
+    """Images [N, size, size] and their features. All as they are or all prepared: a threshold holds for one of the two."""
     if not paths:
         raise DataError(f"{folder} holds no images.")
     images = np.empty((len(paths), size, size), np.uint8)
-    evidence: list[NDArray[np.float32] | None] = []
+    features: list[NDArray[np.float32] | None] = []
     for index, path in enumerate(paths):
         images[index], seen = _decode(path, size)
-        evidence.append(seen)
-        if (seen is None) != (evidence[0] is None):
+        features.append(seen)
+        if (seen is None) != (features[0] is None):
             kept, prepared = (path, paths[0]) if seen is None else (paths[0], path)
             raise DataError(
                 f"{folder} mixes sizes: {kept.name} is a {size}x{size} image and is taken as it is, {prepared.name} is not "
                 "and would be prepared first; put the two kinds in folders of their own."
             )
-    return images, stack_evidence(evidence)
+    return images, stack_features(features)
 
 
 def _decode(path: Path, size: int) -> tuple[Pixels, NDArray[np.float32] | None]:
@@ -190,10 +190,10 @@ def _decode(path: Path, size: int) -> tuple[Pixels, NDArray[np.float32] | None]:
         prepared = decode_image(path.read_bytes(), size=size)
     except (ImageError, OSError) as error:
         raise DataError(f"{path} cannot be read as an image ({_first_line(error)}); repair or remove it.") from error
-    return to_pixels(prepared.image[0]), prepared.evidence
+    return to_pixels(prepared.image[0]), prepared.features
 
 
-def _read_arrays(path: Path, size: int) -> Labelled:
+def _read_arrays(path: Path, size: int) -> LabelledImages:
     try:
         with path.open("rb") as file:  # not np.load(path), which leaves a damaged archive open
             return _unpack(path, size, np.load(file, allow_pickle=False))
@@ -203,7 +203,7 @@ def _read_arrays(path: Path, size: int) -> Labelled:
         raise DataError(f"{path} cannot be read as plain arrays ({_first_line(error)}).") from error
 
 
-def _unpack(path: Path, size: int, content: Any) -> Labelled:  # noqa: ANN401 - an array or an archive of arrays
+def _unpack(path: Path, size: int, content: Any) -> LabelledImages:  # noqa: ANN401 - an array or an archive of arrays
     if isinstance(content, np.ndarray):
         return _checked(path, size, content, None)
     if "images" not in content.files:
@@ -211,18 +211,18 @@ def _unpack(path: Path, size: int, content: Any) -> Labelled:  # noqa: ANN401 - 
     return _checked(path, size, content["images"], content["labels"] if "labels" in content.files else None)
 
 
-def _checked(path: Path, size: int, images: NDArray[np.generic], labels: NDArray[np.generic] | None) -> Labelled:
+def _checked(path: Path, size: int, images: NDArray[np.generic], labels: NDArray[np.generic] | None) -> LabelledImages:
     if images.dtype != np.uint8 or images.ndim != 3 or images.shape[1:] != (size, size):
         raise DataError(f"{path} holds {images.dtype} {list(images.shape)}; images must be uint8 [N, {size}, {size}].")
     if not len(images):
         raise DataError(f"{path} holds no images.")
     if labels is None:
-        return Labelled(images.astype(np.uint8))
+        return LabelledImages(images.astype(np.uint8))
     if labels.shape != (len(images),) or labels.dtype.kind not in "iuUS":
         raise DataError(f"{path} holds labels {labels.dtype} {list(labels.shape)}; give one number or word an image.")
     if labels.dtype.kind in "US":
         labels = np.unique(labels, return_inverse=True)[1]  # words are counted in alphabetical order
-    return Labelled(images.astype(np.uint8), labels.astype(np.int64))
+    return LabelledImages(images.astype(np.uint8), labels.astype(np.int64))
 
 
 def _slug(path: Path) -> str:

@@ -14,7 +14,7 @@ from app.detection.bundle import Card
 from app.detection.conformal import images_needed
 from app.detection.detector import Detections, Detector
 from app.training.calibration import RATES, detect_all
-from app.training.datasets import DataError, Labelled, Pixels, load_dataset
+from app.training.datasets import DataError, LabelledImages, Pixels, load_dataset
 from app.training.publishing import own_parts
 from app.training.reporting import plots
 from app.training.reporting.metrics import Ranking, Share, Uniformity, ranking, roc, share, uniformity
@@ -25,7 +25,7 @@ class NamedImages:
     """Images [N, S, S] and what to call them."""
 
     name: str
-    labelled: Labelled
+    labelled: LabelledImages
 
     @property
     def images(self) -> Pixels:

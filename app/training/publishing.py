@@ -12,17 +12,17 @@ from app.detection.bundle import Bundle, Card
 from app.detection.detector import Detector
 from app.detection.store import publish
 from app.training.calibration import detect_all, measure, with_card
-from app.training.datasets import DataError, DataSet, Labelled, Parts, load_dataset, split
+from app.training.datasets import DataError, DataSet, LabelledImages, Splits, load_dataset, split
 from app.training.reporting.report import Report
 
 
 def publish_measured(
     bundle: Bundle,
-    test: Labelled,
+    test: LabelledImages,
     root: Path,
     device: torch.device,
     *,
-    fit: Labelled | None = None,
+    fit: LabelledImages | None = None,
     test_name: str | None = None,
     steps: NDArray[np.float32] | None = None,
     reconstructions: Mapping[int, NDArray[np.uint8]] | None = None,
@@ -40,7 +40,7 @@ def publish_measured(
     return publish(bundle, root, report.write)
 
 
-def describe_data(source: str, dataset: DataSet, parts: Parts, seed: int, calibration_share: float) -> dict[str, Any]:
+def describe_data(source: str, dataset: DataSet, parts: Splits, seed: int, calibration_share: float) -> dict[str, Any]:
     """What the card tells of a split data set: enough to read the same images again and to notice that they changed."""
     return {
         "source": source,
@@ -54,7 +54,7 @@ def describe_data(source: str, dataset: DataSet, parts: Parts, seed: int, calibr
     }
 
 
-def own_parts(data: Mapping[str, Any], data_dir: Path) -> Parts:
+def own_parts(data: Mapping[str, Any], data_dir: Path) -> Splits:
     """The parts of the data set that a card describes, split as they were.
 
     Raises:

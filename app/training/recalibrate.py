@@ -9,14 +9,14 @@ from app.detection.detector import pick_device
 from app.detection.store import load, load_weights
 from app.network.autoencoder import ModelConfig
 from app.training.calibration import (
-    Origin,
+    Provenance,
     check_calibration_size,
     check_scorer,
-    learn_evidence,
-    learn_scorer,
+    fit_image_scorer,
+    fit_upload_scorer,
     make_bundle,
 )
-from app.training.datasets import CALIBRATION_SHARE, DataSet, Labelled, load_dataset, split
+from app.training.datasets import CALIBRATION_SHARE, DataSet, LabelledImages, load_dataset, split
 from app.training.publishing import describe_data, publish_measured, trained_on
 
 
@@ -50,16 +50,16 @@ def adopt_weights(weights: Path, config: CalibrateConfig) -> Path:
     dataset = load_dataset(config.data, data_dir=config.data_dir)
     parts = split(dataset, config.seed, config.calibration_share)
     check_calibration_size(config.alpha, len(parts.calibration))
-    origin = Origin(
+    origin = Provenance(
         name=config.name or dataset.name,
         alpha=config.alpha,
         training={"adopted_from": weights.name},
         data=describe_data(config.data, dataset, parts, config.seed, config.calibration_share),
         losses=EpochLosses(),
     )
-    scorer = learn_scorer(config.scorer, model, parts.fit.images, device, config.seed)
-    evidence = learn_evidence(model, scorer, parts.fit, device, config.seed)
-    bundle = make_bundle(model, scorer, evidence, parts.calibration, origin, device)
+    scorer = fit_image_scorer(config.scorer, model, parts.fit.images, device, config.seed)
+    features = fit_upload_scorer(model, scorer, parts.fit, device, config.seed)
+    bundle = make_bundle(model, scorer, features, parts.calibration, origin, device)
     return publish_measured(bundle, parts.test, config.root, device, fit=parts.fit)
 
 
@@ -78,7 +78,7 @@ def recalibrate(version: Path, config: CalibrateConfig) -> Path:
     calibration, test = _unseen(bundle, dataset)
     check_calibration_size(config.alpha, len(calibration))
     card = bundle.card
-    origin = Origin(
+    origin = Provenance(
         name=config.name or card.name,
         alpha=config.alpha,
         training={**card.training, "calibrated_from": bundle.label},
@@ -86,15 +86,15 @@ def recalibrate(version: Path, config: CalibrateConfig) -> Path:
         losses=card.losses,
     )
     model = bundle.model.to(device).eval()
-    evidence = bundle.uploads.evidence if bundle.uploads else None
-    calibrated = make_bundle(model, bundle.scorer, evidence, calibration, origin, device)
+    features = bundle.uploads.features if bundle.uploads else None
+    calibrated = make_bundle(model, bundle.scorer, features, calibration, origin, device)
     if test is None:
         test_name = f"{dataset.name}, the calibration images themselves"
         return publish_measured(calibrated, calibration, config.root, device, test_name=test_name)
     return publish_measured(calibrated, test, config.root, device)
 
 
-def _unseen(bundle: Bundle, dataset: DataSet) -> tuple[Labelled, Labelled | None]:
+def _unseen(bundle: Bundle, dataset: DataSet) -> tuple[LabelledImages, LabelledImages | None]:
     """Calibration images that the network did not learn from, and test images that are none of these."""
     learnt_from = trained_on(bundle.card)
     if dataset.digest != learnt_from["sha256"]:

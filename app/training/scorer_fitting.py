@@ -17,7 +17,7 @@ from torch import Generator, Tensor
 from app.network.autoencoder import Autoencoder
 from app.network.residual_scorer import BANDS, ENERGIES, ResidualScorer, inputs, near
 from app.network.scoring import MseScorer, Scorer
-from app.training.synthetic.anomalies import Change, other_hand, stranger
+from app.training.synthetic.anomalies import Change, augment_normal, synthetic_anomaly
 
 SCORERS = (ResidualScorer.name, MseScorer.name)
 
@@ -63,8 +63,8 @@ def fit_residual_scorer(model: Autoencoder, images: Tensor, *, seed: int) -> Res
     scorer = replace(scorer, **_band_statistics(seen, scorer))
     sources = (
         (_inputs(scorer, seen), 1, 0.0),
-        (_inputs_of_made(scorer, model, images, other_hand, g), 1, 0.0),
-        (_inputs_of_made(scorer, model, images, stranger, g), 2, 1.0),
+        (_inputs_of_made(scorer, model, images, augment_normal, g), 1, 0.0),
+        (_inputs_of_made(scorer, model, images, synthetic_anomaly, g), 2, 1.0),
     )
     fewest, most = STEPS
     steps = min(most, max(fewest, len(images) // IMAGES_A_STEP))

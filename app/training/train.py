@@ -19,17 +19,17 @@ from app.detection.imaging.decode import to_pixels
 from app.network.autoencoder import Autoencoder
 from app.training.calibration import (
     CHUNK,
-    Origin,
+    Provenance,
     check_calibration_size,
     check_scorer,
+    fit_image_scorer,
+    fit_upload_scorer,
     flatten,
-    learn_evidence,
-    learn_scorer,
     make_bundle,
 )
 from app.training.checkpoint import State, remove_checkpoint, save_checkpoint
 from app.training.config import TrainConfig, TrainingError
-from app.training.datasets import DataSet, Parts, load_dataset, split
+from app.training.datasets import DataSet, Splits, load_dataset, split
 from app.training.interrupt import Interrupt
 from app.training.progress import Progress, SilentProgress
 from app.training.publishing import describe_data, publish_measured
@@ -119,7 +119,7 @@ def train(config: TrainConfig, *, resume: bool = False, progress: Progress | Non
 
 
 def run_epochs(
-    training: Training, config: TrainConfig, parts: Parts, checkpoint: Path, progress: Progress, interrupt: Interrupt
+    training: Training, config: TrainConfig, parts: Splits, checkpoint: Path, progress: Progress, interrupt: Interrupt
 ) -> None:
     """Train until `config.epochs` are done, with a checkpoint after each.
 
@@ -196,18 +196,18 @@ def remember(training: Training, config: TrainConfig, fit: Tensor, test: Tensor,
     progress.finish_epoch(training.epoch, history.fit[-1], history.test[-1])
 
 
-def _publish(training: Training, config: TrainConfig, dataset: DataSet, parts: Parts) -> Path:
+def _publish(training: Training, config: TrainConfig, dataset: DataSet, parts: Splits) -> Path:
     model, history, device = training.model.eval(), training.history, pick_device(config.device)
-    origin = Origin(
+    origin = Provenance(
         name=str(config.name),
         alpha=config.alpha,
         training=config.described(),
         data=describe_data(config.data, dataset, parts, config.seed, config.calibration_share),
         losses=EpochLosses(fit=tuple(history.fit), test=tuple(history.test)),
     )
-    scorer = learn_scorer(config.scorer, model, parts.fit.images, device, config.seed)
-    evidence = learn_evidence(model, scorer, parts.fit, device, config.seed)
-    bundle = make_bundle(model, scorer, evidence, parts.calibration, origin, device)
+    scorer = fit_image_scorer(config.scorer, model, parts.fit.images, device, config.seed)
+    features = fit_upload_scorer(model, scorer, parts.fit, device, config.seed)
+    bundle = make_bundle(model, scorer, features, parts.calibration, origin, device)
     return publish_measured(
         bundle,
         parts.test,

@@ -7,22 +7,22 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from app.detection.conformal import Calibration, CalibrationError
-from app.detection.upload_scorer import EvidenceScorer, UploadScale
+from app.detection.upload_scorer import QuantileMap, UploadScorer
 
 N, K = 500, 6
 
 
 def normal_uploads(seed=0, count=N):
-    """Residual scores and evidence that hang together a little, as those of real uploads do."""
+    """Residual scores and features that hang together a little, as those of real uploads do."""
     random = np.random.RandomState(seed)
-    evidence = random.randn(count, K) @ np.diag(10.0 ** np.arange(-2, K - 2)) + np.arange(K)
-    scores = np.log1p(np.exp(random.randn(count) + 0.3 * evidence[:, 0])).astype(np.float32)
-    return scores, evidence.astype(np.float32)
+    features = random.randn(count, K) @ np.diag(10.0 ** np.arange(-2, K - 2)) + np.arange(K)
+    scores = np.log1p(np.exp(random.randn(count) + 0.3 * features[:, 0])).astype(np.float32)
+    return scores, features.astype(np.float32)
 
 
 @pytest.fixture(scope="module")
 def scorer():
-    return EvidenceScorer.fit(*normal_uploads())
+    return UploadScorer.fit(*normal_uploads())
 
 
 @pytest.fixture(scope="module")
@@ -33,11 +33,11 @@ def calibration():
 
 @pytest.fixture(scope="module")
 def scale(scorer, calibration):
-    return UploadScale.calibrated(scorer, scorer.combine(*normal_uploads(seed=1)), calibration)
+    return QuantileMap.calibrated(scorer, scorer.combine(*normal_uploads(seed=1)), calibration)
 
 
 def test_ordinary_evidence_is_least_odd(scorer):
-    """The mean of normal evidence adds nothing; every step away from it adds something, in whichever direction."""
+    """The mean of normal features adds nothing; every step away from it adds something, in whichever direction."""
     at_mean = scorer.combine(np.ones(1), scorer.mean[None])
     assert at_mean == pytest.approx(1 / scorer.units[0])
     random = np.random.RandomState(2)
@@ -48,19 +48,19 @@ def test_ordinary_evidence_is_least_odd(scorer):
 
 def test_each_part_counts_in_units_of_its_own_quantile(scorer):
     """Of normal uploads, one in a hundred is beyond one unit of each part."""
-    scores, evidence = normal_uploads()
+    scores, features = normal_uploads()
     assert np.mean(scores > scorer.units[0]) == pytest.approx(0.01, abs=0.003)
-    distances = (scorer.combine(scores, evidence) - scores / scorer.units[0]) * scorer.units[1]
+    distances = (scorer.combine(scores, features) - scores / scorer.units[0]) * scorer.units[1]
     assert np.mean(distances > scorer.units[1]) == pytest.approx(0.01, abs=0.003)
 
 
 def test_the_units_of_a_statistic_do_not_matter():
     """Evidence in other units, shifted and stretched alike, gives the same combined scores."""
-    scores, evidence = normal_uploads()
-    other = EvidenceScorer.fit(scores, 7 * evidence.astype(np.float64) - 3)
+    scores, features = normal_uploads()
+    other = UploadScorer.fit(scores, 7 * features.astype(np.float64) - 3)
     np.testing.assert_allclose(
-        other.combine(scores, 7 * evidence.astype(np.float64) - 3),
-        EvidenceScorer.fit(scores, evidence).combine(scores, evidence),
+        other.combine(scores, 7 * features.astype(np.float64) - 3),
+        UploadScorer.fit(scores, features).combine(scores, features),
         rtol=1e-6,
     )
 
@@ -68,22 +68,22 @@ def test_the_units_of_a_statistic_do_not_matter():
 @pytest.mark.parametrize("constant", [0.0, 3.0])
 def test_a_statistic_that_never_varies_is_no_trouble(constant):
     """A column without variance, or only such columns, still gives finite scores."""
-    scores, evidence = normal_uploads()
-    evidence[:, 2] = constant
-    for kept in (evidence, np.full_like(evidence, constant)):
-        combined = EvidenceScorer.fit(scores, kept).combine(scores, kept)
+    scores, features = normal_uploads()
+    features[:, 2] = constant
+    for kept in (features, np.full_like(features, constant)):
+        combined = UploadScorer.fit(scores, kept).combine(scores, kept)
         assert np.isfinite(combined).all()
 
 
 def test_arrays_there_and_back_are_the_same_scorer(scorer):
     """Taken out of what is stored beside other arrays, which stay; a part that is missing is an error."""
     stored = {**scorer.arrays(), "calibration": np.zeros(3)}
-    again = EvidenceScorer.from_arrays(stored)
+    again = UploadScorer.from_arrays(stored)
     assert set(stored) == {"calibration"}
     assert np.array_equal(again.combine(*normal_uploads(3)), scorer.combine(*normal_uploads(3)))
     for name in scorer.arrays():
         with pytest.raises(KeyError):
-            EvidenceScorer.from_arrays({key: value for key, value in scorer.arrays().items() if key != name})
+            UploadScorer.from_arrays({key: value for key, value in scorer.arrays().items() if key != name})
 
 
 def test_the_calibration_uploads_lie_where_the_untouched_images_do(scale, calibration):
@@ -134,7 +134,7 @@ def test_equal_uploads_in_the_calibration_are_all_counted(scorer, calibration, t
     """Where many calibration uploads are equal, one more of them has all of them as its equals."""
     combined = np.sort(np.random.RandomState(0).gamma(2, 1, N))
     combined[tied : tied + 10] = combined[tied]
-    placed = UploadScale.calibrated(scorer, combined, calibration).place(combined[tied : tied + 1])
+    placed = QuantileMap.calibrated(scorer, combined, calibration).place(combined[tied : tied + 1])
     assert calibration.p_values(placed)[0] >= (1 + (combined >= combined[tied]).sum()) / (N + 1)
 
 
@@ -143,13 +143,13 @@ def test_uploads_that_are_too_few_or_not_finite_are_refused(scorer, calibration)
     good = np.ones(N)
     for wrong in (good[:-1], np.append(good, 1), np.where(np.arange(N) == 3, np.nan, good), good * np.inf):
         with pytest.raises(CalibrationError, match="as many finite scores"):
-            UploadScale.calibrated(scorer, wrong, calibration)
+            QuantileMap.calibrated(scorer, wrong, calibration)
 
 
 def test_the_smallest_calibration_has_a_scale(scorer):
     """With one image of each kind everything is still placed."""
     calibration = Calibration.from_scores(np.array([1.5], np.float32))
-    placed = UploadScale.calibrated(scorer, np.array([2.0]), calibration).place(np.array([0.0, 1.0, 2.0, 3.0, 100.0]))
+    placed = QuantileMap.calibrated(scorer, np.array([2.0]), calibration).place(np.array([0.0, 1.0, 2.0, 3.0, 100.0]))
     assert np.isfinite(placed).all()
     assert (np.diff(placed) >= 0).all()
     assert placed[2] == np.float32(1.5)

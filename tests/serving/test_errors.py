@@ -4,7 +4,7 @@ import pytest
 
 from app.detection.imaging.decode import ImageTooLarge, TooManyImages, UndecodableImage, UnsupportedImage
 from app.serving import schemas
-from app.serving.errors import BY_STATUS, PROBLEMS, BadBody, TooLarge, UnsupportedType, problem_of
+from app.serving.errors import BY_STATUS, PROBLEMS, InvalidBody, TooLarge, UnsupportedType, from_image_error
 
 CONTRACT = {400, 401, 404, 405, 413, 415, 422, 500, 503, 504}
 
@@ -33,7 +33,7 @@ def test_a_problem_has_the_body_of_the_contract(problem):
 @pytest.mark.parametrize(
     ("error", "problem"),
     [
-        (UndecodableImage, BadBody),
+        (UndecodableImage, InvalidBody),
         (UnsupportedImage, UnsupportedType),
         (ImageTooLarge, TooLarge),
         (TooManyImages, TooLarge),
@@ -41,6 +41,6 @@ def test_a_problem_has_the_body_of_the_contract(problem):
 )
 def test_an_image_error_becomes_its_problem_with_the_files_name(error, problem):
     """The sentence is kept, with the name before it where there is one."""
-    assert type(problem_of(error("truncated PNG"))) is problem
-    assert problem_of(error("truncated PNG"), "a.png").detail == "a.png: truncated PNG"
-    assert problem_of(error("truncated PNG")).detail == "truncated PNG"
+    assert type(from_image_error(error("truncated PNG"))) is problem
+    assert from_image_error(error("truncated PNG"), "a.png").detail == "a.png: truncated PNG"
+    assert from_image_error(error("truncated PNG")).detail == "truncated PNG"

@@ -13,7 +13,7 @@ from strokes import stroke_images
 
 from app.training import optional as extra
 from app.training import torchvision_datasets as known_sets
-from app.training.datasets import DataError, DataSet, Labelled, load_dataset, split
+from app.training.datasets import DataError, DataSet, LabelledImages, load_dataset, split
 from app.training.optional import MissingExtra, check_training_extra
 
 IMAGES = stroke_images(12, seed=3)
@@ -177,7 +177,7 @@ def numbered(count):
     """Images that are all different, labelled by their number."""
     images = np.zeros((count, 28, 28), np.uint8)
     images[:, 0, 0], images[:, 0, 1] = np.arange(count) % 256, np.arange(count) // 256
-    return Labelled(images, np.arange(count))
+    return LabelledImages(images, np.arange(count))
 
 
 @given(count=st.integers(30, 400), seed=st.integers(0, 2**32 - 1), share=st.floats(0.1, 0.8))

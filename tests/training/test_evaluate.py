@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from strokes import stroke_images
 
 from app.detection.detector import Detector
-from app.training.datasets import DataError, Labelled
+from app.training.datasets import DataError, LabelledImages
 from app.training.evaluate import NamedImages, evaluate, named_images, normal_test_images
 from app.training.reporting.metrics import ranking, roc, share, uniformity
 
@@ -19,8 +19,8 @@ def detector(tiny_bundle):
     return Detector(tiny_bundle, "cpu")
 
 
-NORMAL = NamedImages("strokes", Labelled(stroke_images(200, seed=8)))
-NOISE = NamedImages("noise", Labelled(np.random.RandomState(0).randint(0, 256, (60, 28, 28)).astype(np.uint8)))
+NORMAL = NamedImages("strokes", LabelledImages(stroke_images(200, seed=8)))
+NOISE = NamedImages("noise", LabelledImages(np.random.RandomState(0).randint(0, 256, (60, 28, 28)).astype(np.uint8)))
 
 
 def scores(*values):
@@ -72,7 +72,7 @@ def test_uniformity_tells_calibrated_from_shifted():
 
 def test_evaluation(detector, tmp_path):
     """Figures for each set and their mean, false alarms for each rate that the calibration allows, pictures in the folder."""
-    found = evaluate(detector, NORMAL, [NOISE, NamedImages("more-noise", Labelled(NOISE.images[:30]))], tmp_path / "out")
+    found = evaluate(detector, NORMAL, [NOISE, NamedImages("more-noise", LabelledImages(NOISE.images[:30]))], tmp_path / "out")
     assert [each.name for each in found.sets] == ["noise", "more-noise"]
     assert found.mean["auroc"] == pytest.approx(np.mean([each.ranking.auroc for each in found.sets]))
     assert [each.alpha for each in found.false_alarms] == [0.01, 0.05, 0.1]

@@ -32,8 +32,8 @@ from app.detection.imaging.file_headers import (
     npy_shape,
     sniff,
 )
-from app.detection.imaging.preprocess import WORKING_SIDE, prepare_digit
-from app.detection.imaging.preprocess import Prepared as Prepared
+from app.detection.imaging.preprocess import WORKING_SIDE, preprocess_digit
+from app.detection.imaging.preprocess import PreprocessedImage as PreprocessedImage
 
 Preprocess = Literal["auto", "none", "digit"]
 Pixels = NDArray[np.uint8]
@@ -42,7 +42,9 @@ Floats = NDArray[np.float32]
 MAX_PIXELS = 25_000_000
 
 
-def decode_image(data: bytes, *, preprocess: Preprocess = "auto", max_pixels: int = MAX_PIXELS, size: int = 28) -> Prepared:
+def decode_image(
+    data: bytes, *, preprocess: Preprocess = "auto", max_pixels: int = MAX_PIXELS, size: int = 28
+) -> PreprocessedImage:
     """Decode one picture and bring it to the shape that the model reads.
 
     `data` holds a PNG, JPEG, WebP, BMP, GIF (first frame) or TIFF (first page). It is shown as a viewer would show it:
@@ -50,11 +52,11 @@ def decode_image(data: bytes, *, preprocess: Preprocess = "auto", max_pixels: in
     `digit` prepares it as MNIST's makers did; `auto` leaves a grey size x size image as it is, bit for bit, and treats
     anything else as `digit`.
 
-    Returns a `Prepared`: image float32 [1, size, size] in [-1, 1] (-1 background, 1 full ink).
+    Returns a `PreprocessedImage`: image float32 [1, size, size] in [-1, 1] (-1 background, 1 full ink).
     Raises UndecodableImage, UnsupportedImage or ImageTooLarge; nothing else, whatever the bytes.
     """
     if preprocess != "digit" and size == 28 and (plain := _plain_png(data)) is not None:
-        return Prepared(normalise(plain)[0])
+        return PreprocessedImage(normalise(plain)[0])
     kind = sniff(data)
     try:
         shown, steps = _show(_open(data, kind, max_pixels))
@@ -249,13 +251,17 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 # ------------------------------------------------------------------------------------------------------- to the model's size
 
 
-def _bring_to_size(pixels: Pixels, steps: tuple[str, ...], preprocess: Preprocess, size: int) -> Prepared:
+def _bring_to_size(pixels: Pixels, steps: tuple[str, ...], preprocess: Preprocess, size: int) -> PreprocessedImage:
     match preprocess:
         case "auto":
             grey = _as_grey(pixels) if pixels.shape[:2] == (size, size) else None
-            return prepare_digit(pixels, size=size, steps=steps) if grey is None else Prepared(normalise(grey)[0], steps)
+            return (
+                preprocess_digit(pixels, size=size, steps=steps)
+                if grey is None
+                else PreprocessedImage(normalise(grey)[0], steps)
+            )
         case "digit":
-            return prepare_digit(pixels, size=size, steps=steps)
+            return preprocess_digit(pixels, size=size, steps=steps)
         case "none":
             return _resized(Image.fromarray(pixels), steps, size)
         case _:
@@ -271,9 +277,9 @@ def _as_grey(pixels: Pixels) -> Pixels | None:
     return grey if spread <= 2 else None  # a lossy WebP of a grey picture strays by 1
 
 
-def _resized(image: Image.Image, steps: tuple[str, ...], size: int) -> Prepared:
+def _resized(image: Image.Image, steps: tuple[str, ...], size: int) -> PreprocessedImage:
     if image.mode != "L":
         image, steps = image.convert("L"), (*steps, "greyed")
     if image.size != (size, size):
         image, steps = image.resize((size, size), Image.Resampling.BILINEAR), (*steps, "resized")
-    return Prepared(normalise(np.asarray(image))[0], steps)
+    return PreprocessedImage(normalise(np.asarray(image))[0], steps)

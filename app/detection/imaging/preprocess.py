@@ -21,23 +21,23 @@ from PIL import Image
 
 from app.detection.imaging.foreground import Ink, read_ink, resized
 from app.detection.imaging.morphology import Mask, Pieces, find_pieces, grow, shrink, sweep
-from app.detection.imaging.upload_features import Sight, evidence, stroke_width
+from app.detection.imaging.upload_features import PreprocessStats, stroke_width, upload_features
 
 Pixels = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 
 WORKING_SIDE = 192  # longest side that is analysed: a digit on a sixth of it still has more pixels than the result
-FAINTEST = 0.03  # contrast that counts as ink: 8 of 256 grey levels
+MIN_CONTRAST = 0.03  # contrast that counts as ink: 8 of 256 grey levels
 USUAL_WIDTHS = (1.75, 3.3)  # of strokes, in pixels of the 20-pixel box: the middle 80 % of MNIST's training set
 
 
-class Prepared(NamedTuple):
+class PreprocessedImage(NamedTuple):
     """One image as the model reads it, and what was done and seen on the way."""
 
     image: Floats  # [1, 28, 28] in [-1, 1], -1 background
     preprocess: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
-    evidence: Floats | None = None  # [K], see evidence.py; None for an image left as it is
+    features: Floats | None = None  # [K], see features.py; None for an image left as it is
 
 
 class Glyph(NamedTuple):
@@ -45,27 +45,29 @@ class Glyph(NamedTuple):
 
     strokes: Floats  # [H, W] in [0, 1], the whole working picture; 0 off the digit
     box: tuple[int, int, int, int]  # left, top, right, bottom of the strokes
-    sight: Sight
+    sight: PreprocessStats
     warnings: tuple[str, ...]
     lines_removed: bool
 
 
-def prepare_digit(pixels: Pixels, *, size: int = 28, steps: tuple[str, ...] = ()) -> Prepared:
+def preprocess_digit(pixels: Pixels, *, size: int = 28, steps: tuple[str, ...] = ()) -> PreprocessedImage:
     """Prepare a picture, grey uint8 [H, W] or RGB [H, W, 3] of any size from 1x1, as MNIST's makers did.
 
-    `steps` names what was done to it before. Returns a `Prepared` with its evidence; never raises, never NaN.
+    `steps` names what was done to it before. Returns a `PreprocessedImage` with its evidence; never raises, never NaN.
     """
     work = _to_working_size(pixels)
     ink = read_ink(work)
     glyph = _find_glyph(ink)
     if glyph is None:
         empty = np.zeros((size, size), np.float32)
-        return Prepared(_signed(empty), (*steps, "blank"), ("blank",), evidence(empty, Sight(contrast=ink.strength)))
+        return PreprocessedImage(
+            _signed(empty), (*steps, "blank"), ("blank",), upload_features(empty, PreprocessStats(contrast=ink.strength))
+        )
     fitted, rewritten, sight = _fit(glyph, size)
     done = ("shrunk",) * (work.shape != pixels.shape) + ("inverted",) * ink.inverted
     done += ("lines_removed",) * glyph.lines_removed + ("cropped",) + rewritten + ("centred",)
-    seen = evidence(fitted, sight)
-    return Prepared(_signed(fitted), (*steps, *done), glyph.warnings, seen)
+    seen = upload_features(fitted, sight)
+    return PreprocessedImage(_signed(fitted), (*steps, *done), glyph.warnings, seen)
 
 
 def _signed(values: Floats) -> Floats:
@@ -87,7 +89,7 @@ def _to_working_size(pixels: Pixels) -> Pixels:
 
 def _find_glyph(ink: Ink) -> Glyph | None:
     """Threshold, take away what belongs to the page, threshold the rest, choose the pieces of the digit."""
-    floor = max(FAINTEST, min(4 * ink.noise, 0.5 * ink.strength))
+    floor = max(MIN_CONTRAST, min(4 * ink.noise, 0.5 * ink.strength))
     if ink.strength < floor:
         return None
     first = ink.amount > max(0.6 * _otsu(ink.amount), floor)
@@ -198,7 +200,7 @@ def _develop(ink: Ink, rest: Floats, pieces: Pieces, chosen: Mask, threshold: fl
     box = (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
     kept = float(pieces.mass[chosen].sum())
     left_out = float(pieces.mass[~chosen & ~_touching_edge(pieces)].sum())  # what the frame cut off is a neighbour's
-    sight = Sight.of(ink.amount, rest, solid, near > 0, box, full)._replace(
+    sight = PreprocessStats.of(ink.amount, rest, solid, near > 0, box, full)._replace(
         contrast=full,
         noise=ink.grain / full,
         light=ink.light / full,
@@ -227,7 +229,7 @@ def _suspicions(pieces: Pieces, chosen: Mask, box: tuple[int, int, int, int], fa
 # --------------------------------------------------------------------------------------------------------- to 28x28
 
 
-def _fit(glyph: Glyph, size: int) -> tuple[Floats, tuple[str, ...], Sight]:
+def _fit(glyph: Glyph, size: int) -> tuple[Floats, tuple[str, ...], PreprocessStats]:
     """Strokes -> [size, size] in [0, 1], what was done to the pen, and what was seen, the pen's width before that included."""
     side = round(size * 20 / 28)
     left, top, right, bottom = glyph.box

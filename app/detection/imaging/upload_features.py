@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 
-EVIDENCE = (
+FEATURE_NAMES = (
     "mid_tones",  # share of the prepared ink that is neither dark nor light
     "mass",  # ink of the prepared image
     "edges",  # length of its edges over its ink
@@ -32,7 +32,7 @@ EVIDENCE = (
 )
 
 
-class Sight(NamedTuple):
+class PreprocessStats(NamedTuple):
     """Raw statistics; the defaults are what a blank picture shows."""
 
     contrast: float = 0.0
@@ -66,8 +66,8 @@ class Sight(NamedTuple):
         )
 
 
-def evidence(prepared: Floats, sight: Sight) -> Floats:
-    """Prepared image [H, W] in [0, 1] and what was seen -> float32 [K], in the order of `EVIDENCE`; always finite."""
+def upload_features(prepared: Floats, sight: PreprocessStats) -> Floats:
+    """Prepared image [H, W] in [0, 1] and what was seen -> float32 [K], in the order of `FEATURE_NAMES`; always finite."""
     mass = float(prepared.sum())
     inked = int((prepared > 0.2).sum())
     mid = int(((prepared > 0.2) & (prepared < 0.8)).sum())

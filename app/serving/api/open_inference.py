@@ -23,8 +23,8 @@ from app.serving.api.predict import late, verdict_of
 from app.serving.api.query import JSON, NPY, Options, check_rate
 from app.serving.api.responses import Entry
 from app.serving.engine.admission import Admission
-from app.serving.engine.inference import Inference, Job, Outcome, Wanted
-from app.serving.errors import BadBody, NotFound, OutOfRange, TooLarge, Unavailable, complaint
+from app.serving.engine.inference import Inference, InferenceResult, Job, RequestedOutputs
+from app.serving.errors import InvalidBody, NotFound, OutOfRange, TooLarge, Unavailable, complaint
 from app.serving.http.body import read_body
 from app.serving.http.shutdown import Draining
 from app.serving.schemas import InferInput, InferRequest
@@ -83,7 +83,9 @@ class OpenInference:
             else:
                 asked, pixels = await asyncio.to_thread(_read, body, detector)
             names = _asked_for(asked)
-            wanted = Wanted(not _VERDICTS.isdisjoint(names), embeddings=True, reconstructions="reconstruction" in names)
+            wanted = RequestedOutputs(
+                not _VERDICTS.isdisjoint(names), embeddings=True, reconstructions="reconstruction" in names
+            )
             if wanted.reconstructions and len(pixels) > settings.max_pictures:
                 raise TooLarge(f"At most {settings.max_pictures:,} reconstructions are answered; send {NPY} to /reconstruct.")
             try:
@@ -96,9 +98,9 @@ class OpenInference:
                 return _word(asked, outcome)
             return await asyncio.to_thread(_word, asked, outcome)
 
-    async def _judge(self, pixels: NDArray[np.uint8], wanted: Wanted, deadline: float) -> Outcome:
+    async def _judge(self, pixels: NDArray[np.uint8], wanted: RequestedOutputs, deadline: float) -> InferenceResult:
         if len(pixels) > self._settings.max_batch_size:
-            return await self._inference.judge_array(pixels, wanted)
+            return await self._inference.infer_array(pixels, wanted)
         return await self._inference.judge(Job(normalise(pixels), None, wanted), deadline=deadline)
 
     def _named(self, request: Request) -> Detector:
@@ -124,9 +126,9 @@ def _outputs(size: int, latent: int) -> dict[str, tuple[str, list[int]]]:
 
 
 def _read(body: bytes, detector: Detector) -> tuple[InferRequest, NDArray[np.uint8]]:
-    """The request and its images [N, S, S]. Raises BadBody or OutOfRange."""
+    """The request and its images [N, S, S]. Raises InvalidBody or OutOfRange."""
     if body.count(b"[") + body.count(b"{") > 64 + len(body) // 16:  # rows of pixels are longer; each list takes 56 bytes
-        raise BadBody("The body nests more than images do.")
+        raise InvalidBody("The body nests more than images do.")
     try:
         asked = InferRequest.model_validate_json(body)
     except ValidationError as error:
@@ -171,7 +173,7 @@ def _asked_for(asked: InferRequest) -> Sequence[str]:
     return [name for name in _outputs(0, 0) if name != "reconstruction"]
 
 
-def _word(asked: InferRequest, outcome: Outcome) -> Response:
+def _word(asked: InferRequest, outcome: InferenceResult) -> Response:
     card, seen = outcome.bundle.card, outcome.detections
     alpha = asked.parameters.alpha if asked.parameters else None
     rate = None if alpha is None else check_rate("parameters.alpha", alpha)

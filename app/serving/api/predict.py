@@ -1,4 +1,4 @@
-"""The endpoints that judge uploads: a request in, an answer out. Each is a `Question`; one way leads through all of them."""
+"""The endpoints that judge uploads: a request in, an answer out. Each is an `EndpointSpec`; one way leads through all."""
 
 import asyncio
 import math
@@ -20,7 +20,7 @@ from app.serving.api.query import JSON, NPY, PNG, Options, choose, read_options
 from app.serving.api.responses import Entry
 from app.serving.api.uploads import Body, Upload, Uploads, refusal
 from app.serving.engine.admission import Admission
-from app.serving.engine.inference import Inference, Job, Outcome, Wanted
+from app.serving.engine.inference import Inference, InferenceResult, Job, RequestedOutputs
 from app.serving.errors import DeadlinePassed, OutOfRange, TooLarge
 from app.serving.settings import Settings
 from app.serving.telemetry.metrics import Metrics
@@ -29,14 +29,14 @@ _INLINE_IMAGES = 64  # answers for more images are built on a thread
 
 
 @dataclass(frozen=True)
-class Question:
+class EndpointSpec:
     """What an endpoint asks of the detector, and how it words the outcome."""
 
-    wanted: Wanted
+    wanted: RequestedOutputs
     offers: tuple[str, ...]  # media types, the default first
-    entries: Callable[[Upload, Outcome, float], Iterable[Entry]]
-    head: Callable[[Bundle, "Verdict"], Entry]
-    array: Callable[[Outcome], NDArray[Any]]
+    entries: Callable[[Upload, InferenceResult, float], Iterable[Entry]]
+    head: Callable[[Bundle, "Decision"], Entry]
+    array: Callable[[InferenceResult], NDArray[Any]]
 
 
 class Endpoints:
@@ -64,7 +64,7 @@ class Endpoints:
         """What does the network make of this image, and where do the two differ?"""
         return await self._answer(request, _RECONSTRUCT)
 
-    async def _answer(self, request: Request, question: Question) -> Response:
+    async def _answer(self, request: Request, question: EndpointSpec) -> Response:
         options = read_options(request.scope["query_string"])
         headers = dict(request.scope["headers"])  # a third of what the framework's own look-ups cost
         media = choose(headers.get(b"accept", b"").decode("latin-1"), question.offers)
@@ -75,7 +75,9 @@ class Endpoints:
         except TimeoutError:
             raise late(self._settings) from None
 
-    async def _answer_body(self, request: Request, question: Question, media: str, body: Body, options: Options) -> Response:
+    async def _answer_body(
+        self, request: Request, question: EndpointSpec, media: str, body: Body, options: Options
+    ) -> Response:
         clock = time.perf_counter  # uvloop's own clock stands still within a round
         deadline = asyncio.get_running_loop().time() + self._settings.deadline_ms / 1000
         began = clock()
@@ -83,9 +85,9 @@ class Endpoints:
         self._check(upload, question, media)
         decoded = clock()
         if upload.array is not None:
-            outcome = await self._inference.judge_array(upload.array, question.wanted)
+            outcome = await self._inference.infer_array(upload.array, question.wanted)
         else:
-            outcome = await self._inference.judge(Job(upload.images, upload.evidence, question.wanted), deadline=deadline)
+            outcome = await self._inference.judge(Job(upload.images, upload.features, question.wanted), deadline=deadline)
         judged = clock()
         if len(upload.shown) <= _INLINE_IMAGES and not question.wanted.error_maps:
             response = _word(request, question, media, upload, outcome, options)
@@ -95,7 +97,7 @@ class Endpoints:
         response.raw_headers.append((b"server-timing", self._metrics.timed(*times)))
         return response
 
-    def _check(self, upload: Upload, question: Question, media: str) -> None:
+    def _check(self, upload: Upload, question: EndpointSpec, media: str) -> None:
         if media != JSON and upload.failed:
             raise refusal([problem for _, problem in upload.failed.values()])
         pictures, rows = self._settings.max_pictures, self._settings.max_images
@@ -109,7 +111,9 @@ def late(settings: Settings) -> DeadlinePassed:
     return DeadlinePassed(f"The question was not answered within {settings.deadline_ms:g} ms; the server is busy.")
 
 
-def _word(request: Request, question: Question, media: str, upload: Upload, outcome: Outcome, options: Options) -> Response:
+def _word(
+    request: Request, question: EndpointSpec, media: str, upload: Upload, outcome: InferenceResult, options: Options
+) -> Response:
     """The outcome in the media type that was chosen."""
     if media == NPY:
         return Response(answers.npy(question.array(outcome)), media_type=NPY)
@@ -123,7 +127,7 @@ def _word(request: Request, question: Question, media: str, upload: Upload, outc
     return Response(answers.json_bytes({**question.head(outcome.bundle, verdict), "results": results}), media_type=JSON)
 
 
-class Verdict(NamedTuple):
+class Decision(NamedTuple):
     """What the images of one answer are judged by."""
 
     alpha: float
@@ -131,20 +135,20 @@ class Verdict(NamedTuple):
     fdr: float | None = None
 
 
-def verdict_of(outcome: Outcome, options: Options) -> Verdict:
+def verdict_of(outcome: InferenceResult, options: Options) -> Decision:
     """By what alpha and threshold the images are judged. Raises OutOfRange where the calibration is too small for it."""
     bundle = outcome.bundle
     if options.fdr is not None:
         return _discoveries(outcome, options.fdr)
     if options.alpha is None:
-        return Verdict(bundle.card.alpha, bundle.card.threshold)
+        return Decision(bundle.card.alpha, bundle.card.threshold)
     try:
-        return Verdict(options.alpha, bundle.calibration.threshold(options.alpha))
+        return Decision(options.alpha, bundle.calibration.threshold(options.alpha))
     except CalibrationError as error:
         raise OutOfRange(str(error)) from None
 
 
-def _discoveries(outcome: Outcome, fdr: float) -> Verdict:
+def _discoveries(outcome: InferenceResult, fdr: float) -> Decision:
     """The alpha and the threshold that control the false discovery rate over this answer's images."""
     detections, calibration = outcome.detections, outcome.bundle.calibration
     alpha = benjamini_hochberg(detections.p_values, fdr)
@@ -152,7 +156,7 @@ def _discoveries(outcome: Outcome, fdr: float) -> Verdict:
         threshold = calibration.threshold(alpha)
     except CalibrationError:  # no p-value is that small: nothing is called an anomaly
         threshold = float(max(detections.scores.max(), calibration.scores[-1]))
-    return Verdict(alpha, threshold, fdr)
+    return Decision(alpha, threshold, fdr)
 
 
 def _seen(upload: Upload) -> NDArray[np.float32]:
@@ -160,31 +164,31 @@ def _seen(upload: Upload) -> NDArray[np.float32]:
     return upload.images if upload.array is None else normalise(upload.array)
 
 
-def _model_head(bundle: Bundle, verdict: Verdict) -> Entry:
+def _model_head(bundle: Bundle, verdict: Decision) -> Entry:
     return {"model": answers.model_entry(bundle)}
 
 
-def _score_head(bundle: Bundle, verdict: Verdict) -> Entry:
+def _score_head(bundle: Bundle, verdict: Decision) -> Entry:
     head: Entry = {"model": answers.model_entry(bundle), "alpha": verdict.alpha, "threshold": verdict.threshold}
     return head if verdict.fdr is None else {**head, "fdr": verdict.fdr}
 
 
-_SCORE = Question(
-    wanted=Wanted(verdicts=True),
+_SCORE = EndpointSpec(
+    wanted=RequestedOutputs(verdicts=True),
     offers=(JSON, NPY),
     entries=lambda upload, outcome, threshold: answers.score_entries(upload.shown, outcome.detections, threshold),
     head=_score_head,
     array=lambda outcome: outcome.detections.scores,
 )
-_EMBED = Question(
-    wanted=Wanted(embeddings=True),
+_EMBED = EndpointSpec(
+    wanted=RequestedOutputs(embeddings=True),
     offers=(JSON, NPY),
     entries=lambda upload, outcome, _: answers.embed_entries(upload.shown, outcome.detections),
     head=_model_head,
     array=lambda outcome: outcome.detections.embeddings,
 )
-_RECONSTRUCT = Question(
-    wanted=Wanted(reconstructions=True, error_maps=True),
+_RECONSTRUCT = EndpointSpec(
+    wanted=RequestedOutputs(reconstructions=True, error_maps=True),
     offers=(JSON, PNG, NPY),
     entries=lambda upload, outcome, _: answers.reconstruct_entries(upload.shown, _seen(upload), outcome.detections),
     head=_model_head,

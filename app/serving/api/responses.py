@@ -20,7 +20,7 @@ _ENLARGE = 4  # a picture's pixels for one of the image's
 _GAP = 8  # pixels between the images of a picture
 
 
-class Shown(NamedTuple):
+class ImageInfo(NamedTuple):
     """What an answer says of one image besides the detection."""
 
     name: str
@@ -32,7 +32,7 @@ def model_entry(bundle: Bundle) -> Entry:
     return {"name": bundle.card.name, "version": bundle.card.version}
 
 
-def score_entries(shown: Sequence[Shown], detections: Detections, threshold: float) -> Iterator[Entry]:
+def score_entries(shown: Sequence[ImageInfo], detections: Detections, threshold: float) -> Iterator[Entry]:
     """The `results` of /score."""
     columns = zip(
         shown,
@@ -53,13 +53,13 @@ def score_entries(shown: Sequence[Shown], detections: Detections, threshold: flo
         }
 
 
-def embed_entries(shown: Sequence[Shown], detections: Detections) -> Iterator[Entry]:
+def embed_entries(shown: Sequence[ImageInfo], detections: Detections) -> Iterator[Entry]:
     """The `results` of /embed."""
     for (name, preprocess, warnings), embedding in zip(shown, detections.embeddings.tolist(), strict=True):
         yield {"name": name, "embedding": embedding, "preprocess": preprocess, "warnings": warnings}
 
 
-def reconstruct_entries(shown: Sequence[Shown], images: NDArray[np.float32], detections: Detections) -> Iterator[Entry]:
+def reconstruct_entries(shown: Sequence[ImageInfo], images: NDArray[np.float32], detections: Detections) -> Iterator[Entry]:
     """The `results` of /reconstruct; `images` are what the network saw."""
     for index, (name, preprocess, warnings) in enumerate(shown):
         given, made, error_map = _triple(images, detections, index)

@@ -12,13 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 from starlette.requests import Request
 
-from app.detection.detector import stack_evidence
+from app.detection.detector import stack_features
 from app.detection.imaging.decode import ImageError, Preprocess, decode_array, decode_image
 from app.detection.imaging.file_headers import decoding_is_quick
-from app.detection.imaging.preprocess import Prepared
+from app.detection.imaging.preprocess import PreprocessedImage
 from app.serving.api.query import NPY
-from app.serving.api.responses import Shown
-from app.serving.errors import BadBody, Problem, UnsupportedType, problem_of
+from app.serving.api.responses import ImageInfo
+from app.serving.errors import InvalidBody, Problem, UnsupportedType, from_image_error
 from app.serving.http.body import Part, media_type, parse_form, read_body
 from app.serving.http.exchange import EXCHANGE
 from app.serving.settings import Settings
@@ -36,8 +36,8 @@ _LIGHT_BYTES = 256 * 1024  # a photograph from a form; more than this, and it qu
 class Upload:
     """What a request holds: prepared images, or an array as it came; and the images among others that failed."""
 
-    shown: Sequence[Shown]
-    prepared: Sequence[Prepared] = ()
+    shown: Sequence[ImageInfo]
+    prepared: Sequence[PreprocessedImage] = ()
     array: NDArray[np.uint8] | None = None  # [N, S, S]
     failed: dict[int, tuple[str, Problem]] = field(default_factory=dict)  # by position in the upload
 
@@ -49,9 +49,9 @@ class Upload:
         return np.stack([prepared.image for prepared in self.prepared])
 
     @property
-    def evidence(self) -> NDArray[np.float32] | None:
+    def features(self) -> NDArray[np.float32] | None:
         """What the preparations saw, [n, K]; NaN for untouched images, None where all are."""
-        return stack_evidence([prepared.evidence for prepared in self.prepared])
+        return stack_features([prepared.features for prepared in self.prepared])
 
 
 class Body(NamedTuple):
@@ -72,7 +72,7 @@ class Uploads:
         self.off_loop = 0  # bodies that the threads have to decode
 
     async def receive(self, request: Request, headers: Mapping[bytes, bytes]) -> Body:
-        """The request's body. Raises UnsupportedType, TooLarge, DeadlinePassed or BadBody, before it is read where it can."""
+        """The request's body. Raises UnsupportedType, TooLarge, DeadlinePassed or InvalidBody, before it is read."""
         content_type = headers.get(b"content-type", b"").decode("latin-1")
         kind = media_type(content_type)
         if kind not in IMAGE_TYPES and kind not in (FORM, NPY):
@@ -83,7 +83,7 @@ class Uploads:
         complete = exchange is not None and exchange.complete
         data = await read_body(request.receive, headers, limit=limit, timeout_s=settings.body_timeout_s, complete=complete)
         if not data:
-            raise BadBody("The body is empty.")
+            raise InvalidBody("The body is empty.")
         return Body(kind, content_type, data)
 
     async def decode(self, body: Body, preprocess: Preprocess, size: int) -> Upload:
@@ -93,13 +93,13 @@ class Uploads:
         try:
             if body.kind == NPY:
                 array = decode_array(body.data, max_images=self._settings.max_array_images, size=size)
-                return Upload([Shown(str(index)) for index in range(len(array))], array=array)
+                return Upload([ImageInfo(str(index)) for index in range(len(array))], array=array)
             decode = partial(self._decode, preprocess=preprocess, size=size)
             inline = decoding_is_quick(body.data)  # quicker than to hand it to a thread and back
             prepared = decode(body.data) if inline else await self._off_loop(len(body.data), decode, body.data)
         except ImageError as error:
-            raise problem_of(error) from None
-        return Upload([Shown("image", prepared.preprocess, prepared.warnings)], [prepared])
+            raise from_image_error(error) from None
+        return Upload([ImageInfo("image", prepared.preprocess, prepared.warnings)], [prepared])
 
     def close(self) -> None:
         self._light.shutdown(wait=False, cancel_futures=True)
@@ -121,10 +121,12 @@ class Uploads:
         if len(failed) == len(parts):
             raise refusal([problem for _, problem in failed.values()])
         good = [(part, out) for part, out in zip(parts, outcomes, strict=True) if not isinstance(out, Problem)]
-        shown = [Shown(part.name, prepared.preprocess, prepared.warnings) for part, prepared in good]
+        shown = [ImageInfo(part.name, prepared.preprocess, prepared.warnings) for part, prepared in good]
         return Upload(shown, [prepared for _, prepared in good], failed=failed)
 
-    def _decode_parts(self, parts: list[Part], preprocess: Preprocess, size: int, until: float) -> list[Prepared | Problem]:
+    def _decode_parts(
+        self, parts: list[Part], preprocess: Preprocess, size: int, until: float
+    ) -> "list[PreprocessedImage | Problem]":
         outcomes = []
         for part in parts:
             if time.monotonic() > until:
@@ -132,15 +134,15 @@ class Uploads:
             outcomes.append(self._decode_part(part, preprocess, size))
         return outcomes
 
-    def _decode_part(self, part: Part, preprocess: Preprocess, size: int) -> Prepared | Problem:
+    def _decode_part(self, part: Part, preprocess: Preprocess, size: int) -> PreprocessedImage | Problem:
         if part.content_type not in IMAGE_TYPES and part.content_type not in _UNDECLARED:
             return UnsupportedType(f"{part.name}: {part.content_type} is not accepted; send an image.")
         try:
             return self._decode(part.data, preprocess=preprocess, size=size)
         except ImageError as error:
-            return problem_of(error, part.name)
+            return from_image_error(error, part.name)
 
-    def _decode(self, data: bytes, *, preprocess: Preprocess, size: int) -> Prepared:
+    def _decode(self, data: bytes, *, preprocess: Preprocess, size: int) -> PreprocessedImage:
         return decode_image(data, preprocess=preprocess, max_pixels=self._settings.max_pixels, size=size)
 
     async def _off_loop(self, size: int, work: Callable[..., Made], *arguments: object) -> Made:
@@ -168,5 +170,5 @@ def refusal(problems: list[Problem]) -> Problem:
     """One problem for a request in which nothing could be decoded: the images' own where they agree, else a bad body."""
     if len(problems) == 1:
         return problems[0]
-    kind = type(problems[0]) if len({type(problem) for problem in problems}) == 1 else BadBody
+    kind = type(problems[0]) if len({type(problem) for problem in problems}) == 1 else InvalidBody
     return kind(f"None of the {len(problems)} images could be read. The first: {problems[0].detail}")

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.detection.bundle import Bundle
-from app.detection.detector import Detections, Detector, stack_evidence
+from app.detection.detector import Detections, Detector, stack_features
 from app.detection.imaging.decode import normalise
 from app.serving.engine.batcher import Batcher
 
@@ -25,7 +25,7 @@ class NotLoaded(RuntimeError):
     """There is no detector in service yet."""
 
 
-class Wanted(NamedTuple):
+class RequestedOutputs(NamedTuple):
     """What an answer is for, and what it needs besides scores."""
 
     verdicts: bool = False  # it judges its images; only these are counted and watched, each image once
@@ -43,11 +43,11 @@ class Job(NamedTuple):
     """Images of one request, float32 [n, 1, S, S], what their preparation saw [n, K], and what the answer needs."""
 
     images: NDArray[np.float32]
-    evidence: NDArray[np.float32] | None
-    wanted: Wanted
+    features: NDArray[np.float32] | None
+    wanted: RequestedOutputs
 
 
-class Outcome(NamedTuple):
+class InferenceResult(NamedTuple):
     """What the detector said, the bundle that said it, and how long its batch took."""
 
     bundle: Bundle
@@ -64,7 +64,9 @@ class Inference:
     def __init__(self, *, max_batch_size: int, watcher: Watcher = lambda bundle, images, judged: None) -> None:
         self._detector: Detector | None = None
         self._watcher = watcher
-        self._batcher: Batcher[Job, Outcome] = Batcher(self._run, lambda job: len(job.images), max_batch_size=max_batch_size)
+        self._batcher: Batcher[Job, InferenceResult] = Batcher(
+            self._run, lambda job: len(job.images), max_batch_size=max_batch_size
+        )
         self._bulk = ThreadPoolExecutor(max_workers=1, thread_name_prefix="bulk")
 
     @property
@@ -79,15 +81,15 @@ class Inference:
         """Images that wait for a forward pass."""
         return self._batcher.depth
 
-    def put_in_service(self, detector: Detector) -> None:
+    def set_model(self, detector: Detector) -> None:
         """Answer with `detector` from the next batch on."""
         self._detector = detector
 
-    async def judge(self, job: Job, *, deadline: float) -> Outcome:
+    async def judge(self, job: Job, *, deadline: float) -> InferenceResult:
         """The job's outcome, in one batch with whatever else waits. Raises TimeoutError after `deadline` (loop time)."""
         return await self._batcher.submit(job, deadline=deadline)
 
-    async def judge_array(self, pixels: NDArray[np.uint8], wanted: Wanted) -> Outcome:
+    async def infer_array(self, pixels: NDArray[np.uint8], wanted: RequestedOutputs) -> InferenceResult:
         """The outcome for uint8 [N, S, S], off the event loop."""
         loop = asyncio.get_running_loop()
         outcome = await loop.run_in_executor(self._bulk, _run_array, self.detector, pixels, wanted)
@@ -97,12 +99,12 @@ class Inference:
     def close(self) -> None:
         self._bulk.shutdown(wait=False, cancel_futures=True)
 
-    def _run(self, jobs: list[Job]) -> list[Outcome]:
+    def _run(self, jobs: list[Job]) -> list[InferenceResult]:
         detector = self.detector  # read once: a batch never mixes versions
         began = time.perf_counter()
         images = jobs[0].images if len(jobs) == 1 else np.concatenate([job.images for job in jobs])
-        wanted = Wanted(*(any(needs) for needs in zip(*(job.wanted for job in jobs), strict=True)))
-        detections = detector.detect(images, _joined_evidence(jobs), **wanted.extras)
+        wanted = RequestedOutputs(*(any(needs) for needs in zip(*(job.wanted for job in jobs), strict=True)))
+        detections = detector.detect(images, _joined_features(jobs), **wanted.extras)
         took = time.perf_counter() - began
         if len(jobs) == 1:
             parts = [detections]
@@ -110,7 +112,7 @@ class Inference:
             stops = np.cumsum([len(job.images) for job in jobs]).tolist()
             parts = [detections.part(stop - len(job.images), stop) for job, stop in zip(jobs, stops, strict=True)]
         self._watcher(detector.bundle, len(images), _judged(jobs, detections, parts))
-        return [Outcome(detector.bundle, part, took) for part in parts]
+        return [InferenceResult(detector.bundle, part, took) for part in parts]
 
 
 def _judged(jobs: list[Job], whole: Detections, parts: list[Detections]) -> Detections | None:
@@ -121,19 +123,19 @@ def _judged(jobs: list[Job], whole: Detections, parts: list[Detections]) -> Dete
     return Detections.join(judged) if judged else None
 
 
-def _joined_evidence(jobs: list[Job]) -> NDArray[np.float32] | None:
+def _joined_features(jobs: list[Job]) -> NDArray[np.float32] | None:
     if len(jobs) == 1:
-        return jobs[0].evidence
-    if all(job.evidence is None for job in jobs):
+        return jobs[0].features
+    if all(job.features is None for job in jobs):
         return None
-    rows = [[None] * len(job.images) if job.evidence is None else list(job.evidence) for job in jobs]
-    return stack_evidence([row for part in rows for row in part])
+    rows = [[None] * len(job.images) if job.features is None else list(job.features) for job in jobs]
+    return stack_features([row for part in rows for row in part])
 
 
-def _run_array(detector: Detector, pixels: NDArray[np.uint8], wanted: Wanted) -> Outcome:
+def _run_array(detector: Detector, pixels: NDArray[np.uint8], wanted: RequestedOutputs) -> InferenceResult:
     began = time.perf_counter()
     chunks = [
         detector.detect(normalise(pixels[start : start + _CHUNK]), None, **wanted.extras)
         for start in range(0, len(pixels), _CHUNK)
     ]
-    return Outcome(detector.bundle, Detections.join(chunks), time.perf_counter() - began)
+    return InferenceResult(detector.bundle, Detections.join(chunks), time.perf_counter() - began)

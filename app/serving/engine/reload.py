@@ -75,7 +75,7 @@ class Versions:
             del self.refused[version]
 
 
-async def watch(versions: Versions, inference: Inference, metrics: Metrics, put_in_service: Callable[[Detector], None]) -> None:
+async def watch(versions: Versions, inference: Inference, metrics: Metrics, set_model: Callable[[Detector], None]) -> None:
     """Put each better version in service as it appears; runs until cancelled."""
     while True:
         await asyncio.sleep(POLL_S)
@@ -93,7 +93,7 @@ async def watch(versions: Versions, inference: Inference, metrics: Metrics, put_
         for _ in set(versions.refused.items()) - set(before.items()):
             metrics.refused_version()
         if detector is not None:
-            put_in_service(detector)
+            set_model(detector)
 
 
 def _fingerprint(folder: Path) -> Fingerprint:

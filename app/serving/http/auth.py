@@ -13,7 +13,7 @@ class KeysError(ValueError):
     """The keys cannot be used; the message says which line and why, without showing the key."""
 
 
-class Guard:
+class ApiKeyAuth:
     """Knows who holds which key. Without keys, everyone is let in."""
 
     def __init__(self, keys: dict[str, str]) -> None:

@@ -11,7 +11,7 @@ from python_multipart.multipart import parse_options_header
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive
 
-from app.serving.errors import BadBody, DeadlinePassed, TooLarge
+from app.serving.errors import DeadlinePassed, InvalidBody, TooLarge
 
 if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks
@@ -69,22 +69,22 @@ def parse_form(body: bytes, content_type: str, *, max_parts: int) -> list[Part]:
     """The parts named `file` of a multipart/form-data body, in order.
 
     Raises:
-        BadBody: the form is malformed or holds no such part.
+        InvalidBody: the form is malformed or holds no such part.
         TooLarge: it has more than `max_parts` parts.
     """
     _, options = parse_options_header(content_type)
     boundary = options.get(b"boundary")
     if not boundary:
-        raise BadBody("The multipart content type names no boundary.")
+        raise InvalidBody("The multipart content type names no boundary.")
     reader = _FormReader(max_parts)
     try:
         parser = MultipartParser(boundary, reader.callbacks())
         parser.write(body)
         parser.finalize()
     except (FormParserError, ValueError):
-        raise BadBody("The form is malformed, or its boundary is not the one that the content type names.") from None
+        raise InvalidBody("The form is malformed, or its boundary is not the one that the content type names.") from None
     if not reader.parts:
-        raise BadBody("The form has no part named 'file'; send one as `curl -F file=@seven.png`.")
+        raise InvalidBody("The form has no part named 'file'; send one as `curl -F file=@seven.png`.")
     return reader.parts
 
 

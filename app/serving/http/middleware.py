@@ -21,7 +21,7 @@ from app.serving.api.responses import json_bytes
 from app.serving.engine.admission import Admission, Overloaded
 from app.serving.engine.inference import NotLoaded
 from app.serving.errors import BY_STATUS, MEDIA_TYPE, InternalError, Problem, Unauthorized, Unavailable
-from app.serving.http.auth import Guard
+from app.serving.http.auth import ApiKeyAuth
 from app.serving.http.exchange import EXCHANGE
 from app.serving.http.limits import NO_ROOM, Answer, Header
 from app.serving.http.shutdown import Draining
@@ -49,7 +49,7 @@ class Front:
         self,
         app: ASGIApp,
         straight: Mapping[str, Endpoint],
-        guard: Guard,
+        guard: ApiKeyAuth,
         admission: Admission,
         metrics: Metrics,
         draining: Draining,

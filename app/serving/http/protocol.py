@@ -16,7 +16,7 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from app.serving.api.responses import json_bytes
-from app.serving.errors import MEDIA_TYPE, BadBody, Problem, TooLarge, Unavailable
+from app.serving.errors import MEDIA_TYPE, InvalidBody, Problem, TooLarge, Unavailable
 from app.serving.http.exchange import EXCHANGE, Exchange, write
 from app.serving.http.limits import NO_ROOM, STATE_KEY, Answer, Header, Limits
 
@@ -146,7 +146,7 @@ class LimitedProtocol(HttpToolsProtocol):
             super().on_message_complete()
 
     def send_400_response(self, msg: str) -> None:
-        self._refuse(BadBody(msg))
+        self._refuse(InvalidBody(msg))
 
     def _turn_away(self) -> Answer | None:
         """The answer to a request that can be refused here, without the cost of a task and of all that it would pass: one that

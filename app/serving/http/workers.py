@@ -25,11 +25,11 @@ def serve(workers: int, *, host: str, port: int, **options: Any) -> None:  # noq
         uvicorn.run(host=host, port=port, workers=workers, **options)
         return
     config = uvicorn.Config(host=host, port=port, workers=workers, **options)
-    with SpreadSocket.on(host, port) as reserved:
+    with ReusePortSocket.on(host, port) as reserved:
         Multiprocess(config, sockets=[reserved]).run()
 
 
-class SpreadSocket(socket.socket):
+class ReusePortSocket(socket.socket):
     """A socket that reaches another process as a further one on the same address, rather than as itself."""
 
     @classmethod

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from app.detection.bundle import Bundle
 from app.detection.detector import Detections
-from app.training.datasets import Labelled
+from app.training.datasets import LabelledImages
 from app.training.reporting import plots
 
 PICTURES = 32  # test images whose reconstructions are drawn
@@ -21,7 +21,7 @@ class Report:
     """A bundle, its normal test images and what it says of them; after a training also the way there."""
 
     bundle: Bundle
-    test: Labelled
+    test: LabelledImages
     detections: Detections  # of the test images
     steps: NDArray[np.float32] | None = None  # [steps], the loss of every iteration
     reconstructions: Mapping[int, NDArray[np.uint8]] = field(default_factory=dict)  # epoch -> [PICTURES, S, S]
@@ -53,7 +53,7 @@ class Report:
             plots.save(figure, folder / "latent.png")
 
 
-def _small_labels(images: Labelled) -> NDArray[np.uint8]:
+def _small_labels(images: LabelledImages) -> NDArray[np.uint8]:
     labels = images.labels
     if labels is None or labels.min() < 0 or labels.max() >= UNLABELLED:
         return np.full(len(images), UNLABELLED, np.uint8)

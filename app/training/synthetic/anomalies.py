@@ -15,14 +15,14 @@ from torch import Generator, Tensor
 Change = Callable[[Tensor, Generator], Tensor]
 
 
-def other_hand(images: Tensor, g: Generator) -> Tensor:
+def augment_normal(images: Tensor, g: Generator) -> Tensor:
     """Still normal: slightly turned, sheared, scaled and shifted, through another pen or scanner."""
     return _other_pen(_affine(images, g, turn=(-8, 8), shear=0.1, scale=0.1, shift=1), g)
 
 
-def stranger(images: Tensor, g: Generator) -> Tensor:
+def synthetic_anomaly(images: Tensor, g: Generator) -> Tensor:
     """No longer normal: of another shape or surface; half of them through another pen, so that the pen tells nothing."""
-    made = _one_of(images, STRANGE, g)
+    made = _one_of(images, ANOMALIES, g)
     return torch.where(_uniform(images, g) < 0.5, _other_pen(made, g), made)
 
 
@@ -158,7 +158,7 @@ def _wash(images: Tensor, g: Generator) -> Tensor:
     return torch.lerp(images, grey, _uniform(images, g).sqrt())
 
 
-STRANGE: tuple[tuple[Change, float], ...] = (
+ANOMALIES: tuple[tuple[Change, float], ...] = (
     (_turn, 2),
     (_flip, 2),
     (_distort, 1),

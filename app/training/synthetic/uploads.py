@@ -1,7 +1,7 @@
 """Normal 28x28 images -> the uploads that people would send of them, prepared as served uploads are.
 
 The score of a prepared image is calibrated on prepared images. There are none in a training set, so they are made: each
-image is redrawn large with a pen and a paper, photographed or exported, and sent through `prepare_digit`. Two kinds, as in
+image is redrawn large with a pen and a paper, photographed or exported, and sent through `preprocess_digit`. Two kinds, as in
 life: drawings from a screen (flat paper, clean edges) and photographs (uneven light, grain, lines of the page, JPEG).
 Reads no files; the seed decides everything.
 """
@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from app.detection.imaging.preprocess import prepare_digit
-from app.detection.imaging.upload_features import EVIDENCE
+from app.detection.imaging.preprocess import preprocess_digit
+from app.detection.imaging.upload_features import FEATURE_NAMES
 
 Pixels = NDArray[np.uint8]
 Floats = NDArray[np.float32]
@@ -24,10 +24,10 @@ PHOTOGRAPHED = 0.6  # share of the uploads; the others are drawn on a screen
 
 
 class Uploads(NamedTuple):
-    """Prepared uploads, in the order of the images that they were made from."""
+    """PreprocessedImage uploads, in the order of the images that they were made from."""
 
     images: Floats  # [N, 1, H, W] in [-1, 1]
-    evidence: Floats  # [N, K], see app/detection/imaging/upload_features.py
+    features: Floats  # [N, K], see app/detection/imaging/upload_features.py
 
 
 def synthesise_uploads(images: Pixels, *, seed: int) -> Uploads:
@@ -39,11 +39,11 @@ def synthesise_uploads(images: Pixels, *, seed: int) -> Uploads:
     streams = np.random.SeedSequence(seed).spawn(len(images))
     size = images.shape[-1]
     prepared = [
-        prepare_digit(draw_upload(image, np.random.default_rng(stream)), size=size)
+        preprocess_digit(draw_upload(image, np.random.default_rng(stream)), size=size)
         for image, stream in zip(images, streams, strict=True)
     ]
     pictures = np.asarray([upload.image for upload in prepared], np.float32).reshape(-1, 1, size, size)
-    seen = np.asarray([upload.evidence for upload in prepared], np.float32).reshape(-1, len(EVIDENCE))
+    seen = np.asarray([upload.features for upload in prepared], np.float32).reshape(-1, len(FEATURE_NAMES))
     return Uploads(pictures, seen)
 
 

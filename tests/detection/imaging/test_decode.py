@@ -74,7 +74,7 @@ def test_grey_of_the_models_size_stays_as_it_is(kind, mode):
         pytest.skip(f"{kind} does not hold {mode}")
     prepared = decode_image(saved(Image.fromarray(seven()).convert(mode), kind))
     assert np.array_equal(prepared.image, normalise(seven())[0])
-    assert prepared.evidence is None
+    assert prepared.features is None
 
 
 @pytest.mark.parametrize("kind", FORMATS)

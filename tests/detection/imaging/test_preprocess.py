@@ -12,8 +12,8 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from app.detection.imaging.decode import decode_image
 from app.detection.imaging.morphology import find_pieces, grow, shrink, sweep
-from app.detection.imaging.preprocess import Prepared, prepare_digit
-from app.detection.imaging.upload_features import EVIDENCE
+from app.detection.imaging.preprocess import PreprocessedImage, preprocess_digit
+from app.detection.imaging.upload_features import FEATURE_NAMES
 
 DATA = Path(os.environ.get("ODDIGIT_DATA", Path(__file__).resolve().parents[4] / "shared" / "data"))
 
@@ -28,21 +28,21 @@ def written(size: int = 100, paper=255, ink=0, width: int = 8, at=(0, 0)) -> np.
     return np.asarray(image.filter(ImageFilter.GaussianBlur(0.6)))
 
 
-def difference(one: Prepared, other: Prepared) -> float:
+def difference(one: PreprocessedImage, other: PreprocessedImage) -> float:
     """Mean absolute difference of two prepared images, in [0, 2]; centring is by whole pixels, so one off is forgiven."""
     shifts = [(down, right) for down in (-1, 0, 1) for right in (-1, 0, 1)]
     return min(float(np.abs(one.image - np.roll(other.image, shift, (1, 2))).mean()) for shift in shifts)
 
 
-def sound(prepared: Prepared) -> None:
+def sound(prepared: PreprocessedImage) -> None:
     assert prepared.image.shape == (1, 28, 28)
     assert prepared.image.dtype == np.float32
     assert np.isfinite(prepared.image).all()
     assert np.abs(prepared.image).max() <= 1
-    assert prepared.evidence is not None
-    assert prepared.evidence.shape == (len(EVIDENCE),)
-    assert prepared.evidence.dtype == np.float32
-    assert np.isfinite(prepared.evidence).all()
+    assert prepared.features is not None
+    assert prepared.features.shape == (len(FEATURE_NAMES),)
+    assert prepared.features.dtype == np.float32
+    assert np.isfinite(prepared.features).all()
 
 
 # -------------------------------------------------------------------------------------------------- what MNIST's makers did
@@ -50,7 +50,7 @@ def sound(prepared: Prepared) -> None:
 
 def test_the_digit_is_bright_fills_twenty_pixels_and_is_centred():
     """Bright on dark, longest side 20, centre of mass in the middle."""
-    ink = (prepare_digit(written()).image[0] + 1) / 2
+    ink = (preprocess_digit(written()).image[0] + 1) / 2
     rows, columns = np.flatnonzero((ink > 0.1).any(axis=1)), np.flatnonzero((ink > 0.1).any(axis=0))
     assert 19 <= max(np.ptp(rows), np.ptp(columns)) + 1 <= 21
     assert ink[:4].max() == 0
@@ -61,14 +61,14 @@ def test_the_digit_is_bright_fills_twenty_pixels_and_is_centred():
 
 def test_what_was_done_is_told():
     """The steps are named in their order."""
-    assert prepare_digit(written(400)).preprocess[:3] == ("shrunk", "inverted", "cropped")
-    assert prepare_digit(written(), steps=("turned",)).preprocess[0] == "turned"
+    assert preprocess_digit(written(400)).preprocess[:3] == ("shrunk", "inverted", "cropped")
+    assert preprocess_digit(written(), steps=("turned",)).preprocess[0] == "turned"
 
 
 def test_polarity_does_not_matter():
     """Chalk on a board is the same digit as ink on paper."""
-    dark = prepare_digit(written())
-    light = prepare_digit(255 - written())
+    dark = preprocess_digit(written())
+    light = preprocess_digit(255 - written())
     assert difference(dark, light) < 0.02
     assert "inverted" in dark.preprocess
     assert "inverted" not in light.preprocess
@@ -77,14 +77,14 @@ def test_polarity_does_not_matter():
 @pytest.mark.parametrize("at", [(-20, -10), (15, 5), (0, 12)])
 def test_position_does_not_matter(at):
     """The digit may stand anywhere on the page."""
-    assert difference(prepare_digit(written()), prepare_digit(written(at=at))) < 0.03
+    assert difference(preprocess_digit(written()), preprocess_digit(written(at=at))) < 0.03
 
 
 @pytest.mark.parametrize("factor", [0.5, 2, 4, 9])
 def test_size_does_not_matter(factor):
     """The same drawing from a small or a large camera is the same digit."""
     large = Image.fromarray(written()).resize((round(100 * factor),) * 2, Image.Resampling.BICUBIC)
-    assert difference(prepare_digit(written()), prepare_digit(np.asarray(large))) < 0.06
+    assert difference(preprocess_digit(written()), preprocess_digit(np.asarray(large))) < 0.06
 
 
 @pytest.mark.parametrize(
@@ -100,13 +100,13 @@ def test_size_does_not_matter(factor):
 )
 def test_colours_do_not_matter(paper, ink):
     """Blue, yellow or red pens and boards: what differs from the page is ink."""
-    assert difference(prepare_digit(written()), prepare_digit(written(paper=paper, ink=ink))) < 0.03
+    assert difference(preprocess_digit(written()), preprocess_digit(written(paper=paper, ink=ink))) < 0.03
 
 
 def test_uneven_light_does_not_matter():
     """A shadow across the page is not ink."""
     light = np.linspace(1.0, 0.45, 100)[None] * np.linspace(1.0, 0.8, 100)[:, None]
-    assert difference(prepare_digit(written()), prepare_digit((written() * light).astype(np.uint8))) < 0.05
+    assert difference(preprocess_digit(written()), preprocess_digit((written() * light).astype(np.uint8))) < 0.05
 
 
 def test_grain_and_jpeg_hardly_matter():
@@ -114,21 +114,21 @@ def test_grain_and_jpeg_hardly_matter():
     grain = np.random.default_rng(0).normal(0, 12, (100, 100))
     file = io.BytesIO()
     Image.fromarray(np.clip(written(paper=200, ink=60) + grain, 0, 255).astype(np.uint8)).save(file, "JPEG", quality=60)
-    assert difference(prepare_digit(written()), decode_image(file.getvalue())) < 0.08
+    assert difference(preprocess_digit(written()), decode_image(file.getvalue())) < 0.08
 
 
 def test_borders_of_a_cell_are_taken_away():
     """Grid lines at the edges leave the digit as it is."""
     cell = written().copy()
     cell[:4] = cell[:, -5:] = cell[92:94] = 30
-    prepared = prepare_digit(cell)
+    prepared = preprocess_digit(cell)
     assert "lines_removed" in prepared.preprocess
-    assert difference(prepare_digit(written()), prepared) < 0.05
+    assert difference(preprocess_digit(written()), prepared) < 0.05
 
 
 def test_thin_pens_are_thickened():
     """A hairline becomes a stroke of the usual width, not a grey one."""
-    thin = prepare_digit(written(300, width=2))
+    thin = preprocess_digit(written(300, width=2))
     assert "thickened" in thin.preprocess
     assert (thin.image > 0.5).sum() > 20
 
@@ -140,7 +140,7 @@ def test_thin_pens_are_thickened():
 @pytest.mark.parametrize("level", [0, 127, 255])
 def test_pages_without_ink_are_blank(shape, level):
     """A constant picture comes out empty, says so, and its evidence is sound."""
-    prepared = prepare_digit(np.full(shape, level, np.uint8))
+    prepared = preprocess_digit(np.full(shape, level, np.uint8))
     sound(prepared)
     assert (prepared.image == -1).all()
     assert prepared.warnings == ("blank",)
@@ -149,37 +149,37 @@ def test_pages_without_ink_are_blank(shape, level):
 def test_two_digits_are_noticed():
     """Two glyphs side by side are warned of."""
     page = np.concatenate([written()[:, 15:80], written()[:, 15:80]], axis=1)
-    assert "several_glyphs" in prepare_digit(page).warnings
+    assert "several_glyphs" in preprocess_digit(page).warnings
 
 
 def test_a_digit_cut_off_is_noticed():
     """A digit that runs off the picture is warned of."""
-    assert "touches_border" in prepare_digit(written()[30:, :64]).warnings
+    assert "touches_border" in preprocess_digit(written()[30:, :64]).warnings
 
 
 def test_few_pixels_are_noticed():
     """A digit of a few pixels is warned of."""
     small = np.asarray(Image.fromarray(written()).resize((12, 12), Image.Resampling.BOX))
-    assert "upscaled" in prepare_digit(small).warnings
+    assert "upscaled" in preprocess_digit(small).warnings
 
 
 def test_faint_ink_is_noticed():
     """Ink that hardly differs from the page is found, and warned of."""
-    faint = prepare_digit(written(paper=200, ink=188))
+    faint = preprocess_digit(written(paper=200, ink=188))
     assert "low_contrast" in faint.warnings
-    assert difference(prepare_digit(written()), faint) < 0.05
+    assert difference(preprocess_digit(written()), faint) < 0.05
 
 
 def test_evidence_tells_a_photograph_from_a_digit():
     """Shades, texture and colour move the evidence further than pen, paper and light do."""
     rng = np.random.default_rng(0)
     digits = [
-        prepare_digit(written(paper=int(paper), ink=int(ink), width=int(width)))
+        preprocess_digit(written(paper=int(paper), ink=int(ink), width=int(width)))
         for paper, ink, width in zip(rng.integers(190, 256, 40), rng.integers(0, 60, 40), rng.integers(5, 12, 40), strict=True)
     ]
     scene = np.asarray(Image.fromarray(rng.integers(0, 256, (9, 9, 3), dtype=np.uint8)).resize((96, 96)))
-    known = np.stack([prepared.evidence for prepared in digits])
-    distance = np.abs((prepare_digit(scene).evidence - known.mean(0)) / (known.std(0) + 0.1))
+    known = np.stack([prepared.features for prepared in digits])
+    distance = np.abs((preprocess_digit(scene).features - known.mean(0)) / (known.std(0) + 0.1))
     assert distance.max() > 2 * np.abs((known - known.mean(0)) / (known.std(0) + 0.1)).max()
 
 
@@ -199,10 +199,10 @@ def test_any_picture_is_prepared(height, width, colour, seed, levels, size):
     """Never an error, never NaN, always in range, whatever the pixels."""
     shape = (height, width, 3) if colour else (height, width)
     noise = np.random.default_rng(seed).integers(0, levels, shape) * (255 // (levels - 1))
-    prepared = prepare_digit(noise.astype(np.uint8), size=size)
+    prepared = preprocess_digit(noise.astype(np.uint8), size=size)
     assert prepared.image.shape == (1, size, size)
     assert np.isfinite(prepared.image).all()
-    assert np.isfinite(prepared.evidence).all()
+    assert np.isfinite(prepared.features).all()
 
 
 @pytest.mark.parametrize("shape", [(1, 2), (2, 1), (3, 3, 3), (1, 999), (5000, 10, 3), (700, 900)])
@@ -210,15 +210,15 @@ def test_odd_shapes_are_prepared(shape):
     """A line, a dot, a strip: each comes out sound."""
     pixels = np.zeros(shape, np.uint8)
     pixels[shape[0] // 2, shape[1] // 2] = 255
-    sound(prepare_digit(pixels))
-    sound(prepare_digit(255 - pixels))
+    sound(preprocess_digit(pixels))
+    sound(preprocess_digit(255 - pixels))
 
 
 def test_prepared_images_are_those_of_their_pixels():
     """Equal pixels give equal bits, and the input is left alone."""
     page = written()
     before = page.copy()
-    assert np.array_equal(prepare_digit(page).image, prepare_digit(page.copy()).image)
+    assert np.array_equal(preprocess_digit(page).image, preprocess_digit(page.copy()).image)
     assert np.array_equal(page, before)
 
 
@@ -227,7 +227,7 @@ def test_mnist_itself_stays_almost_as_it_is():
     """What was prepared so already hardly changes: a mean of 0.01 on [-1, 1], and no digit is lost or turned over."""
     file = DATA / "MNIST" / "raw" / "t10k-images-idx3-ubyte"
     images = np.frombuffer(file.read_bytes(), np.uint8, count=500 * 784, offset=16).reshape(-1, 28, 28)
-    prepared = [prepare_digit(image) for image in images]
+    prepared = [preprocess_digit(image) for image in images]
     change = np.abs(np.stack([one.image[0] for one in prepared]) - (images / 127.5 - 1)).mean(axis=(1, 2))
     assert change.mean() < 0.01
     assert not any("inverted" in one.preprocess or "blank" in one.warnings for one in prepared)

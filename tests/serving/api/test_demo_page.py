@@ -126,7 +126,7 @@ def test_an_opened_cat_is_none(page, samples):
 
 
 def test_clearing_takes_everything_back(page, samples):
-    """Verdict, pictures and notes are those of an empty paper, and no late answer fills them again."""
+    """Decision, pictures and notes are those of an empty paper, and no late answer fills them again."""
     page.set_input_files("#file", samples / "cat.png")
     verdict(page, "Not a digit")
     draw(page, (70, 60), (200, 60))

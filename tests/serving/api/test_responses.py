@@ -15,10 +15,10 @@ from app.detection.detector import Detector
 from app.detection.imaging.decode import normalise
 from app.serving import schemas
 from app.serving.api import responses as answers
-from app.serving.api.responses import Shown
+from app.serving.api.responses import ImageInfo
 
 IMAGES = normalise(stroke_images(4, seed=7))
-SHOWN = [Shown(f"{index}.png", ("cropped",), ("blank",)) for index in range(4)]
+SHOWN = [ImageInfo(f"{index}.png", ("cropped",), ("blank",)) for index in range(4)]
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from strokes import stroke_images
 
 from app.detection.detector import Detector
 from app.detection.imaging.decode import normalise
-from app.serving.engine.inference import Inference, Job, NotLoaded, Wanted
+from app.serving.engine.inference import Inference, Job, NotLoaded, RequestedOutputs
 
 PIXELS = stroke_images(30, seed=9)
 IMAGES = normalise(PIXELS)
@@ -19,9 +19,9 @@ def detector(tiny_bundle):
     return Detector(tiny_bundle, "cpu")
 
 
-def job(images, wanted=Wanted()):  # noqa: B008 - immutable
+def job(images, wanted=RequestedOutputs()):  # noqa: B008 - immutable
     """A request for images that were left as they came."""
-    return Job(images=images, evidence=None, wanted=wanted)
+    return Job(images=images, features=None, wanted=wanted)
 
 
 def answered(detector, question, max_batch_size=8):
@@ -30,7 +30,7 @@ def answered(detector, question, max_batch_size=8):
     async def ask():
         inference = Inference(max_batch_size=max_batch_size)
         if detector is not None:
-            inference.put_in_service(detector)
+            inference.set_model(detector)
         try:
             return await question(inference)
         finally:
@@ -43,7 +43,7 @@ def test_requests_that_wait_together_get_what_each_would_alone(detector):
     """Sizes, wants and order may differ: every job has its own images' outcome."""
     sizes = [1, 3, 1, 12, 2, 1, 9, 1]
     stops = np.cumsum(sizes)
-    wants = [Wanted(reconstructions=index % 2 == 0, error_maps=index % 3 == 0) for index in range(len(sizes))]
+    wants = [RequestedOutputs(reconstructions=index % 2 == 0, error_maps=index % 3 == 0) for index in range(len(sizes))]
     jobs = [job(IMAGES[stop - size : stop], want) for stop, size, want in zip(stops, sizes, wants, strict=True)]
     outcomes = answered(
         detector, lambda inference: asyncio.gather(*(inference.judge(waiting, deadline=math.inf) for waiting in jobs))
@@ -59,7 +59,7 @@ def test_requests_that_wait_together_get_what_each_would_alone(detector):
 def test_an_array_gets_what_its_images_get(detector):
     """Bulk and single images take different ways to the same scores; chunks leave no seam."""
     many = np.concatenate([PIXELS] * 150)  # 4,500: more than two chunks
-    outcome = answered(detector, lambda inference: inference.judge_array(many, Wanted(error_maps=True)))
+    outcome = answered(detector, lambda inference: inference.infer_array(many, RequestedOutputs(error_maps=True)))
     scores = outcome.detections.scores.reshape(150, 30)
     np.testing.assert_allclose(scores, np.tile(detector.detect(IMAGES).scores, (150, 1)), rtol=1e-5)
     assert outcome.detections.error_maps.shape == (4500, 28, 28)
@@ -72,13 +72,17 @@ def test_the_watcher_is_told_of_each_pass_and_of_its_verdicts(detector):
 
     async def ask():
         inference = Inference(max_batch_size=64, watcher=lambda *what: told.append(what))
-        inference.put_in_service(detector)
-        wants = [Wanted(verdicts=True), Wanted(embeddings=True), Wanted(verdicts=True, reconstructions=True)]
+        inference.set_model(detector)
+        wants = [
+            RequestedOutputs(verdicts=True),
+            RequestedOutputs(embeddings=True),
+            RequestedOutputs(verdicts=True, reconstructions=True),
+        ]
         parts = [IMAGES[:2], IMAGES[2:5], IMAGES[5:6]]
         jobs = [job(images, want) for images, want in zip(parts, wants, strict=True)]
         outcomes = await asyncio.gather(*(inference.judge(waiting, deadline=math.inf) for waiting in jobs))
         await inference.judge(jobs[1], deadline=math.inf)
-        await inference.judge_array(PIXELS[:4], Wanted(error_maps=True))
+        await inference.infer_array(PIXELS[:4], RequestedOutputs(error_maps=True))
         inference.close()
         return outcomes
 
@@ -92,7 +96,7 @@ def test_without_a_detector_nothing_is_judged():
     """Until one is in service, every question says that there is none."""
     for question in (
         lambda inference: inference.judge(job(IMAGES[:1]), deadline=math.inf),
-        lambda inference: inference.judge_array(PIXELS, Wanted()),
+        lambda inference: inference.infer_array(PIXELS, RequestedOutputs()),
     ):
         with pytest.raises(NotLoaded):
             answered(None, question)
@@ -104,7 +108,7 @@ def test_another_detector_takes_over_between_batches(tiny_bundle, detector):
 
     async def change(inference):
         before = await inference.judge(job(IMAGES[:2]), deadline=math.inf)
-        inference.put_in_service(other)
+        inference.set_model(other)
         return before, await inference.judge(job(IMAGES[:2]), deadline=math.inf)
 
     before, after = answered(detector, change)

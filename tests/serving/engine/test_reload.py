@@ -15,7 +15,7 @@ from strokes import npy, png, stroke_images
 from app.detection import store
 from app.detection.detector import Detector
 from app.detection.imaging.decode import normalise
-from app.detection.imaging.upload_features import EVIDENCE
+from app.detection.imaging.upload_features import FEATURE_NAMES
 from app.detection.store import CARD, SCORER, WEIGHTS, StoreError
 from app.network.autoencoder import Autoencoder, ModelConfig
 from app.serving import schemas
@@ -122,10 +122,10 @@ def of_an_impossible_seed(folder):
 
 
 def blind_to_a_statistic(folder):
-    """An evidence scorer with one statistic fewer than there are."""
+    """An features scorer with one statistic fewer than there are."""
     with np.load(folder / SCORER) as archive:
         arrays = dict(archive)
-    count = len(EVIDENCE) - 1
+    count = len(FEATURE_NAMES) - 1
     usual = {"evidence_mean": np.zeros(count), "evidence_precision": np.eye(count), "evidence_units": np.ones(2)}
     arrays.update(usual, upload_calibration=np.arange(len(arrays["calibration"]), dtype=float))
     np.savez(folder / SCORER, **arrays)

@@ -10,7 +10,7 @@ from strokes import png, stroke_images
 
 from app.serving import schemas
 from app.serving.errors import MEDIA_TYPE
-from app.serving.http.auth import Guard, KeysError, read_keys
+from app.serving.http.auth import ApiKeyAuth, KeysError, read_keys
 
 READER, WRITER = "reader-secret-0123456789", "writer-secret-9876543210"
 QUESTIONS = ("/score", "/embed", "/reconstruct", "/decode")
@@ -132,7 +132,7 @@ def test_without_keys_everyone_is_let_in(client):
 @given(st.dictionaries(st.from_regex("[a-z]{1,8}", fullmatch=True), Keys, min_size=1, max_size=5), Keys)
 def test_each_key_is_known_by_its_name_and_no_other_is(keys, other):
     """Whatever the keys: each opens as its own name where keys differ, and any other opens nothing."""
-    door = Guard(keys)
+    door = ApiKeyAuth(keys)
     for name, key in keys.items():
         for headers in ([(b"x-api-key", key.encode())], [(b"authorization", b"Bearer " + key.encode())]):
             assert keys[door.name_of(headers)] == keys[name]

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from starlette.requests import ClientDisconnect
 
-from app.serving.errors import BadBody, DeadlinePassed, TooLarge
+from app.serving.errors import DeadlinePassed, InvalidBody, TooLarge
 from app.serving.http.body import Part, media_type, parse_form, read_body, readable
 
 CHUNKS = st.lists(st.binary(max_size=40), min_size=1, max_size=8)
@@ -105,17 +105,17 @@ def test_a_form_gives_its_files_back_in_order(files):
 
 @given(st.binary(max_size=300), st.integers(0, 300))
 def test_any_bytes_are_a_form_or_a_bad_body(noise, cut):
-    """Noise, and forms with noise in them, end in parts or in a BadBody, never in another error."""
+    """Noise, and forms with noise in them, end in parts or in a InvalidBody, never in another error."""
     whole = form(file_part("a.png", b"data"))
     for body in (noise, whole[:cut] + noise + whole[cut:], whole[:cut]):
-        with suppress(BadBody, TooLarge):
+        with suppress(InvalidBody, TooLarge):
             assert all(isinstance(part, Part) for part in parse_form(body, TYPE, max_parts=3))
 
 
 @given(st.text(st.characters(codec="latin-1"), max_size=60))
 def test_any_content_type_is_read_or_refused(text):
-    """The content type is the client's too: any of them gives parts or a BadBody."""
-    with suppress(BadBody):
+    """The content type is the client's too: any of them gives parts or a InvalidBody."""
+    with suppress(InvalidBody):
         parse_form(form(file_part("a.png", b"data")), "multipart/form-data" + text, max_parts=3)
 
 
@@ -139,7 +139,7 @@ def test_parts_that_are_no_files_are_left_out_but_counted():
 @pytest.mark.parametrize("body", [b"", b"--line--", b"--line--\r\n", b"\r\n", form((b"X: y", b"data"))])
 def test_a_form_without_files_says_how_to_send_one(body):
     """The refusal shows the command."""
-    with pytest.raises(BadBody):
+    with pytest.raises(InvalidBody):
         parse_form(body, TYPE, max_parts=3)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from live import SERVE, free_port, head, run, serving
 
-from app.serving.http.workers import SpreadSocket
+from app.serving.http.workers import ReusePortSocket
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux spreads connections over sockets on one port")
 
@@ -85,7 +85,7 @@ def test_a_port_that_is_taken_is_refused(tiny_store, workers):
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
 def test_a_socket_travels_as_a_further_one_on_its_address(host):
     """Pickled and read again it is another socket, which can listen on the port beside the first."""
-    with SpreadSocket.on(host, free_port()) as first, pickle.loads(pickle.dumps(first)) as second:
+    with ReusePortSocket.on(host, free_port()) as first, pickle.loads(pickle.dumps(first)) as second:
         assert second.getsockname() == first.getsockname()
         assert second.fileno() != first.fileno()
         first.listen()

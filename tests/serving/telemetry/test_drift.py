@@ -42,7 +42,7 @@ def test_normal_traffic_is_called_drift_once_in_a_hundred_streams_at_most():
 
 @pytest.mark.parametrize(("n", "streams", "length"), [(10_000, 100, 50_000), (500, 100, 50_000)])
 def test_a_finite_calibration_is_not_called_drift(n, streams, length):
-    """However long the stream, the calibration's own error is no evidence, with many images or with few."""
+    """However long the stream, the calibration's own error is no features, with many images or with few."""
     random = np.random.default_rng(n)
     assert sum(after(conformal(random, n, length), n=n).drifting for _ in range(streams)) <= streams // 100
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from app.detection.imaging.preprocess import prepare_digit
-from app.detection.imaging.upload_features import EVIDENCE
+from app.detection.imaging.preprocess import preprocess_digit
+from app.detection.imaging.upload_features import FEATURE_NAMES
 from app.training.synthetic.uploads import draw_upload, synthesise_uploads
 
 
@@ -23,20 +23,20 @@ def rings():
 
 
 def test_every_image_gives_one_upload_in_order(rings):
-    """N images give N prepared images in [-1, 1] and N rows of finite evidence."""
+    """N images give N prepared images in [-1, 1] and N rows of finite features."""
     uploads = synthesise_uploads(rings, seed=0)
     assert uploads.images.shape == (40, 1, 28, 28)
     assert uploads.images.dtype == np.float32
     assert np.abs(uploads.images).max() <= 1
-    assert uploads.evidence.shape == (40, len(EVIDENCE))
-    assert np.isfinite(uploads.evidence).all()
+    assert uploads.features.shape == (40, len(FEATURE_NAMES))
+    assert np.isfinite(uploads.features).all()
 
 
 def test_equal_seeds_give_equal_uploads(rings):
     """The seed decides everything, and other seeds give others."""
     one, same, other = (synthesise_uploads(rings[:10], seed=seed) for seed in (1, 1, 2))
     assert np.array_equal(one.images, same.images)
-    assert np.array_equal(one.evidence, same.evidence)
+    assert np.array_equal(one.features, same.features)
     assert not np.array_equal(one.images, other.images)
 
 
@@ -51,7 +51,7 @@ def test_uploads_are_of_many_kinds(rings):
     assert {upload.ndim for upload in uploads} == {2, 3}
     assert len({upload.shape[:2] for upload in uploads}) > 60
     assert max(max(upload.shape) for upload in uploads) <= 170
-    inverted = ["inverted" in prepare_digit(upload).preprocess for upload in uploads]
+    inverted = ["inverted" in preprocess_digit(upload).preprocess for upload in uploads]
     assert 0.7 < np.mean(inverted) < 0.97
 
 
@@ -66,14 +66,14 @@ def test_images_without_ink_are_uploads_too():
     """An empty normal image gives an upload, not an error."""
     uploads = synthesise_uploads(np.zeros((6, 28, 28), np.uint8), seed=0)
     assert np.isfinite(uploads.images).all()
-    assert np.isfinite(uploads.evidence).all()
+    assert np.isfinite(uploads.features).all()
 
 
 def test_no_images_give_no_uploads():
     """An empty array gives empty arrays of the right shapes."""
     uploads = synthesise_uploads(np.zeros((0, 28, 28), np.uint8), seed=0)
     assert uploads.images.shape == (0, 1, 28, 28)
-    assert uploads.evidence.shape == (0, len(EVIDENCE))
+    assert uploads.features.shape == (0, len(FEATURE_NAMES))
 
 
 @pytest.mark.parametrize("size", [20, 32])

@@ -76,8 +76,8 @@ def test_the_server_needs_nothing_of_the_offline_side(path):
 
 @pytest.mark.parametrize("path", FILES, ids=str)
 def test_only_the_entry_points_read_the_environment(path):
-    """`os.environ` and the settings are read in main.py and __main__.py; everything else takes plain arguments."""
-    if room(path) not in ("main.py", "__main__.py"):
+    """`os.environ` and the settings are read in main.py and cli/ alone; everything else takes plain arguments."""
+    if room(path) not in ("main.py", "cli"):
         names = used(path)
         assert not names & {"os.environ", "os.getenv", "os.environb", "environ", "getenv"}
         assert "read_settings" not in names
@@ -85,7 +85,7 @@ def test_only_the_entry_points_read_the_environment(path):
 
 @pytest.mark.parametrize("path", FILES, ids=str)
 def test_only_the_entry_points_set_logging_up(path):
-    """Handlers and levels are set in serving/logs.py, which main.py and __main__.py call; everyone else only logs."""
+    """Handlers and levels are set in serving/logs.py, which main.py and cli/serve.py call; everyone else only logs."""
     if path != Path("app/serving/telemetry/log_setup.py"):
         assert not used(path) & {"logging.basicConfig", "logging.config.dictConfig", "logging.StreamHandler"}
 

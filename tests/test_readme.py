@@ -11,7 +11,7 @@ from live import ROOT
 from prometheus_client.parser import text_string_to_metric_families
 from strokes import npy, stroke_images
 
-from app.__main__ import cli
+from app.cli.commands import cli
 from app.serving.settings import PREFIX, SHIPPED_STORE, Settings
 
 TEXT = (ROOT / "README.md").read_text()

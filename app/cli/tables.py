@@ -1,30 +1,51 @@
-"""An evaluation on a terminal."""
+"""Results as tables and sentences on the terminal."""
 
 import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import typer
 from rich.console import Console
 from rich.table import Table
 
-from app.training.evaluate import Evaluation
-from app.training.reporting.metrics import Share
+if TYPE_CHECKING:
+    from app.training.evaluate import Evaluation
+    from app.training.reporting.metrics import Share
 
 
-def print_evaluation(evaluation: Evaluation) -> None:
-    """Print false alarms, then the sets of anomalies and their mean."""
-    console = Console(width=None if sys.stdout.isatty() else 200)  # a pipe has no width; rich would assume 80
-    console.print(false_alarm_table(evaluation))
+def console(pipe_width: int = 200) -> Console:
+    """The terminal, or standard output at `pipe_width` columns where it is a file or a pipe."""
+    return Console(width=None if sys.stdout.isatty() else pipe_width)  # rich assumes 80 columns for a pipe
+
+
+def print_published(folder: Path) -> None:
+    """Print the name, the threshold and the test figures of a published version."""
+    from app.detection.store import load_card
+
+    card = load_card(folder)
+    test: dict[str, Any] = card.metrics["normal_test"]
+    alarms = ", ".join(f"{share:.2%} at alpha {alpha}" for alpha, share in test["false_alarm_rate"].items())
+    typer.echo(f"Published {card.name}/{card.version} in {folder}")
+    typer.echo(f"Threshold {card.threshold:.4g} for alpha {card.alpha:g}, from {card.calibration_images:,} images.")
+    typer.echo(f"{test['images']:,} of {test['data']}: mean error {test['reconstruction_error']:.4f}; flagged {alarms}.")
+
+
+def print_evaluation(evaluation: "Evaluation") -> None:
+    """Print the false alarms on normal images, then the figures of each set of anomalies and their mean."""
+    out = console()
+    out.print(_false_alarm_table(evaluation))
     tests = evaluation.uniformity
-    console.print(
+    out.print(
         f"Kolmogorov-Smirnov tests of the normals' p-values: p = {tests.against_uniform:.3g} against uniform, "
         f"p = {tests.against_calibration:.3g} against the calibration images\n",
         highlight=False,
     )
     if evaluation.sets:
-        console.print(anomaly_table(evaluation))
+        out.print(_anomaly_table(evaluation))
 
 
-def false_alarm_table(evaluation: Evaluation) -> Table:
-    """How often normal images are flagged, and how often they should be."""
+def _false_alarm_table(evaluation: "Evaluation") -> Table:
+    """A row for each alpha: the measured share of normal images that are flagged, and its interval."""
     title = f"{evaluation.model} ({evaluation.scorer}) on {evaluation.normal_images:,} normal images: {evaluation.normal}"
     table = Table("alpha asked for", "false alarms", "95 % interval", title=title, title_justify="left", box=None)
     for each in evaluation.false_alarms:
@@ -32,7 +53,7 @@ def false_alarm_table(evaluation: Evaluation) -> Table:
     return table
 
 
-def anomaly_table(evaluation: Evaluation) -> Table:
+def _anomaly_table(evaluation: "Evaluation") -> Table:
     """A row for each set of anomalies, the mean last."""
     title = f"Anomalies: AUROC, that of the plain error, AUPR, FPR at 95 % TPR, caught at alpha {evaluation.alpha:g}"
     columns = ("set", "images", "AUROC", "plain", "AUPR", "FPR95", "caught", "95 % interval")
@@ -43,10 +64,10 @@ def anomaly_table(evaluation: Evaluation) -> Table:
         cells = [f"{figure:.3f}" for figure in figures]
         table.add_row(each.name, f"{each.images:,}", *cells, f"{each.caught.value:.1%}", _interval(each.caught))
     mean = evaluation.mean
-    names = ("auroc", "plain_error_auroc", "aupr", "fpr_at_95_tpr")
-    table.add_row("mean", "", *(f"{mean[name]:.3f}" for name in names), f"{mean['caught']:.1%}", "", style="bold")
+    figure_names = ("auroc", "plain_error_auroc", "aupr", "fpr_at_95_tpr")
+    table.add_row("mean", "", *(f"{mean[name]:.3f}" for name in figure_names), f"{mean['caught']:.1%}", "", style="bold")
     return table
 
 
-def _interval(share: Share) -> str:
+def _interval(share: "Share") -> str:
     return f"{share.low:.2%} - {share.high:.2%}"

@@ -11,7 +11,7 @@ from live import run
 from strokes import npy, png, stroke_images
 from typer.testing import CliRunner
 
-from app.__main__ import cli
+from app.cli.commands import cli
 from app.detection.store import CARD
 
 COLUMNS = ["name", "score", "p_value", "is_anomaly", "reconstruction_error", "preprocess", "warnings", "error"]

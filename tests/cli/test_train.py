@@ -9,18 +9,12 @@ import sys
 import numpy as np
 import pytest
 import torch
-import typer
 from live import ROOT
 from strokes import stroke_images
 from typer.testing import CliRunner
 
-from app.cli.train import calibrate, evaluate, train
+from app.cli.commands import cli
 from app.detection import store
-from app.training.progress import BarProgress, LineProgress, terminal_progress
-
-cli = typer.Typer()
-for command in (train, evaluate, calibrate):
-    cli.command()(command)
 
 
 def run(*arguments):
@@ -46,7 +40,7 @@ def normal_images(path, count, seed):
 def test_commands_start_light():
     """Reading the help loads neither torch nor any of the training's packages."""
     heavy = ("torch", "torchvision", "matplotlib", "sklearn", "scipy")
-    code = f"import sys, app.cli.train; print([name for name in {heavy} if name in sys.modules])"
+    code = f"import sys, app.cli.commands; print([name for name in {heavy} if name in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
 
@@ -149,19 +143,3 @@ def test_adopt_weights(trained, strokes_file, tmp_path):
     for name, tensor in torch.load(original, weights_only=True).items():
         assert torch.equal(tensor, adopted[name])
     assert store.load(tmp_path / "strokes" / "1").card.training == {"adopted_from": store.WEIGHTS}
-
-
-def test_bar_shows_what_the_lines_show(capsys):
-    """On a terminal there is a bar, elsewhere there are lines; both end with the last losses."""
-    for is_terminal, kind in ((True, BarProgress), (False, LineProgress)):
-        with terminal_progress(is_terminal=is_terminal) as progress:
-            assert isinstance(progress, kind)
-            progress.start(0, 2, 100)
-            progress.finish_epoch(0, 0.9, 0.9)
-            for epoch in (1, 2):
-                for _ in range(10):
-                    progress.advance(10)
-                progress.finish_epoch(epoch, 0.1234, 0.4321)
-            progress.say("Done.")
-        output = capsys.readouterr().out
-        assert "0.1234" in output and "0.4321" in output and "Done." in output

@@ -1,0 +1,70 @@
+"""The command `evaluate`. The heavy imports wait until it runs, so that `--help` is quick."""
+
+import json
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from app.cli.options import (
+    DATA_SETS,
+    SHIPPED_STORE,
+    DataDirOption,
+    DeviceOption,
+    ModelOption,
+    StoreOption,
+    VersionOption,
+    errors_as_sentences,
+)
+from app.training.optional import check_training_extra
+
+if TYPE_CHECKING:
+    from app.training.evaluate import NamedImages
+
+
+def evaluate(
+    anomalies: Annotated[list[str] | None, typer.Argument(help=f"Sets of anomalies; each: {DATA_SETS}.")] = None,
+    model: ModelOption = "mnist",
+    version: VersionOption = None,
+    normal: Annotated[str | None, typer.Option(help="Normal images; unset, the model's own test images.")] = None,
+    data_dir: DataDirOption = Path("data"),
+    store: StoreOption = SHIPPED_STORE,
+    out: Annotated[Path, typer.Option(help="Folder for pictures and evaluation.json.")] = Path("evaluation"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON rather than tables.")] = False,
+    device: DeviceOption = "auto",
+) -> None:
+    """Measure a detector: false alarms on normal images, and how well it finds each set of anomalies.
+
+    Intervals are 95 % (Clopper-Pearson). The published version is never changed: pictures and figures go to --out.
+    """
+    with errors_as_sentences():
+        check_training_extra()
+        from app.cli.tables import print_evaluation
+        from app.detection.detector import Detector
+        from app.detection.store import find, load
+        from app.training import evaluate as evaluation
+
+        detector = Detector(load(find(store, model, version)), device)
+        normal_images = evaluation.normal_test_images(detector.bundle.card, normal, data_dir)
+        anomaly_sets = _with_distinct_names([evaluation.named_images(source, data_dir) for source in anomalies or ()])
+        result = evaluation.evaluate(detector, normal_images, anomaly_sets, out)
+        content = json.dumps(result.as_json(), indent=2, allow_nan=False)
+        (out / "evaluation.json").write_text(content + "\n")
+        if as_json:
+            typer.echo(content)
+        else:
+            print_evaluation(result)
+            typer.echo(f"Pictures and figures: {out}")
+
+
+def _with_distinct_names(sets: "list[NamedImages]") -> "list[NamedImages]":
+    """Add a number to repeated names, so that no picture overwrites another."""
+    count: Counter[str] = Counter()
+    result = []
+    for images in sets:
+        count[images.name] += 1
+        number = count[images.name]
+        result.append(images if number == 1 else replace(images, name=f"{images.name}-{number}"))
+    return result

@@ -1,0 +1,29 @@
+"""The command `models`."""
+
+import typer
+
+from app.cli.options import SHIPPED_STORE, StoreOption
+
+
+def models(store: StoreOption = SHIPPED_STORE) -> None:
+    """List the detectors in the store."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    from app.cli.tables import console
+    from app.detection.store import StoreError, load_card, names, versions
+
+    table = Table("model", "version", "created", "scorer", "alpha", "threshold", "data", box=None)
+    for name in names(store):
+        for version in versions(store, name):
+            try:
+                card = load_card(store / name / str(version))
+            except StoreError as error:
+                table.add_row(name, str(version), f"[red]not usable: {escape(str(error))}[/red]")
+                continue
+            created, data = card.created[:16].replace("T", " "), str(card.data.get("name", ""))
+            table.add_row(name, str(version), created, card.scorer, f"{card.alpha:g}", f"{card.threshold:.4g}", data)
+    if not table.row_count:
+        typer.echo(f"There is no detector in {store}; train one with `oddigit train`.", err=True)
+        raise typer.Exit(2)
+    console().print(table)

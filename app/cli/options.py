@@ -1,0 +1,44 @@
+"""Options that several commands share, and how a command ends on an error."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+SHIPPED_STORE = Path(__file__).parents[2] / "model_store"
+CALIBRATION_SHARE = 1 / 3  # of MNIST's 60,000 training images: 40,000 fit, 20,000 calibrate
+DATA_SETS = "mnist, fashion-mnist, kmnist, emnist-digits, a folder of images, an .npy or an .npz"
+
+StoreOption = Annotated[Path, typer.Option(help="Folder of detectors.", show_default="model_store")]
+ModelOption = Annotated[str, typer.Option(help="Which detector of the store.")]
+VersionOption = Annotated[int | None, typer.Option(min=1, help="The detector's version; unset, the highest.")]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
+DataDirOption = Annotated[Path, typer.Option(help="Where named data sets lie or are downloaded to.")]
+SeedOption = Annotated[
+    int, typer.Option(min=0, max=2**32 - 1, help="Decides the split, the initial weights and the order of the images.")
+]
+AlphaOption = Annotated[float, typer.Option(help="False-alarm rate that the threshold is set for, between 0 and 1.")]
+ShareOption = Annotated[
+    float, typer.Option(help="Share of the training images that is held back to calibrate with.", show_default="1/3")
+]
+ScorerOption = Annotated[str, typer.Option(help="How the reconstruction error becomes a score: residual or mse.")]
+
+
+@contextmanager
+def errors_as_sentences() -> Iterator[None]:
+    """Turn our own errors and file-system errors into one sentence on stderr and exit code 2; Ctrl-C into exit code 130.
+
+    Other exceptions are bugs, so they pass with their traceback.
+    """
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        typer.echo(str(interrupt) or "Stopped.", err=True)
+        raise typer.Exit(130) from None
+    except Exception as error:
+        if not isinstance(error, OSError) and not type(error).__module__.startswith("app."):
+            raise
+        typer.echo(f"{error}", err=True)
+        raise typer.Exit(2) from None

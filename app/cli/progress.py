@@ -1,0 +1,82 @@
+"""The progress of a training, shown to a person: a bar on a terminal, a line an epoch elsewhere."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+
+from app.training.progress import Progress
+
+_BAR_STEPS = 20  # updates of the bar in one epoch
+
+
+class LineProgress:
+    """Prints a line an epoch, for logs and pipes."""
+
+    def start(self, epoch: int, epochs: int, images: int) -> None:
+        self._first_epoch = epoch
+        self._epochs = epochs
+        self._images = images
+        self._start_time = time.perf_counter()
+
+    def advance(self, images: int) -> None: ...
+
+    def finish_epoch(self, epoch: int, fit: float, test: float) -> None:
+        line = f"epoch {epoch}/{self._epochs}  fit {fit:.4f}  test {test:.4f}"
+        done = epoch - self._first_epoch
+        if done >= 1:
+            seconds = (time.perf_counter() - self._start_time) / done
+            line += f"  {self._images / seconds:,.0f} images/s  {seconds * (self._epochs - epoch):.0f} s left"
+        self.say(line)
+
+    def say(self, sentence: str) -> None:
+        print(sentence, flush=True)  # a log is read while it grows
+
+
+class BarProgress:
+    """A bar with losses, images per second and the time left. Shown by `terminal_progress`."""
+
+    def __init__(self) -> None:
+        self.display = RichProgress(
+            TextColumn("[bold]epoch"),
+            MofNCompleteColumn(),
+            BarColumn(),
+            TextColumn("fit {task.fields[fit]}  test {task.fields[test]}  {task.fields[speed]} images/s"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+        )
+        self._task = self.display.add_task("", total=None, fit="-", test="-", speed="-")
+
+    def start(self, epoch: int, epochs: int, images: int) -> None:
+        self._images = images
+        self._images_done = 0
+        self._start_time = time.perf_counter()
+        self.display.update(self._task, total=epochs, completed=epoch)
+
+    def advance(self, images: int) -> None:
+        before = self._images_done * _BAR_STEPS // self._images
+        self._images_done += images
+        if self._images_done * _BAR_STEPS // self._images > before:
+            self.display.advance(self._task, 1 / _BAR_STEPS)
+
+    def finish_epoch(self, epoch: int, fit: float, test: float) -> None:
+        seconds = time.perf_counter() - self._start_time
+        speed = f"{self._images_done / seconds:,.0f}" if self._images_done else "-"
+        self.display.update(self._task, completed=epoch, fit=f"{fit:.4f}", test=f"{test:.4f}", speed=speed)
+
+    def say(self, sentence: str) -> None:
+        self.display.console.print(sentence, highlight=False)
+
+
+@contextmanager
+def terminal_progress(*, is_terminal: bool) -> Iterator[Progress]:
+    """The progress display that suits the output: a bar for a terminal, lines for a file or a pipe."""
+    if is_terminal:
+        bar = BarProgress()
+        with bar.display:  # restores the terminal, on errors too
+            yield bar
+    else:
+        yield LineProgress()

@@ -1,0 +1,66 @@
+"""Each file in examples/ runs as its first lines say, against a real server."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+from live import ROOT, environment
+
+EXAMPLES = ROOT / "examples"
+PNG = b"\x89PNG\r\n\x1a\n"
+CLIENTS = {"Python": (sys.executable, EXAMPLES / "client.py"), "JavaScript": ("node", EXAMPLES / "client.mjs")}
+
+
+@pytest.fixture
+def run_example(server, samples, tmp_path):
+    """Run one example about a seven and a cat in an empty folder; returns what it prints and the folder."""
+
+    def run(*command, images=("seven.png", "cat.png")):
+        if shutil.which(command[0]) is None:
+            pytest.skip(f"{command[0]} is not installed")
+        done = subprocess.run(
+            [*command, *(str(samples / name) for name in images)],
+            cwd=tmp_path,
+            env=environment() | {"ODDIGIT_URL": server.url},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        return done, tmp_path
+
+    return run
+
+
+@pytest.mark.parametrize("command", CLIENTS.values(), ids=CLIENTS)
+def test_a_client_prints_three_answers_for_each_image(run_example, command):
+    """The verdict, the embedding and the reconstruction of a digit and of another thing."""
+    done, folder = run_example(*command)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("seven.png: digit, score ")
+    assert lines[3].startswith("cat.png: anomaly, score ")
+    assert lines[1].startswith("  embedding: (")
+    assert (folder / "seven-reconstruction.png").read_bytes().startswith(PNG)
+
+
+def test_the_shell_client_prints_two_answers_and_saves_a_picture(run_example):
+    """One JSON document for each of /score and /embed, and one PNG of all images."""
+    if shutil.which("curl") is None:
+        pytest.skip("curl is not installed")
+    done, folder = run_example("sh", EXAMPLES / "client.sh")
+    assert done.returncode == 0, done.stdout + done.stderr
+    scores, embeddings = (json.loads(line)["results"] for line in done.stdout.splitlines() if line)
+    assert [result["is_anomaly"] for result in scores] == [False, True]
+    assert [len(result["embedding"]) for result in embeddings] == [2, 2]
+    assert (folder / "reconstructions.png").read_bytes().startswith(PNG)
+
+
+@pytest.mark.parametrize("command", CLIENTS.values(), ids=CLIENTS)
+def test_a_client_repeats_the_explanation_of_a_refused_request(run_example, command):
+    """The title of the problem document is in the error message, and the exit status says that it failed."""
+    done, _ = run_example(*command, images=("draw.py",))
+    assert done.returncode != 0
+    assert re.search(r"400 The image could not be decoded|415 ", done.stderr)

@@ -36,10 +36,10 @@ from app.serving.http.limits import DROPPED_BYTES, STATE_KEY, Breather, Limits, 
 from app.serving.http.middleware import CarryErrors, Front
 from app.serving.http.shutdown import Draining
 from app.serving.settings import Settings, read_settings
+from app.serving.telemetry.drift import TrafficMonitor
 from app.serving.telemetry.log_setup import set_up_logging
 from app.serving.telemetry.metrics import Metrics
-from app.serving.telemetry.monitor import Monitor
-from app.serving.telemetry.tracing import traced
+from app.serving.telemetry.tracing import with_tracing
 
 logger = logging.getLogger(__name__)
 
@@ -69,8 +69,8 @@ def create_app(settings: Settings) -> FastAPI:
     shared = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
     metrics = Metrics(Path(shared) if shared else None)
     draining = Draining()
-    monitor = Monitor(metrics, settings.drift_level)
-    inference = Inference(max_batch_size=settings.max_batch_size, watcher=monitor)
+    monitor = TrafficMonitor(metrics, settings.drift_level)
+    inference = Inference(max_batch_size=settings.max_batch_size, watcher=monitor.record_batch)
     uploads = Uploads(settings)
     admission = Admission(max_waiting=settings.max_waiting, deadline_s=settings.deadline_ms / 1000)
     endpoints = Endpoints(inference, uploads, admission, metrics, settings)
@@ -80,8 +80,7 @@ def create_app(settings: Settings) -> FastAPI:
 
     def set_model(detector: Detector) -> None:
         inference.set_model(detector)
-        monitor.begin(detector.bundle)
-        metrics.serves(detector.bundle, str(detector.device))
+        monitor.set_model(detector.bundle, str(detector.device))
         logger.info("serving %s on %s", detector.bundle.label, detector.device)
 
     @asynccontextmanager
@@ -92,7 +91,7 @@ def create_app(settings: Settings) -> FastAPI:
         assert first is not None  # nothing is in service yet that could be the best already
         set_model(first)
         for _ in versions.refused:
-            metrics.refused_version()
+            metrics.record_refused_version()
         draining.begin_on_sigterm(settings.drain_s)
         tasks = [asyncio.create_task(_keep_counting(metrics, about))]
         if settings.reload:
@@ -113,7 +112,7 @@ def create_app(settings: Settings) -> FastAPI:
     add_page(app)
     front = Front(app.inner, straight, guard, admission, metrics, draining)
     paths = {getattr(route, "path", "") for route in app.routes}
-    app.outermost = traced(_with_cors(front, settings.cors_origins), paths, os.environ)
+    app.outermost = with_tracing(_with_cors(front, settings.cors_origins), paths, os.environ)
     limits = _limits(settings)
     if app.outermost is front:  # else others have a say in every answer
         limits = _with_short_ways(limits, front, admission, uploads, settings)
@@ -153,8 +152,8 @@ async def _keep_counting(metrics: Metrics, about: About) -> None:
     """So that a scrape of one worker finds the others' numbers fresh."""
     while True:
         await asyncio.sleep(1)
-        about.note_state()
-        metrics.catch_up()
+        about.update_gauges()
+        metrics.flush()
 
 
 def load_detector(folder: Path, settings: Settings) -> Detector:

@@ -116,6 +116,14 @@ def test_nothing_is_unpickled(path):
             assert safe.value is (dotted(node.func) == "torch.load")
 
 
+@pytest.mark.parametrize("path", [path for path in FILES if "telemetry" in path.parts], ids=str)
+def test_telemetry_knows_neither_http_nor_images(path):
+    """Telemetry gets plain numbers and arrays; it imports no web framework, and of serving only telemetry itself."""
+    assert imports_any(path, "starlette", "fastapi", "uvicorn", "PIL", "app.detection.imaging") == []
+    serving = imports_any(path, "app.serving")
+    assert [name for name in serving if not name.startswith("app.serving.telemetry.")] == []
+
+
 def test_the_batcher_knows_no_torch():
     """It groups jobs of any kind; HTTP and images are none of its business."""
     assert imports_any(Path("app/serving/engine/batcher.py"), "torch", "numpy", "fastapi", "starlette", "app") == []

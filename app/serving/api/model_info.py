@@ -65,12 +65,18 @@ class About:
 
     async def metrics(self, request: Request) -> Response:
         """Metrics in Prometheus's text format."""
-        self.note_state()
+        self.update_gauges()
         return Response(self._metrics.text(), media_type=METRICS_TYPE)
 
-    def note_state(self) -> None:
-        """Set the metrics that are states and not events."""
-        self._metrics.watch(self._admission.in_flight, self._inference.queued_images, self._state.drift())
+    def update_gauges(self) -> None:
+        """Set the gauges of the current state."""
+        drift = self._state.drift()
+        self._metrics.set_gauges(
+            in_flight=self._admission.in_flight,
+            queued_images=self._inference.queued_images,
+            drift_capital=drift.capital,
+            drifting=drift.drifting,
+        )
 
     async def drift(self, request: Request) -> Response:
         """Whether the traffic still looks like what the model was calibrated for."""

@@ -94,7 +94,8 @@ class Endpoints:
         else:
             response = await asyncio.to_thread(_word, request, question, media, upload, outcome, options)
         times = (decoded - began, max(judged - decoded - outcome.infer_s, 0.0), outcome.infer_s, clock() - judged)
-        response.raw_headers.append((b"server-timing", self._metrics.timed(*times)))
+        self._metrics.record_stages(*times)
+        response.raw_headers.append((b"server-timing", answers.server_timing(*times)))
         return response
 
     def _check(self, upload: Upload, question: EndpointSpec, media: str) -> None:

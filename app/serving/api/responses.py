@@ -105,6 +105,12 @@ def unit_range(detections: Detections) -> NDArray[np.float32]:
     return np.clip((detections.reconstructions[:, 0] + 1) / 2, 0, 1)
 
 
+def server_timing(decode: float, queue: float, infer: float, encode: float) -> bytes:
+    """The value of the Server-Timing header (W3C Server Timing) for the seconds spent in each stage."""
+    milliseconds = (decode * 1e3, queue * 1e3, infer * 1e3, encode * 1e3)
+    return b"decode;dur=%.3f, queue;dur=%.3f, infer;dur=%.3f, encode;dur=%.3f" % milliseconds
+
+
 def json_bytes(content: object) -> bytes:
     """Plain content as JSON; NaN and infinities cannot occur and would become null."""
     return to_json(content, inf_nan_mode="null")

@@ -91,7 +91,7 @@ async def watch(versions: Versions, inference: Inference, metrics: Metrics, set_
             logger.error("the store cannot be read: %s", error)
             detector = None
         for _ in set(versions.refused.items()) - set(before.items()):
-            metrics.refused_version()
+            metrics.record_refused_version()
         if detector is not None:
             set_model(detector)
 

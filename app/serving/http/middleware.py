@@ -85,10 +85,10 @@ class Front:
             visit.status = 499  # nobody is left to answer; nginx's number for it
         except Exception as error:
             route = route if route in self._straight else getattr(scope.get("route"), "path", "other")
-            self._metrics.refused(await visit.fail(error))
+            self._metrics.record_rejection(await visit.fail(error))
         finally:
             took = time.perf_counter() - visit.started
-            self._metrics.answered(route, visit.status, took)
+            self._metrics.record_request(route, visit.status, took)
             log(scope, visit.status, took, visit.client)
 
     def turn_away(self, scope: Scope) -> Answer | None:
@@ -105,8 +105,8 @@ class Front:
         scope["state"]["request_id"] = identity = request_id(scope)
         problem = problem_for(self._admission.refusal())
         headers, body = problem_answer(problem, scope)
-        self._metrics.refused(problem.type)
-        self._metrics.answered(scope["path"], problem.status, time.perf_counter() - began)
+        self._metrics.record_rejection(problem.type)
+        self._metrics.record_request(scope["path"], problem.status, time.perf_counter() - began)
         log(scope, problem.status, time.perf_counter() - began, client)
         return problem.status, marked(headers, identity), body
 

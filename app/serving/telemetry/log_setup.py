@@ -1,4 +1,4 @@
-"""Log set-up for the entry points: readable lines for people, JSON lines for machines. Never an image, never a key."""
+"""Log set-up for the entry points: text lines or JSON lines on standard error."""
 
 import json
 import logging
@@ -6,8 +6,8 @@ import sys
 import time
 
 
-class JsonLines(logging.Formatter):
-    """One JSON object a record."""
+class JsonFormatter(logging.Formatter):
+    """Formats each record as one line of JSON."""
 
     def format(self, record: logging.LogRecord) -> str:
         entry = {
@@ -23,8 +23,8 @@ class JsonLines(logging.Formatter):
         return json.dumps(entry)
 
 
-class Text(logging.Formatter):
-    """Time, level, message, and the request id where there is one."""
+class TextFormatter(logging.Formatter):
+    """Formats each record as time, level, message and, if it has one, its request id."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)-7s %(message)s", datefmt="%H:%M:%S")
@@ -35,11 +35,11 @@ class Text(logging.Formatter):
 
 
 def set_up_logging(log_format: str, *, access_log: bool) -> None:
-    """Send records to standard error in `log_format` (text or json), from INFO upwards."""
+    """Write records of level INFO and above to standard error in `log_format` ("text" or "json")."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonLines() if log_format == "json" else Text())
+    handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     logging.getLogger("oddigit.access").setLevel(logging.INFO if access_log else logging.WARNING)
-    for name in ("uvicorn", "uvicorn.error"):  # its own handlers would say everything twice
+    for name in ("uvicorn", "uvicorn.error"):  # with its own handlers too, each line would appear twice
         logging.getLogger(name).handlers.clear()
         logging.getLogger(name).propagate = True

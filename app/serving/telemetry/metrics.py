@@ -1,13 +1,15 @@
-"""Metrics for Prometheus: what happened in, text format out. Right for one process and for several side by side.
+"""Prometheus metrics: events and gauge values in, the text exposition format out.
 
-With several workers each keeps its numbers in files under PROMETHEUS_MULTIPROC_DIR (`serve --workers` makes that folder),
-and whichever worker is asked adds them up.
+One process keeps its numbers in memory. With several workers each keeps them in files under PROMETHEUS_MULTIPROC_DIR (the
+`serve` command makes that folder), and the worker that is scraped adds them up.
+
+Private names of prometheus_client, used in `observe_many` alone: Histogram._sum, Histogram._buckets.
 """
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,33 +22,30 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
-from prometheus_client.multiprocess import MultiProcessCollector
-
-from app.detection.bundle import Bundle
-from app.serving.telemetry.drift import Drift
-
-if TYPE_CHECKING:
-    from app.detection.detector import Detections
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 _SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10)
 _BATCHES = (1, 2, 4, 8, 16, 32, 64, 256, 1024, 4096, 16384, 65536)
 _SCORES = (0.25, 0.5, 0.75, 1, 1.25, 1.5, 2, 3, 5, 10, 30, 100)
 _P_VALUES = (0.0001, 0.001, 0.005, 0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1)
 
-_TOGETHER = 64  # answers
+_BUFFER_SIZE = 64  # requests of one route and status that are buffered before they are counted
 STAGES = ("decode", "queue", "infer", "encode")
 
 
 class Metrics:
-    """The server's metrics, each documented in the README under its name."""
+    """The server's metrics; the README documents each under its name.
+
+    Requests, rejections and stages are buffered and counted together, because counting costs more than appending to a list.
+    """
 
     def __init__(self, shared: Path | None = None) -> None:
-        """`shared`: the folder where several processes count together, as prometheus_client was told too."""
-        disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each counter, that nothing reads
+        """`shared` is PROMETHEUS_MULTIPROC_DIR, the folder that several processes share; None for one process."""
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # unused `_created` series of every counter
         self._registry = registry = CollectorRegistry()
         self._shared = shared
         if shared is not None:
-            _forget_the_dead(shared)
+            _remove_dead_workers(shared)
         else:
             ProcessCollector(registry=registry)
         self._requests = Counter(
@@ -55,7 +54,7 @@ class Metrics:
         self._request_seconds = Histogram(
             "oddigit_request_seconds", "From head to answer.", ("route",), buckets=_SECONDS, registry=registry
         )  # fmt: skip
-        self._refused = Counter(
+        self._rejections = Counter(
             "oddigit_refused", "Requests that were refused, by problem type.", ("reason",), registry=registry
         )
         self._in_flight = Gauge(
@@ -87,112 +86,109 @@ class Metrics:
         self._drifting = Gauge(
             "oddigit_drifting", "1 once the capital has reached the level.", multiprocess_mode="livemax", registry=registry
         )  # fmt: skip
-        self._served: tuple[str, ...] | None = None
-        self._answers: dict[tuple[str, int], list[float]] = {}  # what is not counted yet: (route, status) -> seconds
-        self._times: list[tuple[float, float, float, float]] = []
-        self._refusals: dict[str, int] = {}  # reason -> how many
+        self._model_labels: tuple[str, ...] | None = None
+        self._buffered_requests: dict[tuple[str, int], list[float]] = {}  # (route, status) -> seconds
+        self._buffered_stages: list[tuple[float, float, float, float]] = []
+        self._buffered_rejections: dict[str, int] = {}  # reason -> count
 
-    def answered(self, route: str, status: int, seconds: float) -> None:
-        """A request has been answered. Counted some at a time, since counting costs more than noting."""
+    def record_request(self, route: str, status: int, seconds: float) -> None:
+        """Record a response with its route template, status and duration in seconds."""
         try:
-            waiting = self._answers[route, status]
+            buffered = self._buffered_requests[route, status]
         except KeyError:
-            waiting = self._answers[route, status] = []
-        waiting.append(seconds)
-        if len(waiting) >= _TOGETHER:
-            self.catch_up()
+            buffered = self._buffered_requests[route, status] = []
+        buffered.append(seconds)
+        if len(buffered) >= _BUFFER_SIZE:
+            self.flush()
 
-    def catch_up(self) -> None:
-        """Count what was noted; called often enough by the server, and before each scrape."""
-        for (route, status), seconds in self._answers.items():
+    def record_rejection(self, reason: str) -> None:
+        """Record a request that was answered with a problem; `reason` is the problem's type."""
+        self._buffered_rejections[reason] = self._buffered_rejections.get(reason, 0) + 1
+
+    def record_stages(self, decode: float, queue: float, infer: float, encode: float) -> None:
+        """Record the seconds that one request spent in each stage."""
+        self._buffered_stages.append((decode, queue, infer, encode))
+
+    def flush(self) -> None:
+        """Count everything that is buffered. The server calls it once a second and before each scrape."""
+        for (route, status), seconds in self._buffered_requests.items():
             if seconds:
                 self._requests.labels(route, str(status)).inc(len(seconds))
                 observe_many(self._request_seconds.labels(route), _SECONDS, np.array(seconds))
                 seconds.clear()
-        for reason, count in self._refusals.items():
-            self._refused.labels(reason).inc(count)
-        self._refusals.clear()
-        if self._times:
-            for name, column in zip(STAGES, np.array(self._times).T, strict=True):
+        for reason, count in self._buffered_rejections.items():
+            self._rejections.labels(reason).inc(count)
+        self._buffered_rejections.clear()
+        if self._buffered_stages:
+            for name, column in zip(STAGES, np.array(self._buffered_stages).T, strict=True):
                 observe_many(self._stages[name], _SECONDS, column)
-            self._times.clear()
+            self._buffered_stages.clear()
 
-    def refused(self, reason: str) -> None:
-        """A request was not answered as it wished, for this type of problem. Counted later, as answers are."""
-        self._refusals[reason] = self._refusals.get(reason, 0) + 1
-
-    def timed(self, decode: float, queue: float, infer: float, encode: float) -> bytes:
-        """Note the seconds that a question spent in each stage -> its Server-Timing header, in milliseconds."""
-        self._times.append((decode, queue, infer, encode))
-        return b"decode;dur=%.3f, queue;dur=%.3f, infer;dur=%.3f, encode;dur=%.3f" % (
-            decode * 1e3,
-            queue * 1e3,
-            infer * 1e3,
-            encode * 1e3,
-        )
-
-    def passed(self, images: int) -> None:
-        """So many images went through the network at once."""
+    def record_batch(self, images: int) -> None:
+        """Record a forward pass of `images` images."""
         self._batch.observe(images)
 
-    def judged(self, detections: "Detections", threshold: float) -> None:
-        """These images have verdicts by the model's own threshold."""
-        count = len(detections.scores)
-        anomalies = int((detections.scores > threshold).sum())
+    def record_scores(self, scores: NDArray[np.float32], p_values: NDArray[np.float64], threshold: float) -> None:
+        """Record the verdicts of N images: scores [N], p-values [N], and the model's own threshold."""
+        anomalies = int((scores > threshold).sum())
         self._anomaly.inc(anomalies)
-        self._normal.inc(count - anomalies)
-        observe_many(self._scores, _SCORES, detections.scores)
-        observe_many(self._p_values, _P_VALUES, detections.p_values)
+        self._normal.inc(len(scores) - anomalies)
+        observe_many(self._scores, _SCORES, scores)
+        observe_many(self._p_values, _P_VALUES, p_values)
 
-    def serves(self, bundle: Bundle, device: str) -> None:
-        """This model is in service from now on."""
-        if self._served is not None:
-            self._model.labels(*self._served).set(0)
-        self._served = (bundle.card.name, str(bundle.card.version), bundle.card.scorer, device)
-        self._model.labels(*self._served).set(1)
+    def set_model(self, name: str, version: int, scorer: str, device: str) -> None:
+        """Set the model in service and count the reload."""
+        if self._model_labels is not None:
+            self._model.labels(*self._model_labels).set(0)
+        self._model_labels = (name, str(version), scorer, device)
+        self._model.labels(*self._model_labels).set(1)
         self._reloads.labels("taken_up").inc()
 
-    def refused_version(self) -> None:
+    def record_refused_version(self) -> None:
+        """Count a version of the store that must not be served."""
         self._reloads.labels("refused").inc()
 
-    def watch(self, in_flight: int, queued: int, drift: Drift | None) -> None:
-        """Set what is a state and not an event; called before each scrape."""
+    def set_gauges(self, *, in_flight: int, queued_images: int, drift_capital: float, drifting: bool) -> None:
+        """Set the gauges of the current state. The server calls it once a second and before each scrape."""
         self._in_flight.set(in_flight)
-        self._queue.set(queued)
-        if drift is not None:
-            self._capital.set(drift.capital)
-            self._drifting.set(drift.drifting)
+        self._queue.set(queued_images)
+        self._capital.set(drift_capital)
+        self._drifting.set(drifting)
 
     def text(self) -> bytes:
-        """All metrics in Prometheus's text format."""
-        self.catch_up()
+        """All metrics in Prometheus's text format, added up over the workers."""
+        self.flush()
         if self._shared is None:
             return generate_latest(self._registry)
-        everyone = CollectorRegistry()
-        MultiProcessCollector(everyone)  # type: ignore[no-untyped-call]
-        return generate_latest(everyone)
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+        return generate_latest(registry)
 
 
-def _forget_the_dead(folder: Path) -> None:
-    """Remove the gauges of workers that are no more: a new one may have taken the place of one that was killed."""
-    for file in folder.glob("gauge_live*_*.db"):
-        process = file.stem.rpartition("_")[2]
-        if process.isdigit() and not _is_alive(int(process)):
-            file.unlink(missing_ok=True)  # another new one may have been quicker
+def _remove_dead_workers(folder: Path) -> None:
+    """Remove the live gauges of processes that no longer run: this worker may replace one that was killed."""
+    names = (file.stem.rpartition("_")[2] for file in folder.glob("gauge_live*_*.db"))
+    for process in {int(name) for name in names if name.isdigit()}:
+        if not _is_running(process):
+            with suppress(FileNotFoundError):  # another worker that starts now may have removed the file first
+                mark_process_dead(process, str(folder))  # type: ignore[no-untyped-call]
 
 
-def _is_alive(process: int) -> bool:
+def _is_running(process: int) -> bool:
     try:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
-    except (PermissionError, OverflowError):  # somebody else's, or no process's number
+    except (PermissionError, OverflowError):  # a process of another user, or a number that is no process id
         pass
     return True
 
 
 def observe_many(histogram: Histogram, bounds: Sequence[float], values: NDArray[np.floating]) -> None:
-    """Observe all values [N] at once: one by one, an array of 1,000 images would take longer here than in the network."""
+    """Observe all values [N] at once. `bounds` are the histogram's buckets without +Inf.
+
+    Observing 1,000 values one by one takes longer than their forward pass.
+    """
     if len(values) == 1:
         histogram.observe(float(values[0]))
         return

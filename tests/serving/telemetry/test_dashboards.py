@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from live import ROOT
 
-FOLDER = ROOT / "app" / "serving" / "monitoring"
+FOLDER = ROOT / "app" / "serving" / "telemetry" / "dashboards"
 promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool (Debian: prometheus) is not installed")
 
 

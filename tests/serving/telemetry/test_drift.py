@@ -14,9 +14,8 @@ from app.detection import store
 from app.detection.conformal import Calibration
 from app.detection.detector import Detections
 from app.serving import schemas
-from app.serving.telemetry.drift import DriftMonitor, largest_share
+from app.serving.telemetry.drift import DriftMonitor, TrafficMonitor, largest_tail_probability
 from app.serving.telemetry.metrics import Metrics
-from app.serving.telemetry.monitor import Monitor
 
 NPY = {"content-type": "application/x-npy"}
 
@@ -145,9 +144,9 @@ def test_a_tiny_calibration_is_never_called_drift_by_itself(n):
 @given(st.floats(1e-4, 0.5), st.integers(1, 100_000))
 def test_what_a_calibration_leaves_possible_shrinks_towards_the_share(share, n):
     """The largest possible share is above the share itself, at most 1, and nearer to it with ten times the images."""
-    possible = largest_share(share, n)
+    possible = largest_tail_probability(share, n)
     assert share <= possible <= 1
-    assert largest_share(share, 10 * n) <= possible + 1e-9
+    assert largest_tail_probability(share, 10 * n) <= possible + 1e-9
 
 
 def test_a_higher_level_is_reached_later():
@@ -162,9 +161,9 @@ def test_an_array_in_order_is_no_drift(tiny_bundle):
     """Images that come together may be sorted by writers or by classes; bet on in that order they would be called drift."""
     p_values = np.sort(np.random.default_rng(4).random(5000))
     scores = np.zeros(5000, np.float32)
-    monitor = Monitor(Metrics(), 100.0)
-    monitor.begin(tiny_bundle)
-    monitor(tiny_bundle, 5000, Detections(scores, p_values, scores, np.zeros((5000, 2), np.float32)))
+    monitor = TrafficMonitor(Metrics(), 100.0)
+    monitor.set_model(tiny_bundle, "cpu")
+    monitor.record_batch(tiny_bundle, 5000, Detections(scores, p_values, scores, np.zeros((5000, 2), np.float32)))
     assert monitor.drift().images == 5000
     assert not monitor.drift().drifting
     assert after(p_values, n=tiny_bundle.calibration.n).drifting

@@ -75,9 +75,9 @@ def judged(mnist: DataSet, digit: int, epochs: int, seed: int) -> Aurocs:
     began = time.perf_counter()
     config = TrainConfig(epochs=epochs, seed=seed)
     fit = flatten(mnist.train.images[labels(mnist.train.labels) == digit], CPU)  # [about 6,000, pixels]
-    test = flatten(mnist.judged.images, CPU)
+    test = flatten(mnist.test_or_all.images, CPU)
     model = trained(config, fit)
-    is_normal = labels(mnist.judged.labels) == digit
+    is_normal = labels(mnist.test_or_all.labels) == digit
     both = (MseScorer(), fit_scorer("residual", model, fit, seed=seed))
     found = Aurocs(*(auroc(scores(model, scorer, test), is_normal) for scorer in both))
     seconds = time.perf_counter() - began

@@ -69,7 +69,7 @@ def our_epoch(data_dir: Path, device: torch.device) -> Callable[[], None]:
 def our_whole_epoch(data_dir: Path, device: torch.device, folder: Path) -> Callable[[], None]:
     """The same with all that the trainer does around it, ready to run an epoch."""
     dataset = load_dataset("mnist", data_dir=data_dir)
-    images, test = flatten(dataset.train.images, device), flatten(dataset.judged.images, device)
+    images, test = flatten(dataset.train.images, device), flatten(dataset.test_or_all.images, device)
     config = TrainConfig()
     training = Training(config, device)
 

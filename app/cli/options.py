@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
+from app.training.config import CALIBRATION_SHARE as CALIBRATION_SHARE
+
 SHIPPED_STORE = Path(__file__).parents[2] / "model_store"
-CALIBRATION_SHARE = 1 / 3  # of MNIST's 60,000 training images: 40,000 fit, 20,000 calibrate
 DATA_SETS = "mnist, fashion-mnist, kmnist, emnist-digits, a folder of images, an .npy or an .npz"
 
 StoreOption = Annotated[Path, typer.Option(help="Folder of detectors.", show_default="model_store")]

@@ -1,9 +1,11 @@
-"""Checkpoints: an unfinished training to one file and back. A kill at any moment leaves the old file or the new one.
+"""Checkpoints: the state of an unfinished training in one file. A kill at any moment leaves the old file or the new one.
 
-They lie in a hidden folder beside the versions, `model_store/mnist/.checkpoints/`, one file for each configuration, so that
-two trainings at once do not meet. What is in them is up to `train.py`.
+The files lie in a hidden folder beside the versions, `model_store/mnist/.checkpoints/`, one file for each configuration, so
+that concurrent trainings do not overwrite each other. `train.py` decides the content.
 """
 
+import hashlib
+import json
 import os
 import pickle
 import tempfile
@@ -12,22 +14,27 @@ from typing import Any
 
 import torch
 
+from app.training.config import TrainConfig
+from app.training.datasets import DataSet
+
 FOLDER = ".checkpoints"
 
 State = dict[str, Any]  # tensors, numbers, strings, and lists and dicts of them
 
 
 class CheckpointError(RuntimeError):
-    """There is nothing to resume, or it belongs to another training; the message says what to do."""
+    """There is no checkpoint to resume, it is damaged, or it belongs to another training; the message says what to do."""
 
 
-def checkpoint_path(root: Path, name: str, digest: str) -> Path:
-    """Where the training of `name` with the configuration that has this digest keeps its state."""
-    return root / name / FOLDER / f"{digest[:16]}.pth"
+def checkpoint_path(config: TrainConfig, dataset: DataSet) -> Path:
+    """The file for this configuration on these images."""
+    content = json.dumps({**config.described(), "sha256": dataset.digest}, sort_keys=True)
+    digest = hashlib.sha256(content.encode()).hexdigest()
+    return config.root / str(config.name) / FOLDER / f"{digest[:16]}.pth"
 
 
 def save_checkpoint(state: State, path: Path) -> None:
-    """Write `state` to `path`: to a temporary file, to the disk, and then under its name."""
+    """Write `state` to a temporary file, flush it to the disk and rename it to `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, draft = tempfile.mkstemp(prefix=".draft-", dir=path.parent)
     try:
@@ -41,31 +48,38 @@ def save_checkpoint(state: State, path: Path) -> None:
         raise
 
 
-def load_checkpoint(path: Path) -> State | None:
-    """What was saved at `path`, its tensors on the CPU; None where nothing was. Reads tensors and plain values, no code.
+def load_checkpoint(path: Path, config: TrainConfig) -> State:
+    """Read the state at `path`, with its tensors on the CPU.
 
     Raises:
-        CheckpointError: the file is damaged.
+        CheckpointError: the file is damaged, or there is none for this configuration; then the message names what differs
+            from the latest interrupted training of the same detector.
     """
-    try:
-        state: State = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        return None
-    except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
-        raise CheckpointError(f"{path} is damaged; remove it and train from the beginning, without --resume.") from error
-    return state
-
-
-def other_checkpoints(path: Path) -> list[Path]:
-    """Unfinished trainings of the same detector with other configurations, the latest first."""
-    others = [other for other in path.parent.glob("*.pth") if other != path]
-    return sorted(others, key=lambda other: other.stat().st_mtime, reverse=True)
+    if path.exists():
+        return _read(path)
+    others = sorted(path.parent.glob("*.pth"), key=lambda other: other.stat().st_mtime)
+    if not others:
+        raise CheckpointError(f"There is no interrupted training of {config.name!r} to resume; start it without --resume.")
+    theirs, ours = _read(others[-1]).get("config", {}), config.described()
+    changed = [f"{key} {theirs[key]} (now {ours.get(key)})" for key in theirs if theirs[key] != ours.get(key)]
+    raise CheckpointError(
+        f"The interrupted training of {config.name!r} differs in {', '.join(changed) or 'its images'}; "
+        "repeat its own command with --resume, or leave --resume out to start anew."
+    )
 
 
 def remove_checkpoint(path: Path) -> None:
-    """Forget a finished training, what a kill left of its drafts, and the folder when nothing else is in it."""
+    """Delete the checkpoint of a finished training, and the folder if it is empty then."""
     path.unlink(missing_ok=True)
     try:
         path.parent.rmdir()
     except OSError:
         return  # another training's checkpoint is there
+
+
+def _read(path: Path) -> State:
+    try:
+        state: State = torch.load(path, map_location="cpu", weights_only=True)  # tensors and plain values, no code
+    except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
+        raise CheckpointError(f"{path} is damaged; remove it and train from the beginning, without --resume.") from error
+    return state

@@ -1,7 +1,7 @@
-"""Data sets: a name, a folder or an array file in, uint8 pixels out, split by a seed. Knows no network and no score.
+"""Data sets: a name, a folder or an array file in, uint8 images out, split by a seed.
 
-Images are uint8 [N, 28, 28], 0 = background, 255 = ink. Files of a folder are decoded by `detection.images`, as the server
-decodes uploads. What cannot be read is refused with a `DataError` before anything is written.
+Images are uint8 [N, 28, 28], 0 = background, 255 = ink. Files of a folder are decoded and prepared as the server does with
+uploads. Whatever cannot be read raises a `DataError` before anything is written.
 """
 
 import hashlib
@@ -17,17 +17,17 @@ from numpy.typing import NDArray
 
 from app.detection.detector import stack_features
 from app.detection.imaging.decode import ImageError, decode_image, to_pixels
-from app.training.torchvision_datasets import KNOWN, read_known
+from app.training.config import CALIBRATION_SHARE as CALIBRATION_SHARE
+from app.training.torchvision_datasets import NAMED_SETS, read_named_set
 
 Pixels = NDArray[np.uint8]
 Labels = NDArray[np.int64]
 
-CALIBRATION_SHARE = 1 / 3  # of MNIST's 60,000: 40,000 fit, 20,000 calibrate
-TEST_SHARE = 1 / 7  # of a set that brings no test part; MNIST's own is 10,000 of 70,000
+TEST_SHARE = 1 / 7  # of a set without a test part; MNIST's own is 10,000 of 70,000
 
 
 class DataError(ValueError):
-    """A data set that is missing, empty, damaged or of another shape; the message says which file and what to do."""
+    """A data set is missing, empty, damaged or of another shape; the message names the file and says what to do."""
 
 
 @dataclass(frozen=True)
@@ -36,57 +36,58 @@ class LabelledImages:
 
     images: Pixels  # [N, S, S]
     labels: Labels | None = None  # [N]
-    features: NDArray[np.float32] | None = None  # [N, K], of images that were prepared; None: they are as they were
+    features: NDArray[np.float32] | None = None  # upload features [N, K]; None where the images needed no preparation
 
     def __len__(self) -> int:
         return len(self.images)
 
     def take(self, index: NDArray[np.intp]) -> "LabelledImages":
         """The images at `index`, in its order."""
-        columns = (self.images, self.labels, self.features)
-        return LabelledImages(*(None if column is None else column[index] for column in columns))  # type: ignore[arg-type]
+        labels = None if self.labels is None else self.labels[index]
+        features = None if self.features is None else self.features[index]
+        return LabelledImages(self.images[index], labels, features)
 
 
 @dataclass(frozen=True)
 class DataSet:
-    """A data set as it is stored: its training part and, where it has one, its test part."""
+    """A data set as it is stored: its training part and its test part, if it has one."""
 
-    name: str  # fit to name a detector
+    name: str  # valid as the name of a detector
     train: LabelledImages
     test: LabelledImages | None = None
 
     @cached_property
     def digest(self) -> str:
-        """sha256 over all pixels: the same images in the same order, whatever file they came from."""
+        """sha256 over all pixels in their order, independent of the files that they came from."""
         parts = [self.train.images] if self.test is None else [self.train.images, self.test.images]
         return hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest()
 
     @property
-    def judged(self) -> LabelledImages:
-        """What to evaluate on: the test part, or all of a set that has none."""
+    def test_or_all(self) -> LabelledImages:
+        """The images to evaluate on: the test part, or all images of a set that has none."""
         return self.test or self.train
 
 
 @dataclass(frozen=True)
 class Splits:
-    """A data set, split: no image is in two parts."""
+    """A data set in three disjoint parts."""
 
-    fit: LabelledImages  # the network and the scorer learn from these
-    calibration: LabelledImages  # the threshold comes from these
-    test: LabelledImages  # the figures come from these
+    fit: LabelledImages  # for the network and the scorer
+    calibration: LabelledImages  # for the threshold
+    test: LabelledImages  # for the reported figures
 
 
 def load_dataset(source: str, *, data_dir: Path, image_size: int = 28) -> DataSet:
     """Read the data set that `source` names: mnist, fashion-mnist, kmnist, emnist-digits, a folder, a .npy or a .npz.
 
-    The named ones are looked for in `data_dir` (torchvision's layout) and downloaded to it. A folder holds images, or one
-    folder of images for each class. An .npy is uint8 [N, S, S]; an .npz holds such `images` and optionally `labels`.
+    The named sets are read from `data_dir` (torchvision's layout) and downloaded to it if missing. A folder holds images, or
+    one folder of images for each class. An .npy is uint8 [N, S, S]; an .npz holds such `images` and optionally `labels`.
 
     Raises:
         DataError: there is no such set, or it cannot be used.
     """
-    if source in KNOWN:
-        return _known(source, data_dir)
+    if source in NAMED_SETS:
+        return _load_named_set(source, data_dir)
     path = Path(source)
     if path.is_dir():
         return DataSet(_slug(path), _read_folder(path, image_size))
@@ -94,46 +95,48 @@ def load_dataset(source: str, *, data_dir: Path, image_size: int = 28) -> DataSe
         return DataSet(_slug(path), _read_arrays(path, image_size))
     if path.exists():
         raise DataError(f"{path} is neither a folder of images nor an .npy or .npz file.")
-    raise DataError(f"There is no data set {source!r}; give {', '.join(KNOWN)}, or the path of a folder, an .npy or an .npz.")
+    raise DataError(
+        f"There is no data set {source!r}; give {', '.join(NAMED_SETS)}, or the path of a folder, an .npy or an .npz."
+    )
 
 
 def split(dataset: DataSet, seed: int, calibration_share: float = CALIBRATION_SHARE) -> Splits:
-    """Split by `seed`, the same on every machine. A set without a test part has one held back first.
+    """Split by `seed`, equally on every machine. If the set has no test part, TEST_SHARE of its images becomes the test part.
 
     Raises:
         DataError: there are too few images for three parts.
     """
-    state = np.random.RandomState(seed)  # not a Generator: numpy guarantees that this stream never changes
+    rng = np.random.RandomState(seed)  # not a Generator: numpy guarantees that this stream never changes
     rest, test = dataset.train, dataset.test
     if test is None:
-        test, rest = _divide(rest, TEST_SHARE, state)
-    calibration, fit = _divide(rest, calibration_share, state)
+        test, rest = _divide(rest, TEST_SHARE, rng)
+    calibration, fit = _divide(rest, calibration_share, rng)
     if not (len(fit) and len(calibration) and len(test)):
         raise DataError(f"{dataset.name} holds {len(dataset.train)} images: too few to fit, calibrate and test with.")
     return Splits(fit, calibration, test)
 
 
-def _divide(whole: LabelledImages, share: float, state: np.random.RandomState) -> tuple[LabelledImages, LabelledImages]:
-    """`share` of the images, and the others. Where classes are known each gives its share: less is left to chance."""
-    order = state.permutation(len(whole))
+def _divide(whole: LabelledImages, share: float, rng: np.random.RandomState) -> tuple[LabelledImages, LabelledImages]:
+    """Divide at random into `share` of the images and the rest, stratified by class where labels are known."""
+    order = rng.permutation(len(whole))
     if whole.labels is not None:
-        order = order[np.argsort(_place_in_class(whole.labels[order]), kind="stable")]
+        order = order[np.argsort(_relative_rank_in_class(whole.labels[order]), kind="stable")]
     cut = round(len(whole) * share)
     return whole.take(order[:cut]), whole.take(order[cut:])
 
 
-def _place_in_class(labels: Labels) -> NDArray[np.float64]:
-    """Where each image stands among those of its class, in [0, 1): the first so-and-so much of all is so much of each."""
-    places = np.empty(len(labels))
+def _relative_rank_in_class(labels: Labels) -> NDArray[np.float64]:
+    """The position of each image among those of its class, divided by the size of the class: [N] in [0, 1)."""
+    ranks = np.empty(len(labels))
     for label in np.unique(labels):
         (members,) = np.nonzero(labels == label)
-        places[members] = np.arange(len(members)) / len(members)
-    return places
+        ranks[members] = np.arange(len(members)) / len(members)
+    return ranks
 
 
-def _known(name: str, data_dir: Path) -> DataSet:
+def _load_named_set(name: str, data_dir: Path) -> DataSet:
     try:
-        (images, labels), (test_images, test_labels) = read_known(name, data_dir)
+        (images, labels), (test_images, test_labels) = read_named_set(name, data_dir)
     except (RuntimeError, OSError, ValueError) as error:
         raise DataError(
             f"{name} is not in {data_dir.resolve()} and could not be downloaded; put its files there or name another "
@@ -160,23 +163,26 @@ def _visible(folder: Path) -> list[Path]:
 
 
 def _class_numbers(classes: list[Path]) -> Labels:
-    """Folders named 0, 1, 2 ... are taken at their word; others are counted in alphabetical order."""
+    """Labels of class folders: the number where all names are numbers, else the position in alphabetical order."""
     if all(re.fullmatch(r"\d{1,3}", entry.name) for entry in classes):
         return np.array([int(entry.name) for entry in classes])
     return np.arange(len(classes))
 
 
 def _decode_all(paths: list[Path], folder: Path, size: int) -> tuple[Pixels, NDArray[np.float32] | None]:
-    """Images [N, size, size] and their features. All as they are or all prepared: a threshold holds for one of the two."""
+    """Decode all files: images [N, size, size] and features [N, K].
+
+    Either all images or none must need preparation, because a threshold holds for one of the two kinds.
+    """
     if not paths:
         raise DataError(f"{folder} holds no images.")
     images = np.empty((len(paths), size, size), np.uint8)
     features: list[NDArray[np.float32] | None] = []
     for index, path in enumerate(paths):
-        images[index], seen = _decode(path, size)
-        features.append(seen)
-        if (seen is None) != (features[0] is None):
-            kept, prepared = (path, paths[0]) if seen is None else (paths[0], path)
+        images[index], image_features = _decode(path, size)
+        features.append(image_features)
+        if (image_features is None) != (features[0] is None):
+            kept, prepared = (path, paths[0]) if image_features is None else (paths[0], path)
             raise DataError(
                 f"{folder} mixes sizes: {kept.name} is a {size}x{size} image and is taken as it is, {prepared.name} is not "
                 "and would be prepared first; put the two kinds in folders of their own."
@@ -185,7 +191,7 @@ def _decode_all(paths: list[Path], folder: Path, size: int) -> tuple[Pixels, NDA
 
 
 def _decode(path: Path, size: int) -> tuple[Pixels, NDArray[np.float32] | None]:
-    """One file -> its pixels [size, size], and what its preparation saw; None where it was taken as it is."""
+    """Decode one file: pixels [size, size] and features [K], None for an image that needed no preparation."""
     try:
         prepared = decode_image(path.read_bytes(), size=size)
     except (ImageError, OSError) as error:
@@ -221,12 +227,12 @@ def _checked(path: Path, size: int, images: NDArray[np.generic], labels: NDArray
     if labels.shape != (len(images),) or labels.dtype.kind not in "iuUS":
         raise DataError(f"{path} holds labels {labels.dtype} {list(labels.shape)}; give one number or word an image.")
     if labels.dtype.kind in "US":
-        labels = np.unique(labels, return_inverse=True)[1]  # words are counted in alphabetical order
+        labels = np.unique(labels, return_inverse=True)[1]  # words become their position in alphabetical order
     return LabelledImages(images.astype(np.uint8), labels.astype(np.int64))
 
 
 def _slug(path: Path) -> str:
-    """A detector's name from a file's: lower case, only a-z, 0-9, _ and -."""
+    """A valid detector name made of a file name: lower case, only a-z, 0-9, _ and -."""
     return re.sub(r"[^a-z0-9_-]+", "-", path.resolve().stem.lower()).strip("-_")[:64] or "images"
 
 

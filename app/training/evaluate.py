@@ -1,4 +1,4 @@
-"""The evaluation: a detector, its normal test images and sets of anomalies in, figures and pictures out.
+"""The evaluation: a detector, normal test images and sets of anomalies in, figures and pictures out.
 
 Published versions are immutable, so the pictures go to a folder outside the store.
 """
@@ -22,7 +22,7 @@ from app.training.reporting.metrics import Ranking, Share, Uniformity, ranking, 
 
 @dataclass(frozen=True)
 class NamedImages:
-    """Images [N, S, S] and what to call them."""
+    """Images [N, S, S] and their name in tables and pictures."""
 
     name: str
     labelled: LabelledImages
@@ -34,18 +34,18 @@ class NamedImages:
 
 @dataclass(frozen=True)
 class SetFigures:
-    """How one set of anomalies fares against the normal test images."""
+    """The figures of one set of anomalies against the normal test images."""
 
     name: str
     images: int
     ranking: Ranking
-    plain_error: Ranking  # the same of the mean squared error, for comparison
-    caught: Share  # at the threshold
+    plain_error: Ranking  # of the mean squared error alone, for comparison
+    caught: Share  # of the set, above the threshold
 
 
 @dataclass(frozen=True)
 class FalseAlarms:
-    """The share of normal test images called anomalies where `alpha` was asked for."""
+    """The share of normal test images that are flagged at `alpha`."""
 
     alpha: float
     measured: Share
@@ -53,7 +53,7 @@ class FalseAlarms:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """All figures of one run."""
+    """All figures of one evaluation."""
 
     model: str
     scorer: str
@@ -68,17 +68,17 @@ class Evaluation:
 
     @property
     def mean(self) -> dict[str, float]:
-        """Each figure's mean over the sets; empty where there are none."""
+        """The mean of each figure over the sets; empty without sets."""
         if not self.sets:
             return {}
-        rankings = {name: [getattr(each.ranking, name) for each in self.sets] for name in Ranking._fields}
-        caught = [each.caught.value for each in self.sets]
-        plain = [each.plain_error.auroc for each in self.sets]
-        columns = {**rankings, "caught": caught, "plain_error_auroc": plain}
-        return {name: float(np.mean(values)) for name, values in columns.items()}
+        rows = [
+            {**each.ranking._asdict(), "caught": each.caught.value, "plain_error_auroc": each.plain_error.auroc}
+            for each in self.sets
+        ]
+        return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
 
     def as_json(self) -> dict[str, Any]:
-        """Plain dicts, lists, strings and finite numbers."""
+        """The figures as dicts, lists, strings and finite numbers."""
         content = asdict(self)
         content["uniformity"] = self.uniformity._asdict()
         content["false_alarms"] = [{"alpha": each.alpha, **each.measured._asdict()} for each in self.false_alarms]
@@ -96,7 +96,7 @@ class Evaluation:
 
 
 def normal_test_images(card: Card, source: str | None, data_dir: Path) -> NamedImages:
-    """What the anomalies are compared with: `source`, or the model's own test images where none is given.
+    """Load the images that anomalies are compared with: the test images of `source`, or the model's own if it is None.
 
     Raises:
         DataError: they cannot be read, or the model has none of its own.
@@ -115,35 +115,35 @@ def normal_test_images(card: Card, source: str | None, data_dir: Path) -> NamedI
 
 
 def named_images(source: str, data_dir: Path) -> NamedImages:
-    """The images to judge of any data set: its test part, or all where it has none. Raises DataError."""
+    """Load the test part of a data set, or all of its images if it has none. Raises DataError."""
     dataset = load_dataset(source, data_dir=data_dir)
-    return NamedImages(dataset.name, dataset.judged)
+    return NamedImages(dataset.name, dataset.test_or_all)
 
 
-def evaluate(detector: Detector, normal: NamedImages, anomalies: Sequence[NamedImages], out: Path | None) -> Evaluation:
-    """Judge everything, compute the figures and, where `out` is a folder or can be made one, draw them there."""
+def evaluate(detector: Detector, normal: NamedImages, anomalies: Sequence[NamedImages], out: Path) -> Evaluation:
+    """Score all images, compute the figures and draw the pictures into the folder `out`, which is made if it is missing."""
     card = detector.bundle.card
-    normal_seen = detect_all(detector, normal.labelled)
-    seen = [detect_all(detector, each.labelled) for each in anomalies]
     calibration = detector.bundle.calibration
+    on_normal = detect_all(detector, normal.labelled)
+    on_anomalies = [detect_all(detector, each.labelled) for each in anomalies]
     evaluation = Evaluation(
         model=detector.bundle.label,
         scorer=card.scorer,
         alpha=card.alpha,
         threshold=card.threshold,
         normal=normal.name,
-        normal_images=len(normal_seen.scores),
-        reconstruction_error=float(normal_seen.reconstruction_errors.mean()),
+        normal_images=len(on_normal.scores),
+        reconstruction_error=float(on_normal.reconstruction_errors.mean()),
         false_alarms=tuple(
-            FalseAlarms(rate, share(normal_seen.p_values <= rate)) for rate in RATES if calibration.n >= images_needed(rate)
+            FalseAlarms(rate, share(on_normal.p_values <= rate)) for rate in RATES if calibration.n >= images_needed(rate)
         ),
-        uniformity=uniformity(normal_seen.p_values, normal_seen.scores, calibration.scores),
+        uniformity=uniformity(on_normal.p_values, on_normal.scores, calibration.scores),
         sets=tuple(
-            _figures(each.name, normal_seen, found, card.threshold) for each, found in zip(anomalies, seen, strict=True)
+            _figures(each.name, on_normal, detections, card.threshold)
+            for each, detections in zip(anomalies, on_anomalies, strict=True)
         ),
     )
-    if out is not None:
-        _draw(out, card, [normal, *anomalies], [normal_seen, *seen], evaluation)
+    _draw(out, card, [normal, *anomalies], [on_normal, *on_anomalies], evaluation)
     return evaluation
 
 
@@ -157,15 +157,15 @@ def _figures(name: str, normal: Detections, anomalous: Detections, threshold: fl
     )
 
 
-def _draw(out: Path, card: Card, sets: Sequence[NamedImages], seen: Sequence[Detections], evaluation: Evaluation) -> None:
+def _draw(out: Path, card: Card, sets: Sequence[NamedImages], found: Sequence[Detections], evaluation: Evaluation) -> None:
+    """Draw the pictures of all sets, the normal one first, with their detections."""
     out.mkdir(parents=True, exist_ok=True)
-    normal, *anomalous = seen
+    normal, *anomalous = found
     plots.save(plots.p_value_uniformity(normal.p_values), out / "p_values.png")
-    scores = {each.name: found.scores for each, found in zip(sets[1:], anomalous, strict=True)}
+    scores = {each.name: detections.scores for each, detections in zip(sets[1:], anomalous, strict=True)}
     plots.save(plots.errors(normal.scores, card.threshold, card.alpha, scores), out / "errors.png")
-    for each, found in zip(sets, seen, strict=True):
-        figure = plots.extremes(each.images, found.scores, each.name)
-        plots.save(figure, out / f"extremes_{each.name}.png")
+    for each, detections in zip(sets, found, strict=True):
+        plots.save(plots.extremes(each.images, detections.scores, each.name), out / f"extremes_{each.name}.png")
     if scores:
         curves = {each.name: (*roc(normal.scores, scores[each.name]), each.ranking.auroc) for each in evaluation.sets}
         plots.save(plots.roc_curves(curves), out / "roc.png")

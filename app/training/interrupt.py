@@ -1,4 +1,4 @@
-"""Ctrl-C at a moment that suits: noted when it comes, acted upon where the program says so."""
+"""Ctrl-C at a safe moment: the signal is recorded when it comes and raised where the program asks for it."""
 
 import os
 import signal
@@ -9,33 +9,31 @@ _NOTICE = b"\nStopping after this epoch; Ctrl-C again stops at once.\n"
 
 
 class Interrupt:
-    """While entered, Ctrl-C is noted, and `check` raises it. A second one is raised wherever it comes.
+    """Inside the block, the first Ctrl-C is recorded and raised by `check`; a second one is raised at once.
 
-    Raised at once it might come amid a write, where libraries turn it into another error, or in a destructor, where Python
-    drops it. Outside the main thread, which alone receives signals, this does nothing.
+    A KeyboardInterrupt at an arbitrary moment can hit a write, where libraries turn it into another error, or a destructor,
+    where Python drops it. Only the main thread receives signals; in other threads this class does nothing.
     """
 
     def __init__(self) -> None:
-        self._noted = False
-        self._ours = False
+        self._interrupted = False
+        self._in_main_thread = threading.current_thread() is threading.main_thread()
 
     def __enter__(self) -> "Interrupt":
-        self._ours = threading.current_thread() is threading.main_thread()
-        if self._ours:
-            self._before = signal.signal(signal.SIGINT, self._note)
+        if self._in_main_thread:
+            self._previous_handler = signal.signal(signal.SIGINT, self._handle)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._ours:
-            signal.signal(signal.SIGINT, self._before)
+        if self._in_main_thread:
+            signal.signal(signal.SIGINT, self._previous_handler)
 
     def check(self) -> None:
-        """Raises KeyboardInterrupt if Ctrl-C was pressed."""
-        if self._noted:
+        """Raise KeyboardInterrupt if Ctrl-C was pressed."""
+        if self._interrupted:
             raise KeyboardInterrupt
 
-    def _note(self, signal_number: int, frame: object) -> None:
-        if self._noted:
-            raise KeyboardInterrupt
-        self._noted = True
+    def _handle(self, signal_number: int, frame: object) -> None:
+        self.check()
+        self._interrupted = True
         os.write(2, _NOTICE)  # print is not safe in a signal handler

@@ -1,34 +1,30 @@
-"""One sentence for whoever trains or evaluates without the packages that serving does not need."""
+"""The packages of the extra `train`, which serving does not need. Where one is missing, the user reads how to install it."""
 
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 
-_PACKAGES = ("torchvision", "matplotlib", "sklearn", "scipy")
+PACKAGES = ("torch", "torchvision", "matplotlib", "sklearn", "scipy", "onnx", "onnxscript")
 
 
 class MissingExtra(ImportError):
-    """A package of the `train` extra is not installed; the message holds the command that installs it."""
+    """A package of the extra `train` is not installed; the message holds the command that installs it."""
 
     def __init__(self, package: str | None) -> None:
         super().__init__(f'{package} is not installed; run: {sys.executable} -m pip install "oddigit[train]"')
 
 
 def check_training_extra() -> None:
-    """Raise MissingExtra where a package of the extra is missing, before anything has taken its time."""
-    for package in _PACKAGES:
+    """Raise MissingExtra if a package of the extra is missing. Commands call this before any slow work."""
+    for package in PACKAGES:
         if find_spec(package) is None:
             raise MissingExtra(package)
 
 
 @contextmanager
 def needs_training_extra() -> Iterator[None]:
-    """Wrap an import of torchvision, matplotlib, scikit-learn or scipy.
-
-    Raises:
-        MissingExtra: the package is not installed.
-    """
+    """Turn the ImportError of an import inside the block into MissingExtra."""
     try:
         yield
     except ImportError as error:

@@ -27,14 +27,13 @@ from app.training.calibration import (
     flatten,
     make_bundle,
 )
-from app.training.checkpoint import State, remove_checkpoint, save_checkpoint
+from app.training.checkpoint import State, checkpoint_path, load_checkpoint, remove_checkpoint, save_checkpoint
 from app.training.config import TrainConfig, TrainingError
 from app.training.datasets import DataSet, Splits, load_dataset, split
 from app.training.interrupt import Interrupt
 from app.training.progress import Progress, SilentProgress
 from app.training.publishing import describe_data, publish_measured
 from app.training.reporting.report import PICTURES
-from app.training.resume import checkpoint_of, find_state
 
 SAMPLE = 10_000  # fit images whose loss is taken after each epoch: all would make an epoch half as long again
 
@@ -104,9 +103,9 @@ def train(config: TrainConfig, *, resume: bool = False, progress: Progress | Non
     parts = split(dataset, config.seed, config.calibration_share)
     check_calibration_size(config.alpha, len(parts.calibration))
     training = Training(config, device)
-    checkpoint = checkpoint_of(config, dataset)
+    checkpoint = checkpoint_path(config, dataset)
     if resume:
-        training.restore(find_state(checkpoint, config))
+        training.restore(load_checkpoint(checkpoint, config))
     try:
         with using_threads(config.threads), Interrupt() as interrupt:
             run_epochs(training, config, parts, checkpoint, progress, interrupt)

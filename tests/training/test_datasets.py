@@ -169,7 +169,7 @@ def test_emnist_is_turned_upright(monkeypatch, tmp_path):
 
 def test_known_names_win_and_are_listed(tmp_path):
     """A misspelt name is answered with the names that there are."""
-    with pytest.raises(DataError, match=", ".join(known_sets.KNOWN)):
+    with pytest.raises(DataError, match=", ".join(known_sets.NAMED_SETS)):
         load_dataset("mnits", data_dir=tmp_path)
 
 

@@ -1,6 +1,6 @@
-"""Figures about scores: ranking, rates with their confidence, uniformity. The only file that imports scikit-learn and scipy.
+"""Metrics of scores: ranking, shares with intervals, uniformity of p-values. Only this file imports scikit-learn and scipy.
 
-Scores are float [N], higher = more anomalous; anomalies are the positives.
+Scores are float [N], higher = more anomalous; anomalies are the positive class.
 """
 
 from typing import NamedTuple
@@ -14,15 +14,15 @@ Scores = NDArray[np.float32]
 
 
 class Ranking(NamedTuple):
-    """How well scores separate anomalies from normals, whatever the threshold."""
+    """How well scores separate anomalies from normal images, over all thresholds."""
 
     auroc: float
-    aupr: float  # average precision; depends on how many of each there are
-    fpr_at_95_tpr: float  # false alarms when 95 % of the anomalies are caught
+    aupr: float  # average precision; depends on the ratio of anomalies to normal images
+    fpr_at_95_tpr: float  # false-alarm rate at the threshold that catches 95 % of the anomalies
 
 
 class Share(NamedTuple):
-    """A share of a sample and the interval that holds the true one with 95 % confidence (Clopper & Pearson, 1934)."""
+    """A share of a sample with its 95 % confidence interval (Clopper & Pearson, 1934)."""
 
     value: float
     low: float
@@ -30,14 +30,14 @@ class Share(NamedTuple):
 
 
 class Uniformity(NamedTuple):
-    """Kolmogorov-Smirnov tests of the p-values of normals; small figures speak against calibration."""
+    """P-values of Kolmogorov-Smirnov tests on normal images; small ones speak against the calibration."""
 
-    against_uniform: float  # takes the calibration set for the whole truth, so it is too strict when N nears its size
+    against_uniform: float  # ignores the calibration set's sampling error: too strict when N is near its size
     against_calibration: float  # test scores against calibration scores: exact for exchangeable images
 
 
 def ranking(normal: Scores, anomalous: Scores) -> Ranking:
-    """Scores of normals [N] and anomalies [M] -> AUROC, AUPR and FPR at 95 % TPR."""
+    """AUROC, AUPR and FPR at 95 % TPR of the scores of normal images [N] and anomalies [M]."""
     with needs_training_extra():
         from sklearn.metrics import average_precision_score, roc_auc_score
     labels = np.repeat([0, 1], [len(normal), len(anomalous)])
@@ -51,7 +51,7 @@ def ranking(normal: Scores, anomalous: Scores) -> Ranking:
 
 
 def roc(normal: Scores, anomalous: Scores) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """False-alarm rate and share caught at every threshold, both ascending from 0 to 1."""
+    """The ROC curve: false-positive and true-positive rates [K], both ascending from 0 to 1."""
     with needs_training_extra():
         from sklearn.metrics import roc_curve
     labels = np.repeat([0, 1], [len(normal), len(anomalous)])
@@ -60,7 +60,7 @@ def roc(normal: Scores, anomalous: Scores) -> tuple[NDArray[np.float64], NDArray
 
 
 def share(hits: NDArray[np.bool_]) -> Share:
-    """Which of N images [N] are hits -> their share."""
+    """The share of True in `hits` [N], with its interval."""
     count, total = int(hits.sum()), len(hits)
     low = beta_quantile(0.025, count, total - count + 1) if count else 0.0
     high = beta_quantile(0.975, count + 1, total - count) if count < total else 1.0
@@ -68,7 +68,7 @@ def share(hits: NDArray[np.bool_]) -> Share:
 
 
 def uniformity(p_values: NDArray[np.float64], scores: Scores, calibration: Scores) -> Uniformity:
-    """Do the p-values [N] of normals, made from `scores` [N] and `calibration` [n], behave as p-values should?"""
+    """Test whether the p-values [N] of normal images with `scores` [N] fit the `calibration` scores [n]."""
     with needs_training_extra():
         from scipy.stats import ks_2samp, kstest  # type: ignore[import-untyped]
     return Uniformity(
@@ -78,7 +78,7 @@ def uniformity(p_values: NDArray[np.float64], scores: Scores, calibration: Score
 
 
 def beta_quantile(probability: float, a: float, b: float) -> float:
-    """The value below which a Beta(a, b) variable falls with this probability."""
+    """The quantile of the Beta(a, b) distribution at `probability`."""
     with needs_training_extra():
         from scipy.special import betaincinv  # type: ignore[import-untyped]
     return float(betaincinv(a, b, probability))

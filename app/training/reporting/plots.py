@@ -1,11 +1,11 @@
-"""Arrays in, figures out. The only file that imports matplotlib; it keeps no figure and opens no window.
+"""Figures of scores and images. The only file that imports matplotlib; it opens no window.
 
-Images are uint8 [N, S, S]. `save` writes a figure; everything else only draws.
+Images are uint8 [N, S, S]. Every function returns a figure; `save` writes it.
 """
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,12 +24,12 @@ _DOTS_PER_INCH = 120
 
 
 def save(figure: "Figure", path: Path) -> None:
-    """Write a PNG. Without metadata, so that the same figure gives the same bytes."""
+    """Write a PNG without metadata, so that the same figure gives the same bytes."""
     figure.savefig(path, dpi=_DOTS_PER_INCH, metadata={"Software": None})
 
 
 def losses(steps: Floats, fit: Sequence[float], test: Sequence[float]) -> "Figure":
-    """The loss of every iteration [steps], and of each epoch on fit and test images (the untrained network's first)."""
+    """The loss of every iteration [steps] and of each epoch on fit and test images; epoch 0 is the untrained network."""
     figure, axes = _blank("Training loss", "epoch", "mean squared error")
     epochs = len(fit) - 1
     axes.plot(np.linspace(0, epochs, len(steps)), steps, color=NORMAL, alpha=0.25, linewidth=0.6, label="each iteration")
@@ -42,17 +42,17 @@ def losses(steps: Floats, fit: Sequence[float], test: Sequence[float]) -> "Figur
     return figure
 
 
-def reconstructions(originals: Pixels, drawn: Pixels, title: str) -> "Figure":
-    """Originals [N, S, S] above what the network makes of them, sixteen pairs a row."""
+def reconstructions(originals: Pixels, reconstructed: Pixels, title: str) -> "Figure":
+    """Originals [N, S, S] above their reconstructions, sixteen pairs a row."""
     columns = min(16, len(originals))
-    rows = [
-        stack for start in range(0, len(originals), columns) for stack in (originals[start:][:columns], drawn[start:][:columns])
-    ]
-    return _picture(_mosaic(np.concatenate([_padded(row, columns) for row in rows]), columns), title)
+    rows = []
+    for start in range(0, len(originals), columns):
+        rows += [_padded(images[start : start + columns], columns) for images in (originals, reconstructed)]
+    return _picture(_mosaic(np.concatenate(rows), columns), title)
 
 
 def latent_plane(embeddings: Floats, labels: NDArray[np.integer] | None) -> "Figure":
-    """Images as points [N, 2] of the latent plane, coloured by class where that is known."""
+    """Embeddings [N, 2] as points, coloured by class where labels are known."""
     figure, axes = _blank("Test images in the latent plane", "first coordinate", "second coordinate", size=(8, 7))
     if labels is None:
         axes.scatter(embeddings[:, 0], embeddings[:, 1], s=3, color=NORMAL, linewidths=0)
@@ -66,7 +66,7 @@ def latent_plane(embeddings: Floats, labels: NDArray[np.integer] | None) -> "Fig
 
 
 def errors(normal: Floats, threshold: float, alpha: float, anomalies: Mapping[str, Floats] | None = None) -> "Figure":
-    """Histogram of the scores of normal images [N], of anomalies where given, and the threshold."""
+    """Histogram of the scores of normal images [N] and of sets of anomalies, with the threshold."""
     figure, axes = _blank("Scores and the threshold", "score (higher = more anomalous)", "share of images")
     everything = [normal, *(anomalies or {}).values()]
     low, high = min(float(s.min()) for s in everything), max(float(np.quantile(s, 0.995)) for s in everything)
@@ -80,7 +80,7 @@ def errors(normal: Floats, threshold: float, alpha: float, anomalies: Mapping[st
 
 
 def roc_curves(curves: Mapping[str, tuple[Floats, Floats, float]]) -> "Figure":
-    """Name -> (false-alarm rates, shares caught, AUROC), one curve each."""
+    """ROC curves. `curves`: name -> (false-alarm rates, shares caught, AUROC)."""
     figure, axes = _blank("Anomalies against normal test images", "false-alarm rate", "share caught", size=(7, 6.5))
     for name, (false_rate, true_rate, auroc) in curves.items():
         axes.plot(false_rate, true_rate, linewidth=1.6, label=f"{name} ({auroc:.3f})")
@@ -90,7 +90,7 @@ def roc_curves(curves: Mapping[str, tuple[Floats, Floats, float]]) -> "Figure":
 
 
 def p_value_uniformity(p_values: Floats) -> "Figure":
-    """Share of normal images at or below each p-value; calibrated ones lie on the diagonal."""
+    """Cumulative distribution of p-values [N]; calibrated ones lie on the diagonal."""
     figure, axes = _blank("p-values of normal test images", "p-value", "share of images at or below it", size=(6.5, 6))
     ordered = np.sort(p_values)
     axes.plot(ordered, np.arange(1, len(ordered) + 1) / len(ordered), color=NORMAL, linewidth=1.8, label="measured")
@@ -100,7 +100,7 @@ def p_value_uniformity(p_values: Floats) -> "Figure":
 
 
 def extremes(images: Pixels, scores: Floats, title: str, count: int = 32) -> "Figure":
-    """The `count` images with the lowest scores above the `count` with the highest, in the order of their scores."""
+    """The `count` images with the lowest scores above the `count` with the highest, ordered by score."""
     figure = _figure((9, 3.4))
     order = np.argsort(scores, kind="stable")
     halves = (("most normal", order[:count]), ("most anomalous", order[::-1][:count]))
@@ -139,23 +139,21 @@ def _picture(mosaic: Pixels, title: str) -> "Figure":
 
 
 def _histogram(axes: "Axes", scores: Floats, bins: Floats, color: str | None, label: str, *, filled: bool = True) -> None:
-    """Scores beyond the bins are counted in the outermost."""
+    """Draw a histogram of shares. Scores outside the bins count in the outermost ones."""
     weights = np.full(len(scores), 1 / len(scores))
     inside = np.clip(scores, bins[0], bins[-1])
-    if filled:
-        axes.hist(inside, bins=list(bins), weights=weights, color=color, alpha=0.55, label=label)
-    else:
-        axes.hist(inside, bins=list(bins), weights=weights, color=color, histtype="step", linewidth=1.4, label=label)
+    style: dict[str, Any] = {"alpha": 0.55} if filled else {"histtype": "step", "linewidth": 1.4}
+    axes.hist(inside, bins=list(bins), weights=weights, color=color, label=label, **style)
 
 
 def _padded(images: Pixels, columns: int) -> Pixels:
-    """Black images at the end, so that the last row is full."""
+    """Add black images so that the last row of `columns` images is full."""
     missing = -len(images) % columns
     return np.concatenate([images, np.zeros((missing, *images.shape[1:]), np.uint8)])
 
 
 def _mosaic(images: Pixels, columns: int) -> Pixels:
-    """[rows * columns, S, S] -> [rows * (S + 1), columns * (S + 1)], a grey line between the images."""
+    """Tile images [rows * columns, S, S] with grey lines between them: [rows * (S + 1), columns * (S + 1)]."""
     framed = np.pad(images, ((0, 0), (0, 1), (0, 1)), constant_values=90)
     side = framed.shape[1]
     rows = framed.reshape(-1, columns, side, side).transpose(0, 2, 1, 3)  # [rows, side, columns, side]

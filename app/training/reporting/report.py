@@ -1,4 +1,4 @@
-"""The report of a version: pictures for people, and the latent plane for the server. Writes into one folder, no more."""
+"""The report of a version: pictures for people, and the latent plane for the server."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,12 +13,12 @@ from app.training.datasets import LabelledImages
 from app.training.reporting import plots
 
 PICTURES = 32  # test images whose reconstructions are drawn
-UNLABELLED = 255  # what latent.npz says of an image whose class is not known
+UNLABELLED = 255  # label in latent.npz of an image whose class is unknown
 
 
 @dataclass(frozen=True)
 class Report:
-    """A bundle, its normal test images and what it says of them; after a training also the way there."""
+    """A bundle with its detections of normal test images and, after a training, the course of that training."""
 
     bundle: Bundle
     test: LabelledImages
@@ -44,7 +44,7 @@ class Report:
         plots.save(plots.losses(steps, epochs.fit, epochs.test), folder / "loss.png")
 
     def _write_latent(self, folder: Path) -> None:
-        """latent.npz: embeddings float32 [N, latent_dim], labels uint8 [N]."""
+        """Write latent.npz (embeddings float32 [N, latent_dim], labels uint8 [N]) and its picture."""
         embeddings = self.detections.embeddings
         labels = _small_labels(self.test)
         np.savez_compressed(folder / "latent.npz", allow_pickle=False, embeddings=embeddings, labels=labels)

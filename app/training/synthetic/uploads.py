@@ -1,9 +1,8 @@
-"""Normal 28x28 images -> the uploads that people would send of them, prepared as served uploads are.
+"""Synthetic uploads: large drawings and photographs made of normal 28x28 images, prepared as served uploads are.
 
-The score of a prepared image is calibrated on prepared images. There are none in a training set, so they are made: each
-image is redrawn large with a pen and a paper, photographed or exported, and sent through `preprocess_digit`. Two kinds, as in
-life: drawings from a screen (flat paper, clean edges) and photographs (uneven light, grain, lines of the page, JPEG).
-Reads no files; the seed decides everything.
+The scores of prepared images must be calibrated on prepared images, and a training set has none. So each image is redrawn large
+with a pen on a page and sent through `preprocess_digit`. There are two kinds: drawings from a screen (flat page, clean edges)
+and photographs (uneven light, noise, lines of the page, JPEG). The seed decides everything.
 """
 
 import io
@@ -18,9 +17,9 @@ from app.detection.imaging.upload_features import FEATURE_NAMES
 
 Pixels = NDArray[np.uint8]
 Floats = NDArray[np.float32]
-Random = np.random.Generator
+Rng = np.random.Generator
 
-PHOTOGRAPHED = 0.6  # share of the uploads; the others are drawn on a screen
+PHOTOGRAPH_SHARE = 0.6  # of the uploads; the others are drawings from a screen
 
 
 class Uploads(NamedTuple):
@@ -31,10 +30,10 @@ class Uploads(NamedTuple):
 
 
 def synthesise_uploads(images: Pixels, *, seed: int) -> Uploads:
-    """uint8 [N, 28, 28], bright ink on 0 -> one prepared upload of each.
+    """Make one prepared upload of each image, uint8 [N, 28, 28], 0 = background.
 
-    Every image has its own stream of random numbers, drawn from `seed` and its place: equal seeds give equal bits, and a
-    longer array begins as a shorter one does.
+    Each image has its own random stream, derived from `seed` and its index: equal seeds give equal bits, and the first
+    uploads do not depend on how many images follow.
     """
     streams = np.random.SeedSequence(seed).spawn(len(images))
     size = images.shape[-1]
@@ -47,109 +46,109 @@ def synthesise_uploads(images: Pixels, *, seed: int) -> Uploads:
     return Uploads(pictures, seen)
 
 
-def draw_upload(image: Pixels, random: Random) -> Pixels:
-    """One image, uint8 [28, 28] -> an upload of it, grey uint8 [H, W] or RGB [H, W, 3], 30 to 170 pixels a side."""
-    photographed = random.random() < PHOTOGRAPHED
-    ink = _on_page(_redrawn(image, random), random)
-    paper, pen = _colours(photographed, random)
+def draw_upload(image: Pixels, rng: Rng) -> Pixels:
+    """Draw an upload of one image, uint8 [28, 28]: grey uint8 [H, W] or RGB [H, W, 3], 30 to 170 pixels a side."""
+    photographed = rng.random() < PHOTOGRAPH_SHARE
+    ink = _place_on_page(_redraw_large(image, rng), rng)
+    paper, pen = _choose_colours(photographed, rng)
     if photographed:
-        page = np.maximum(_page_lines(ink.shape, random), _smudges(ink.shape, random))
-        light = _light(ink.shape, random)
-        scene = _mixed(np.maximum(ink * random.uniform(0.75, 1), page), paper, pen) * light[..., None]
-        shot = _photographed(scene, blur=random.uniform(0, 0.012) * min(ink.shape), random=random)
+        page = np.maximum(_page_lines(ink.shape, rng), _smudges(ink.shape, rng))
+        light = _illumination(ink.shape, rng)
+        scene = _blend(np.maximum(ink * rng.uniform(0.75, 1), page), paper, pen) * light[..., None]
+        shot = _photograph(scene, blur=rng.uniform(0, 0.012) * min(ink.shape), rng=rng)
     else:
-        shot = np.rint(_mixed(ink, paper, pen)).astype(np.uint8)
-    return shot[..., 0] if random.random() < 0.4 else shot
+        shot = np.rint(_blend(ink, paper, pen)).astype(np.uint8)
+    return shot[..., 0] if rng.random() < 0.4 else shot
 
 
-def _redrawn(image: Pixels, random: Random) -> Floats:
-    """The ink alone, enlarged with crisp edges by a pen of another width: [h, w] in [0, 1]."""
+def _redraw_large(image: Pixels, rng: Rng) -> Floats:
+    """Enlarge the strokes with crisp edges and another stroke width: [h, w] in [0, 1]."""
     inked = image > 0
     rows, columns = np.flatnonzero(inked.any(axis=1)), np.flatnonzero(inked.any(axis=0))
     if len(rows) == 0:
         return np.zeros((24, 24), np.float32)
     cut = np.pad(image[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1], 2)
-    scale = np.exp(random.uniform(np.log(1.3), np.log(5.0)))
+    scale = np.exp(rng.uniform(np.log(1.3), np.log(5.0)))
     shape = max(4, round(cut.shape[1] * scale)), max(4, round(cut.shape[0] * scale))
     large = np.asarray(Image.fromarray(cut).resize(shape, Image.Resampling.BICUBIC), np.float32) / np.float32(255)
-    level = random.uniform(0.25, 0.65)
-    crispness = max(0.5 / level, 0.5 / (1 - level), scale * random.uniform(0.5, 1.2))  # paper stays 0, ink reaches 1
+    level = rng.uniform(0.25, 0.65)
+    crispness = max(0.5 / level, 0.5 / (1 - level), scale * rng.uniform(0.5, 1.2))  # paper stays 0, ink reaches 1
     redrawn: Floats = np.clip((large - np.float32(level)) * np.float32(crispness) + np.float32(0.5), 0, 1)
     return redrawn
 
 
-def _on_page(ink: Floats, random: Random) -> Floats:
-    """Ink [h, w] somewhere on a larger page [H, W]."""
+def _place_on_page(ink: Floats, rng: Rng) -> Floats:
+    """Place ink [h, w] at a random position on a larger page [H, W]."""
     height, width = ink.shape
     longest = max(height, width)
-    room = longest * random.uniform(0.15, 1.4, size=2)
-    page = np.zeros((min(170, height + round(room[0])), min(170, width + round(room[1]))), np.float32)
-    top = round((page.shape[0] - height) * np.clip(random.normal(0.5, 0.18), 0.05, 0.95))
-    left = round((page.shape[1] - width) * np.clip(random.normal(0.5, 0.18), 0.05, 0.95))
+    margin = longest * rng.uniform(0.15, 1.4, size=2)
+    page = np.zeros((min(170, height + round(margin[0])), min(170, width + round(margin[1]))), np.float32)
+    top = round((page.shape[0] - height) * np.clip(rng.normal(0.5, 0.18), 0.05, 0.95))
+    left = round((page.shape[1] - width) * np.clip(rng.normal(0.5, 0.18), 0.05, 0.95))
     page[top : top + height, left : left + width] = ink
     return page
 
 
-def _colours(photographed: bool, random: Random) -> tuple[Floats, Floats]:
-    """Paper and pen, RGB [3] each in 0..255; now and then a light pen on a dark page."""
+def _choose_colours(photographed: bool, rng: Rng) -> tuple[Floats, Floats]:
+    """Choose paper and pen colours, RGB [3] each in 0..255; 15 % are a light pen on dark paper."""
     if photographed:
-        paper = random.uniform(130, 245) + random.normal(0, 6, 3)
-        pen = paper * random.uniform(0.1, 0.6) + random.normal(0, 12, 3)
+        paper = rng.uniform(130, 245) + rng.normal(0, 6, 3)
+        pen = paper * rng.uniform(0.1, 0.6) + rng.normal(0, 12, 3)
     else:
-        paper = np.full(3, 255.0) if random.random() < 0.7 else random.uniform(200, 255, 3)
-        pen = np.full(3, random.choice([0, 0, 40])) if random.random() < 0.6 else random.uniform(0, 140, 3)
-    if random.random() < 0.15:
+        paper = np.full(3, 255.0) if rng.random() < 0.7 else rng.uniform(200, 255, 3)
+        pen = np.full(3, rng.choice([0, 0, 40])) if rng.random() < 0.6 else rng.uniform(0, 140, 3)
+    if rng.random() < 0.15:
         paper, pen = 255 - paper, 255 - pen
     return np.clip(paper, 0, 255).astype(np.float32), np.clip(pen, 0, 255).astype(np.float32)
 
 
-def _mixed(ink: Floats, paper: Floats, pen: Floats) -> Floats:
+def _blend(ink: Floats, paper: Floats, pen: Floats) -> Floats:
     return paper + ink[..., None] * (pen - paper)
 
 
-def _light(shape: tuple[int, ...], random: Random) -> Floats:
-    """A slope and a fall-off from some bright spot, [H, W] about 1."""
+def _illumination(shape: tuple[int, ...], rng: Rng) -> Floats:
+    """Uneven light: a linear gradient and a fall-off from a bright spot, [H, W] around 1."""
     y = np.linspace(-1, 1, shape[0], dtype=np.float32)[:, None]
     x = np.linspace(-1, 1, shape[1], dtype=np.float32)[None]
-    slope, spot = random.normal(0, 0.06, 2), random.uniform(-1, 1, 2)
-    fall = random.uniform(0, 0.08) * ((y - spot[0]) ** 2 + (x - spot[1]) ** 2)
-    light: Floats = (1 + slope[0] * y + slope[1] * x - fall).astype(np.float32)
+    gradient, spot = rng.normal(0, 0.06, 2), rng.uniform(-1, 1, 2)
+    fall_off = rng.uniform(0, 0.08) * ((y - spot[0]) ** 2 + (x - spot[1]) ** 2)
+    light: Floats = (1 + gradient[0] * y + gradient[1] * x - fall_off).astype(np.float32)
     return light
 
 
-def _page_lines(shape: tuple[int, ...], random: Random) -> Floats:
-    """Borders of a cell at the sides, [H, W] in [0, 1]; most pages have none."""
+def _page_lines(shape: tuple[int, ...], rng: Rng) -> Floats:
+    """Lines along the sides of the page, as the borders of a form field: [H, W] in [0, 1]; 65 % of the pages have none."""
     page = np.zeros(shape, np.float32)
-    if random.random() > 0.35:
+    if rng.random() > 0.35:
         return page
     for view in (page, page[::-1], page.T, page.T[::-1]):
-        if random.random() < 0.5:
-            start, thick = random.integers(0, 4), random.integers(1, 2 + len(view) // 20)
-            view[start : start + thick] = random.uniform(0.4, 1.0)
+        if rng.random() < 0.5:
+            start, thick = rng.integers(0, 4), rng.integers(1, 2 + len(view) // 20)
+            view[start : start + thick] = rng.uniform(0.4, 1.0)
     return page
 
 
-def _smudges(shape: tuple[int, ...], random: Random) -> Floats:
-    """Dirt, crumbs and the tips of neighbouring glyphs, [H, W] in [0, 1]; most pages have none."""
+def _smudges(shape: tuple[int, ...], rng: Rng) -> Floats:
+    """Small dark ellipses, as dirt or tips of neighbouring glyphs: [H, W] in [0, 1]; 75 % of the pages have none."""
     page = np.zeros(shape, np.float32)
-    if random.random() > 0.25:
+    if rng.random() > 0.25:
         return page
     y, x = np.ogrid[: shape[0], : shape[1]]
-    for _ in range(random.integers(1, 4)):
-        middle, radii = random.uniform(0, 1, 2) * shape, random.uniform(0.008, 0.03, 2) * max(shape)
-        inside = ((y - middle[0]) / radii[0]) ** 2 + ((x - middle[1]) / radii[1]) ** 2 < 1
-        page[inside] = random.uniform(0.2, 0.9)
+    for _ in range(rng.integers(1, 4)):
+        centre, radii = rng.uniform(0, 1, 2) * shape, rng.uniform(0.008, 0.03, 2) * max(shape)
+        inside = ((y - centre[0]) / radii[0]) ** 2 + ((x - centre[1]) / radii[1]) ** 2 < 1
+        page[inside] = rng.uniform(0.2, 0.9)
     return page
 
 
-def _photographed(scene: Floats, blur: float, random: Random) -> Pixels:
-    """Lens, grain, and half the time a JPEG: float [H, W, 3] in 0..255 -> uint8 [H, W, 3]."""
+def _photograph(scene: Floats, blur: float, rng: Rng) -> Pixels:
+    """Blur the scene, float [H, W, 3] in 0..255, add noise and compress half of them as JPEG: uint8 [H, W, 3]."""
     sharp = Image.fromarray(np.clip(scene, 0, 255).astype(np.uint8))
-    seen = np.asarray(sharp.filter(ImageFilter.GaussianBlur(blur)), np.float32)
-    grain = random.standard_normal(seen.shape[:2], dtype=np.float32)[..., None] * np.float32(random.gamma(2, 1.5))
-    shot = np.clip(np.rint(seen + grain), 0, 255).astype(np.uint8)
-    if random.random() < 0.5:
+    blurred = np.asarray(sharp.filter(ImageFilter.GaussianBlur(blur)), np.float32)
+    noise = rng.standard_normal(blurred.shape[:2], dtype=np.float32)[..., None] * np.float32(rng.gamma(2, 1.5))
+    shot = np.clip(np.rint(blurred + noise), 0, 255).astype(np.uint8)
+    if rng.random() < 0.5:
         return shot
     file = io.BytesIO()
-    Image.fromarray(shot).save(file, "JPEG", quality=int(random.integers(50, 96)))
+    Image.fromarray(shot).save(file, "JPEG", quality=int(rng.integers(50, 96)))
     return np.asarray(Image.frombytes("RGB", sharp.size, file.getvalue(), "jpeg", "RGB", ""))

@@ -1,7 +1,7 @@
 # syntax=docker/dockerfile:1
 # The server with the shipped detector: docker build -t oddigit . && docker run --gpus all -p 8000:8000 oddigit
 # BASE is any image with Python 3.11 or newer, its venv module and pip. torch brings its own CUDA libraries; the driver is the host's.
-ARG BASE=docker.io/library/python:3.12-slim
+ARG BASE=python:3.12-slim
 FROM ${BASE}
 
 ENV PATH=/opt/venv/bin:$PATH \
@@ -13,15 +13,16 @@ ENV PATH=/opt/venv/bin:$PATH \
 WORKDIR /srv/oddigit
 
 # The dependencies alone first: this layer of some gigabytes is built again only when they change.
-COPY pyproject.toml ./
+COPY requirements/gpu.txt ./requirements/
 RUN python3 -m venv /opt/venv \
-    && python3 -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" > requirements.txt \
-    && pip install --no-cache-dir --requirement requirements.txt \
+    && pip install --no-cache-dir --require-hashes --requirement requirements/gpu.txt \
     && useradd --system --no-create-home --shell /usr/sbin/nologin oddigit
 
+COPY pyproject.toml README.md ./
 COPY app ./app
 COPY model_store ./model_store
-RUN python3 -m compileall -q app
+RUN pip install --no-cache-dir --no-deps --no-build-isolation --editable . \
+    && python3 -m compileall -q app
 
 USER oddigit
 EXPOSE 8000

@@ -1,12 +1,15 @@
-# Everything runs in .venv, made from pyproject.toml on first use. PYTHON picks the interpreter it is made with.
+# Everything runs in .venv, installed from requirements/ on first use. PYTHON picks the interpreter that it is made with.
 
 PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
 
-.PHONY: serve train test check clean
+# The server needs PyTorch only for an NVIDIA GPU. EXTRA=gpu or EXTRA=core decides otherwise, for instance gpu for a Mac's GPU.
+EXTRA ?= $(shell { nvidia-smi -L || ldconfig -p | grep -q libcuda.so.1; } > /dev/null 2>&1 && echo gpu || echo core)
 
-serve: .venv/installed
+.PHONY: serve train test check lock clean
+
+serve: .venv/installed-$(EXTRA)
 	$(BIN)/python -m app serve $(ARGS)
 
 train: .venv/installed-train
@@ -19,16 +22,36 @@ check: .venv/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/codespell
 
 clean:
 	rm -rf .venv model_store/*/.checkpoints build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-.venv/installed: pyproject.toml
-	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --editable .
-	touch $@
+# Each environment contains the ones before it, so that one .venv grows from core to test: they are all locked to the same versions.
+core_contents := the server with ONNX Runtime, 260 MB
+gpu_contents := the server with PyTorch and CUDA, 5.7 GB
+train_contents := the server and the trainer with PyTorch and CUDA, 6.0 GB
+test_contents := the server, the trainer and the test tools, 6.3 GB
+core_installs := core
+gpu_installs := core gpu
+train_installs := core gpu train
+test_installs := core gpu train test
 
-.venv/installed-train .venv/installed-test: .venv/installed-%: pyproject.toml
+.venv/installed-%: requirements/%.txt pyproject.toml
+	@echo "Installing $($*_contents), into .venv"
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --editable ".[$*]"
-	touch .venv/installed $@
+	$(BIN)/pip install --quiet --require-hashes --requirement requirements/$*.txt
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $(patsubst %,.venv/installed-%,$($*_installs))
+
+# One resolution for everything first; the smaller files then take its versions. --universal: for all platforms and Python versions.
+lock: LOCK = .venv/lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
+	--no-annotate --custom-compile-command "make lock" pyproject.toml requirements/build.in
+lock: ARGS = --upgrade
+lock:
+	$(PYTHON) -m venv .venv/lock
+	.venv/lock/bin/pip install --quiet --upgrade uv
+	$(LOCK) --extra test --constraint requirements/constraints.txt $(ARGS) --output-file requirements/test.txt
+	$(LOCK) --constraint requirements/test.txt --upgrade --output-file requirements/core.txt
+	$(LOCK) --extra gpu --constraint requirements/test.txt --upgrade --output-file requirements/gpu.txt
+	$(LOCK) --extra train --constraint requirements/test.txt --upgrade --output-file requirements/train.txt

@@ -7,6 +7,7 @@ import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -23,10 +24,11 @@ from app.detection import store
 from app.detection.detector import Detector, pick_device
 from app.detection.imaging.upload_features import FEATURE_NAMES
 from app.serving.api.demo_page import add_page
-from app.serving.api.model_info import About, State
+from app.serving.api.health import HealthEndpoints, ServerStatus
+from app.serving.api.model_info import ModelInfoEndpoints
 from app.serving.api.open_inference import OpenInference
-from app.serving.api.openapi import add_routes
 from app.serving.api.predict import Endpoints
+from app.serving.api.routes import add_routes
 from app.serving.api.uploads import Uploads
 from app.serving.engine.admission import Admission
 from app.serving.engine.inference import Inference
@@ -43,7 +45,16 @@ from app.serving.telemetry.tracing import with_tracing
 
 logger = logging.getLogger(__name__)
 
-_DESCRIPTION = "Tells digit images from everything else: anomaly scores with honest false-alarm rates."
+VERSION = version("oddigit")
+
+_DOCUMENT: dict[str, Any] = {
+    "title": "Oddigit",
+    "description": "Tells digit images from everything else: anomaly scores with honest false-alarm rates.",
+    "version": VERSION,
+    "redirect_slashes": False,
+    "docs_url": None,  # the API page is our own
+    "redoc_url": None,
+}
 
 
 class Server(FastAPI):
@@ -74,9 +85,9 @@ def create_app(settings: Settings) -> FastAPI:
     uploads = Uploads(settings)
     admission = Admission(max_waiting=settings.max_waiting, deadline_s=settings.deadline_ms / 1000)
     endpoints = Endpoints(inference, uploads, admission, metrics, settings)
-    state = State(draining, lambda: versions.refused, monitor.drift)
-    about = About(inference, admission, metrics, state, settings)
     versions = Versions(settings.store, settings.model, settings.version, partial(load_detector, settings=settings))
+    health = HealthEndpoints(inference, ServerStatus(draining, versions, monitor, admission, metrics))
+    model_info = ModelInfoEndpoints(inference, settings)
 
     def set_model(detector: Detector) -> None:
         inference.set_model(detector)
@@ -93,7 +104,7 @@ def create_app(settings: Settings) -> FastAPI:
         for _ in versions.refused:
             metrics.record_refused_version()
         draining.begin_on_sigterm(settings.drain_s)
-        tasks = [asyncio.create_task(_keep_counting(metrics, about))]
+        tasks = [asyncio.create_task(_keep_counting(metrics, health))]
         if settings.reload:
             tasks.append(asyncio.create_task(watch(versions, inference, metrics, set_model)))
         gc.collect()
@@ -104,11 +115,12 @@ def create_app(settings: Settings) -> FastAPI:
         uploads.close()
         inference.close()
 
-    app = Server(title="Oddigit", description=_DESCRIPTION, version="0.1.0", lifespan=lifespan, redirect_slashes=False)
+    app = Server(lifespan=lifespan, **_DOCUMENT)
     straight = {"/score": endpoints.score, "/embed": endpoints.embed, "/reconstruct": endpoints.reconstruct}
     app.add_middleware(CarryErrors)
     app.add_exception_handler(HTTPException, _pass_on)
-    add_routes(app, endpoints, about, OpenInference(inference, admission, draining, settings))
+    open_inference = OpenInference(inference, admission, draining, settings)
+    add_routes(app, endpoints, model_info, health, open_inference, key_optional=guard.open)
     add_page(app)
     front = Front(app.inner, straight, guard, admission, metrics, draining)
     paths = {getattr(route, "path", "") for route in app.routes}
@@ -148,11 +160,11 @@ def _with_cors(app: ASGIApp, origins: str) -> ASGIApp:
     )
 
 
-async def _keep_counting(metrics: Metrics, about: About) -> None:
+async def _keep_counting(metrics: Metrics, health: HealthEndpoints) -> None:
     """So that a scrape of one worker finds the others' numbers fresh."""
     while True:
         await asyncio.sleep(1)
-        about.update_gauges()
+        health.update_gauges()
         metrics.flush()
 
 

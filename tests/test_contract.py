@@ -22,7 +22,7 @@ deterministic = true
 max-examples = 25
 
 [[operations]]
-include-operation-id = "score_score_post"
+include-operation-id = "score"
 # an alpha in range may still be too small for the number of calibration images, which no schema knows
 checks.positive_data_acceptance.expected-statuses = ["2xx", "422"]
 
@@ -73,15 +73,7 @@ def test_the_ranges_of_rates_are_those_of_the_server(client, document, parameter
 
 def test_the_document_says_how_many_coordinates_a_point_has(client, document):
     """/decode takes points of the plane: the length of each, and how far out it may lie, are in the document."""
-    schema = document["paths"]["/decode"]["post"]["requestBody"]["content"]["application/json"]["schema"]
-    point = schema["properties"]["embedding"]["items"]
+    point = document["components"]["schemas"]["DecodeRequest"]["properties"]["embedding"]["items"]
     dimensions = client.get("/model").json()["architecture"]["latent_dim"]
     assert point.get("minItems") == point.get("maxItems") == dimensions
     assert point["items"]["maximum"] == -point["items"]["minimum"] == 1e6
-
-
-@pytest.mark.parametrize("path", ["/decode", "/score", "/model", "/latent", "/drift", "/metrics"])
-def test_statuses_that_any_request_can_meet_are_in_the_document(document, path):
-    """A key may be asked for, and the server may be on its way out."""
-    (operation,) = document["paths"][path].values()
-    assert {"401", "503"} <= set(operation["responses"])

@@ -110,17 +110,20 @@ PROBLEMS: tuple[type[Problem], ...] = tuple(Problem.__subclasses__())
 BY_STATUS: dict[int, type[Problem]] = {problem.status: problem for problem in PROBLEMS}
 
 
-def complaint(error: ValidationError) -> InvalidBody | OutOfRange:
-    """What the client is told of JSON that is not as it should be: the first thing that is wrong with it."""
-    first = error.errors()[0]
+def from_validation_error(error: ValidationError) -> InvalidBody | OutOfRange:
+    """The problem for a body that a pydantic model refused: InvalidBody if it is not JSON, else OutOfRange.
+
+    `detail` describes the first violation.
+    """
+    first = error.errors(include_url=False, include_input=False)[0]
     if first["type"] == "json_invalid":
         return InvalidBody(f"The body is not JSON: {first['msg']}.")
-    where = ".".join(str(step) for step in first["loc"])
-    return OutOfRange(f"{where or 'The body'}: {first['msg']}.")
+    location = ".".join(str(step) for step in first["loc"])
+    return OutOfRange(f"{location or 'The body'}: {first['msg']}.")
 
 
 def from_image_error(error: ImageError, name: str = "") -> Problem:
-    """What the client is told when image `name` was refused."""
+    """The problem for an image that could not be decoded; `name` is put before its sentence."""
     detail = f"{name}: {error}" if name else str(error)
     if isinstance(error, ImageTooLarge | TooManyImages):
         return TooLarge(detail)

@@ -1,4 +1,7 @@
-"""The HTTP contract as pydantic models: what answers hold. Readable alone; the routes build the same fields by hand."""
+"""The HTTP contract as pydantic models: the bodies of requests and responses.
+
+The hot endpoints build the same fields without these models, for speed; tests compare the two.
+"""
 
 from typing import Annotated, Any, Literal
 
@@ -10,43 +13,43 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 Picture = Annotated[str, Field(description="A 28x28 PNG, base64.", json_schema_extra={"contentEncoding": "base64"})]
 
 
-class _Answer(BaseModel):
+class _ResponsePart(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-class Problem(_Answer):
-    """An error, as RFC 9457 has it."""
+class Problem(_ResponsePart):
+    """An error in the form of RFC 9457."""
 
     type: str = Field(examples=["/problems/undecodable-image"])
     title: str
     status: int = Field(ge=400, le=599)
     detail: str
-    instance: str = Field(description="The path that was asked for.")
+    instance: str = Field(description="The path of the request.")
     request_id: str
 
 
-class Model(_Answer):
+class Model(_ResponsePart):
     """The detector that answered."""
 
     name: str = Field(examples=["mnist"])
     version: int = Field(ge=1)
 
 
-class Failed(_Answer):
-    """An image that could not be read, among others that could."""
+class FailedImage(_ResponsePart):
+    """An image that could not be decoded, in a request with others that could."""
 
     name: str
     error: Problem
 
 
-class _Result(_Answer):
+class _Result(_ResponsePart):
     name: str = Field(description="The file's name; an array's image has its index.")
-    preprocess: list[str] = Field(description="What was done to the upload before the network saw it.")
-    warnings: list[str] = Field(description="What is suspicious about the upload.")
+    preprocess: list[str] = Field(description="The preparation steps that were applied to the upload.")
+    warnings: list[str] = Field(description="Quality problems of the upload.")
 
 
 class Score(_Result):
-    """How odd an image is. `score > threshold`, `p_value <= alpha` and `is_anomaly` always agree."""
+    """The verdict on one image. `score > threshold`, `p_value <= alpha` and `is_anomaly` always agree."""
 
     score: Finite = Field(description="Higher is more anomalous.")
     p_value: float = Field(gt=0, le=1, description="Share of normal images that score at least this high.")
@@ -55,79 +58,85 @@ class Score(_Result):
 
 
 class Embedding(_Result):
-    """Where an image lies in the latent plane."""
+    """The coordinates of one image in the latent plane."""
 
     embedding: list[Finite]
 
 
 class Reconstruction(_Result):
-    """What the network saw, what it made of it, and where the two differ."""
+    """The network's input, its reconstruction, and the difference of the two in each pixel."""
 
     input: Picture
     reconstruction: Picture
     error_map: Picture
 
 
-class ScoreAnswer(_Answer):
-    """The answer of /score, in the order of the upload."""
+class ScoreResponse(_ResponsePart):
+    """Response of /score; the results have the order of the upload."""
 
     model: Model
     alpha: float = Field(gt=0, lt=1, description="The false-alarm rate that the threshold is for.")
     threshold: Finite
     fdr: float | None = Field(
-        None, gt=0, lt=1, description="The false discovery rate asked for, where one was; alpha and threshold follow from it."
+        None, gt=0, lt=1, description="The requested false discovery rate, if any; alpha and threshold follow from it."
     )
-    results: list[Score | Failed]
+    results: list[Score | FailedImage]
 
 
-class EmbedAnswer(_Answer):
-    """The answer of /embed."""
-
-    model: Model
-    results: list[Embedding | Failed]
-
-
-class ReconstructAnswer(_Answer):
-    """The answer of /reconstruct."""
+class EmbedResponse(_ResponsePart):
+    """Response of /embed; the results have the order of the upload."""
 
     model: Model
-    results: list[Reconstruction | Failed]
+    results: list[Embedding | FailedImage]
 
 
-FAR = 1e6  # latent coordinates beyond this say nothing and overflow in float32
+class ReconstructResponse(_ResponsePart):
+    """Response of /reconstruct; the results have the order of the upload."""
+
+    model: Model
+    results: list[Reconstruction | FailedImage]
+
+
+MAX_COORDINATE = 1e6  # larger latent coordinates overflow in float32
+
+
+Point = Annotated[
+    list[Annotated[float, Field(ge=-MAX_COORDINATE, le=MAX_COORDINATE)]],
+    Field(json_schema_extra={"minItems": 2, "maxItems": 2}),  # checked against the model's latent_dim, which is 2
+]
 
 
 class DecodeRequest(BaseModel):
-    """Points of the latent plane."""
+    """Request of /decode: points of the latent plane."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    embedding: list[list[Annotated[float, Field(ge=-FAR, le=FAR)]]] = Field(min_length=1, max_length=1024)
+    embedding: list[Point] = Field(min_length=1, max_length=1024, examples=[[[0.5, -1.0]]])
 
 
-class DecodeAnswer(_Answer):
-    """What the network draws at those points."""
+class DecodeResponse(_ResponsePart):
+    """Response of /decode: one picture for each point."""
 
     model: Model
     images: list[Picture]
 
 
-class Latent(_Answer):
+class Latent(_ResponsePart):
     """The test images in the latent plane, with their labels."""
 
     embedding: list[list[Finite]]
     labels: list[int]
 
 
-class RefusedVersion(_Answer):
-    """A version of the store that is not served, and why."""
+class RefusedVersion(_ResponsePart):
+    """A version of the store that must not be served, with the reason."""
 
     version: int
     reason: str
 
 
-class Readiness(_Answer):
-    """Whether the server answers questions now."""
+class Readiness(_ResponsePart):
+    """Response of /readyz."""
 
     status: str = Field(examples=["ready"])
     model: Model
@@ -135,66 +144,66 @@ class Readiness(_Answer):
     refused_versions: list[RefusedVersion]
 
 
-class Drift(_Answer):
-    """Evidence that the traffic is not what the model was calibrated for."""
+class Drift(_ResponsePart):
+    """Response of /drift: evidence that the traffic differs from the calibration images."""
 
     model: Model
-    images: int = Field(description="Images seen since the model was put in service.")
-    capital: Finite = Field(ge=0, description="Of a player who bets against normal traffic, begun at 1.")
-    highest: Finite = Field(ge=0, description="The highest it has been.")
-    level: Finite = Field(description="Reaching it is called drift; normal traffic ever does with probability 1 / level.")
+    images: int = Field(description="Images with verdicts since the model went into service.")
+    capital: Finite = Field(ge=0, description="Current capital of the test martingale, which starts at 1.")
+    highest: Finite = Field(ge=0, description="Highest capital so far.")
+    level: Finite = Field(description="Alarm level; normal traffic reaches it with a probability of at most 1 / level.")
     drifting: bool
-    since: int | None = Field(description="How many images it took.")
+    since: int | None = Field(description="Number of images at which the level was reached.")
 
 
-class Liveness(_Answer):
-    """That the process runs."""
+class Liveness(_ResponsePart):
+    """Response of /livez."""
 
     status: str = Field(examples=["alive"])
 
 
-class InferError(_Answer):
-    """An error, as the Open Inference Protocol has it."""
+class InferError(_ResponsePart):
+    """An error in the form of the Open Inference Protocol."""
 
     error: str
 
 
-class InferServer(_Answer):
-    """What server this is."""
+class InferServer(_ResponsePart):
+    """Server metadata."""
 
     name: str
     version: str
     extensions: list[str]
 
 
-class InferLive(_Answer):
-    """That the process runs."""
+class InferLive(_ResponsePart):
+    """Liveness of the server."""
 
     live: bool
 
 
-class InferReady(_Answer):
-    """That questions are answered."""
+class InferReady(_ResponsePart):
+    """Readiness of the server."""
 
     ready: bool
 
 
 class InferModelReady(InferReady):
-    """That this model's questions are."""
+    """Readiness of a model."""
 
     name: str
 
 
-class InferTensor(_Answer):
-    """A tensor that goes in or comes out; -1 stands for any number."""
+class InferTensor(_ResponsePart):
+    """Name, datatype and shape of a tensor; -1 is a dimension of any size."""
 
     name: str
     datatype: str
     shape: list[int]
 
 
-class InferModel(_Answer):
-    """A model's name, versions, inputs and outputs."""
+class InferModel(_ResponsePart):
+    """Model metadata."""
 
     name: str
     versions: list[str]
@@ -203,56 +212,56 @@ class InferModel(_Answer):
     outputs: list[InferTensor]
 
 
-class _Asked(BaseModel):
-    model_config = ConfigDict(extra="ignore", strict=True)  # the protocol leaves room for parameters of others
+class _RequestPart(BaseModel):
+    model_config = ConfigDict(extra="ignore", strict=True)  # the protocol allows parameters of other servers
 
 
-class InferParameters(_Asked):
-    """Of these only alpha is known here."""
+class InferParameters(_RequestPart):
+    """Parameters of the request; other parameters than alpha are ignored."""
 
-    alpha: float | None = Field(None, description="False-alarm rate to judge by; unset, the model's own.")
+    alpha: float | None = Field(None, description="False-alarm rate; default: the model's own.")
 
 
-class InferInput(_Asked):
-    """The images, as a tensor of whole numbers from 0 (background) to 255 (ink)."""
+class InferInput(_RequestPart):
+    """The images as a tensor of integers from 0 (background) to 255 (ink)."""
 
     name: Literal["images"]
     shape: list[Annotated[int, Field(ge=1)]] = Field(min_length=2, max_length=4, description="[N, 28, 28] or [N, 784].")
     datatype: Literal["UINT8"]
-    data: list[Any] = Field(min_length=1, description="The numbers, row by row, in one list or in nested ones.")
+    data: list[Any] = Field(min_length=1, description="The integers in row-major order, in one list or in nested lists.")
 
 
-class InferOutput(_Asked):
-    """An output that is wanted."""
+class RequestedOutput(_RequestPart):
+    """A requested output."""
 
     name: Literal["score", "p_value", "is_anomaly", "reconstruction_error", "embedding", "reconstruction"]
 
 
-class InferRequest(_Asked):
-    """Images, and what is wanted of them; all but the reconstruction where nothing is named."""
+class InferRequest(_RequestPart):
+    """Inference request. Without `outputs`, the response holds all outputs except the reconstruction."""
 
     id: str | None = Field(None, max_length=256)
     parameters: InferParameters | None = None
     inputs: list[InferInput] = Field(min_length=1, max_length=1)
-    outputs: list[InferOutput] | None = Field(None, max_length=16)
+    outputs: list[RequestedOutput] | None = Field(None, max_length=16)
 
 
-class InferResult(InferTensor):
-    """A tensor and its numbers, row by row."""
+class InferOutputTensor(InferTensor):
+    """A tensor with its values in row-major order."""
 
     data: list[bool | Finite]
 
 
-class InferAnswer(_Answer):
-    """What the detector says of the images, in their order."""
+class InferResponse(_ResponsePart):
+    """Inference response; every output has the order of the images."""
 
     model_name: str
     model_version: str
     id: str | None = None
-    outputs: list[InferResult]
+    outputs: list[InferOutputTensor]
 
 
 class ModelCard(Card):
-    """The card of the model in service, and the device it runs on."""
+    """Response of /model: the card of the model in service and its device."""
 
     device: str = Field(examples=["cuda:0"])

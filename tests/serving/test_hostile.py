@@ -42,7 +42,7 @@ def test_an_upload_gets_the_status_and_body_of_the_contract(client, upload):
     response = post(client, upload)
     if upload.status == 200:
         assert response.status_code == 200, response.text
-        schemas.ScoreAnswer.model_validate(response.json())
+        schemas.ScoreResponse.model_validate(response.json())
     else:
         check_problem(response, upload.status)
 

@@ -5,7 +5,7 @@ from strokes import npy, png, stroke_images
 
 from app.serving import schemas
 
-ANSWERS = {"/score": schemas.ScoreAnswer, "/embed": schemas.EmbedAnswer, "/reconstruct": schemas.ReconstructAnswer}
+ANSWERS = {"/score": schemas.ScoreResponse, "/embed": schemas.EmbedResponse, "/reconstruct": schemas.ReconstructResponse}
 IMAGES = stroke_images(3, seed=8)
 BODIES = {
     "image/png": png(IMAGES[0]),

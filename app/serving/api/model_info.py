@@ -1,156 +1,113 @@
-"""The endpoints that tell of the server and its model: probes, card, report, latent plane."""
+"""The endpoints that describe the model in service: its card, its report, its latent plane."""
 
 import asyncio
-from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
+from fastapi import APIRouter
 from numpy.typing import NDArray
-from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4 as METRICS_TYPE
 from pydantic import ValidationError
 from starlette.requests import Request
-from starlette.responses import FileResponse, PlainTextResponse, Response
+from starlette.responses import FileResponse, Response
 
 from app.detection.bundle import Bundle
 from app.detection.detector import Detector
 from app.detection.imaging.decode import to_pixels
 from app.detection.store import REPORT
-from app.serving.api import responses as answers
-from app.serving.api.query import JSON
-from app.serving.engine.admission import Admission
+from app.serving import schemas
+from app.serving.api.openapi import API_KEY, BINARY, json_body, problems
+from app.serving.api.query import JSON, PNG
+from app.serving.api.responses import json_bytes, model_entry, picture_text
 from app.serving.engine.inference import Inference
-from app.serving.errors import PROBLEMS, NotFound, OutOfRange, Unavailable, complaint
+from app.serving.errors import NotFound, OutOfRange, from_validation_error
 from app.serving.http.body import read_body
-from app.serving.http.shutdown import Draining
-from app.serving.schemas import DecodeRequest
 from app.serving.settings import Settings
-from app.serving.telemetry.drift import Drift
-from app.serving.telemetry.metrics import Metrics
 
-_DECODE_BYTES = 128 * 1024  # room for the most points, each with all its digits
+_MAX_DECODE_BYTES = 128 * 1024  # 1,024 points with all digits of their coordinates fit
 
 
-class State(NamedTuple):
-    """What the server knows of itself beside its model."""
-
-    draining: Draining
-    refused: Callable[[], dict[int, str]]  # versions of the store that may not serve, and why
-    drift: Callable[[], Drift]
+class PngFile(FileResponse):
+    media_type = PNG
 
 
-class About:
-    """Answers about the detector in service."""
+class ModelInfoEndpoints:
+    """/model, /model/report/{picture}, /latent and /decode."""
 
-    def __init__(self, inference: Inference, admission: Admission, metrics: Metrics, state: State, settings: Settings) -> None:
+    def __init__(self, inference: Inference, settings: Settings) -> None:
         self._inference = inference
-        self._admission = admission
-        self._metrics = metrics
-        self._state = state
         self._settings = settings
+        self.router = router = APIRouter(tags=["model"], dependencies=API_KEY)
+        router.get("/model", operation_id="get_model", responses=problems(401))(self.card)
+        router.get(
+            "/model/report/{picture}",
+            operation_id="get_report_picture",
+            response_class=PngFile,
+            responses={200: {"content": {PNG: {"schema": BINARY}}}, **problems(401, 404)},
+        )(self.report_picture)
+        router.get(
+            "/latent", operation_id="get_latent", response_model=schemas.Latent, responses=problems(401, 404)
+        )(self.latent)  # fmt: skip
+        router.post(
+            "/decode",
+            operation_id="decode",
+            response_model=schemas.DecodeResponse,
+            responses=problems(400, 401, 413, 422, 503, 504),
+            openapi_extra=json_body(schemas.DecodeRequest),
+        )(self.decode)
 
-    async def livez(self, request: Request) -> Response:
-        """The process runs and its event loop turns."""
-        return _json({"status": "alive"})
-
-    async def readyz(self, request: Request) -> Response:
-        """The model is loaded, its self-check has passed on this device, and the server is not shutting down; 503 else."""
-        if self._state.draining.on:
-            raise Unavailable("The server is shutting down.", {"retry-after": "1", "connection": "close"})
+    async def card(self) -> schemas.ModelCard:
+        """The card of the model in service and the device that it runs on."""
         detector = self._inference.detector
-        refused = [{"version": number, "reason": reason} for number, reason in sorted(self._state.refused().items())]
-        model = answers.model_entry(detector.bundle)
-        return _json({"status": "ready", "model": model, "device": str(detector.device), "refused_versions": refused})
+        return schemas.ModelCard(**detector.bundle.card.model_dump(), device=str(detector.device))
 
-    async def metrics(self, request: Request) -> Response:
-        """Metrics in Prometheus's text format."""
-        self.update_gauges()
-        return Response(self._metrics.text(), media_type=METRICS_TYPE)
-
-    def update_gauges(self) -> None:
-        """Set the gauges of the current state."""
-        drift = self._state.drift()
-        self._metrics.set_gauges(
-            in_flight=self._admission.in_flight,
-            queued_images=self._inference.queued_images,
-            drift_capital=drift.capital,
-            drifting=drift.drifting,
-        )
-
-    async def drift(self, request: Request) -> Response:
-        """Whether the traffic still looks like what the model was calibrated for."""
-        return _json({"model": answers.model_entry(self._inference.detector.bundle), **asdict(self._state.drift())})
-
-    async def model(self, request: Request) -> Response:
-        """The card of the model in service, and the device it runs on."""
-        detector = self._inference.detector
-        return _json({**detector.bundle.card.model_dump(mode="json"), "device": str(detector.device)})
-
-    async def report(self, request: Request) -> Response:
-        """A picture of the model's report."""
-        picture = request.path_params["picture"]
+    async def report_picture(self, picture: str) -> PngFile:
+        """A picture of the model's report, named in `files` of the card."""
         bundle = self._inference.detector.bundle
         path = _report_file(bundle, picture) if picture.endswith(".png") else None
         if path is None:
-            have = sorted(name.removeprefix(f"{REPORT}/") for name in bundle.card.files if name.endswith(".png"))
-            raise NotFound(f"The report has no such picture; there are: {', '.join(have) or 'none'}.")
-        return FileResponse(path, media_type="image/png")
+            pictures = sorted(name.removeprefix(f"{REPORT}/") for name in bundle.card.files if name.endswith(".png"))
+            raise NotFound(f"The report has no such picture; it has: {', '.join(pictures) or 'none'}.")
+        return PngFile(path)
 
-    async def latent(self, request: Request) -> Response:
-        """The test images in the latent plane, with their labels."""
+    async def latent(self) -> Response:
+        """The test images' coordinates in the latent plane, with their labels."""
         path = _report_file(self._inference.detector.bundle, "latent.npz")
         if path is None:
             raise NotFound("This version has no map of its latent plane.")
-        return await asyncio.to_thread(_latent_answer, path)
+        return await asyncio.to_thread(_latent_response, path)
 
     async def decode(self, request: Request) -> Response:
-        """What the network draws at points of the latent plane."""
-        body = await read_body(
-            request.receive,
-            dict(request.scope["headers"]),
-            limit=_DECODE_BYTES,
-            timeout_s=self._settings.body_timeout_s,
-        )
+        """The images that the decoder makes of points in the latent plane."""
+        headers = dict(request.scope["headers"])
+        timeout_s = self._settings.body_timeout_s
+        body = await read_body(request.receive, headers, limit=_MAX_DECODE_BYTES, timeout_s=timeout_s)
         try:
-            asked = DecodeRequest.model_validate_json(body)
+            points = schemas.DecodeRequest.model_validate_json(body).embedding
         except ValidationError as error:
-            raise complaint(error) from None
+            raise from_validation_error(error) from None
         detector = self._inference.detector
-        return await asyncio.to_thread(_decode_answer, detector, _codes(asked, detector))
-
-    async def problem(self, request: Request) -> Response:
-        """What a problem type means."""
-        for problem in PROBLEMS:
-            if problem.type == request.path_params["type"]:
-                return PlainTextResponse(f"{problem.title} ({problem.status})\n\n{problem.__doc__}\n")
-        raise NotFound("There is no such problem type.")
+        dimensions = detector.bundle.model.config.latent_dim
+        if any(len(point) != dimensions for point in points):
+            raise OutOfRange(f"Each point of embedding must have {dimensions} coordinates.")
+        return await asyncio.to_thread(_decode_response, detector, np.array(points, np.float32))
 
 
 def _report_file(bundle: Bundle, name: str) -> Path | None:
-    """A file of the report; None where the card lists none, or the version was removed from under the server."""
+    """A file of the report; None if the card does not list it, or if the version was deleted from the store."""
     listed = f"{REPORT}/{name}"
     if bundle.folder is None or listed not in bundle.card.files or not (bundle.folder / listed).is_file():
         return None
     return bundle.folder / listed
 
 
-def _latent_answer(path: Path) -> Response:
+def _latent_response(path: Path) -> Response:
+    """latent.npz -> JSON. Written by hand: pydantic would check 10,000 points on the event loop."""
     with np.load(path, allow_pickle=False) as arrays:
-        return _json({"embedding": arrays["embeddings"].tolist(), "labels": arrays["labels"].tolist()})
+        content = {"embedding": arrays["embeddings"].tolist(), "labels": arrays["labels"].tolist()}
+    return Response(json_bytes(content), media_type=JSON)
 
 
-def _decode_answer(detector: Detector, codes: NDArray[np.float32]) -> Response:
-    pictures = [answers.picture_text(image[0]) for image in to_pixels(detector.decode(codes))]
-    return _json({"model": answers.model_entry(detector.bundle), "images": pictures})
-
-
-def _codes(asked: DecodeRequest, detector: Detector) -> NDArray[np.float32]:
-    dimensions = detector.bundle.model.config.latent_dim
-    if any(len(point) != dimensions for point in asked.embedding):
-        raise OutOfRange(f"Each point of embedding must have {dimensions} coordinates.")
-    return np.array(asked.embedding, np.float32)
-
-
-def _json(content: object) -> Response:
-    return Response(answers.json_bytes(content), media_type=JSON)
+def _decode_response(detector: Detector, embeddings: NDArray[np.float32]) -> Response:
+    """Embeddings [N, D] -> JSON with a PNG for each."""
+    pictures = [picture_text(image[0]) for image in to_pixels(detector.decode(embeddings))]
+    return Response(json_bytes({"model": model_entry(detector.bundle), "images": pictures}), media_type=JSON)

@@ -1,7 +1,7 @@
-"""The Open Inference Protocol, version 2, over REST: the detector for clients that speak to all model servers alike.
+"""The Open Inference Protocol, version 2, over REST: the detector for clients of any model server.
 
-Pixels come as numbers in JSON, whole from 0 to 255, and are judged as 28x28 images that need no preparation; scores, p-values,
-verdicts and what else is asked for go as tensors. Source: https://github.com/kserve/open-inference-protocol.
+Pixels come as integers from 0 to 255 in JSON and are scored as 28x28 images that need no preparation. Scores, p-values,
+verdicts and other requested outputs are returned as tensors. Source: https://github.com/kserve/open-inference-protocol.
 """
 
 import asyncio
@@ -11,6 +11,7 @@ from itertools import chain
 from typing import Any
 
 import numpy as np
+from fastapi import APIRouter
 from numpy.typing import NDArray
 from pydantic import ValidationError
 from starlette.requests import Request
@@ -18,21 +19,22 @@ from starlette.responses import Response
 
 from app.detection.detector import Detector
 from app.detection.imaging.decode import normalise
-from app.serving.api import responses as answers
+from app.serving import schemas
+from app.serving.api import responses
+from app.serving.api.openapi import API_KEY, infer_problems, json_body
 from app.serving.api.predict import late, verdict_of
 from app.serving.api.query import JSON, NPY, Options, check_rate
 from app.serving.api.responses import Entry
 from app.serving.engine.admission import Admission
 from app.serving.engine.inference import Inference, InferenceResult, Job, RequestedOutputs
-from app.serving.errors import InvalidBody, NotFound, OutOfRange, TooLarge, Unavailable, complaint
+from app.serving.errors import InvalidBody, NotFound, OutOfRange, TooLarge, Unavailable, from_validation_error
 from app.serving.http.body import read_body
 from app.serving.http.shutdown import Draining
-from app.serving.schemas import InferInput, InferRequest
 from app.serving.settings import Settings
 
-_INLINE_BYTES = 16 * 1024  # a request of a few images; larger ones are read on a thread
+_INLINE_BYTES = 16 * 1024  # larger bodies are parsed on a thread
 _PLATFORM = "pytorch_autoencoder"
-_VERDICTS = frozenset({"score", "p_value", "is_anomaly"})
+_VERDICT_OUTPUTS = frozenset({"score", "p_value", "is_anomaly"})
 
 
 class OpenInference:
@@ -43,78 +45,132 @@ class OpenInference:
         self._admission = admission
         self._draining = draining
         self._settings = settings
+        self.router = APIRouter(prefix="/v2", tags=["open inference"])
+        self._add_server_routes()
+        self._add_model_routes()
 
-    async def server(self, request: Request) -> Response:
-        """What server this is."""
-        return _json({"name": "oddigit", "version": request.app.version, "extensions": []})
+    def _add_server_routes(self) -> None:
+        get = self.router.get
+        get("", operation_id="v2_server_metadata", dependencies=API_KEY, responses=infer_problems(401))(self.server_metadata)
+        get("/health/live", operation_id="v2_server_live")(self.server_live)
+        get("/health/ready", operation_id="v2_server_ready", responses=infer_problems(503))(self.server_ready)
 
-    async def live(self, request: Request) -> Response:
-        """The process runs and its event loop turns."""
-        return _json({"live": True})
+    def _add_model_routes(self) -> None:
+        model, version = "/models/{model}", "/models/{model}/versions/{version}"
+        known = infer_problems(401, 404)
+        get = self.router.get
+        get(model, operation_id="v2_model_metadata", dependencies=API_KEY, responses=known)(self.model_metadata)
+        get(version, operation_id="v2_version_metadata", dependencies=API_KEY, responses=known)(self.version_metadata)
+        get(f"{model}/ready", operation_id="v2_model_ready", dependencies=API_KEY, responses=known)(self.model_ready)
+        get(f"{version}/ready", operation_id="v2_version_ready", dependencies=API_KEY, responses=known)(self.version_ready)
+        infer: dict[str, Any] = {
+            "dependencies": API_KEY,
+            "response_model": schemas.InferResponse,
+            "responses": infer_problems(400, 401, 404, 413, 422, 503, 504),
+            "openapi_extra": json_body(schemas.InferRequest),
+        }
+        self.router.post(f"{model}/infer", operation_id="v2_model_infer", **infer)(self.model_infer)
+        self.router.post(f"{version}/infer", operation_id="v2_version_infer", **infer)(self.version_infer)
 
-    async def ready(self, request: Request) -> Response:
-        """A model is in service, and the server is not shutting down; 503 else."""
+    async def server_metadata(self, request: Request) -> schemas.InferServer:
+        """Name, version and extensions of the server."""
+        return schemas.InferServer(name="oddigit", version=request.app.version, extensions=[])
+
+    async def server_live(self) -> schemas.InferLive:
+        """Liveness: the process runs and its event loop turns."""
+        return schemas.InferLive(live=True)
+
+    async def server_ready(self) -> schemas.InferReady:
+        """Readiness: a model is in service, and the server is not shutting down."""
         if self._draining.on:
             raise Unavailable("The server is shutting down.", {"retry-after": "1", "connection": "close"})
-        return _json({"ready": self._inference.detector is not None})
+        return schemas.InferReady(ready=self._inference.detector is not None)
 
-    async def model(self, request: Request) -> Response:
-        """The model's name, version, inputs and outputs."""
-        detector = self._named(request)
-        card, size, latent = detector.bundle.card, detector.image_size, detector.bundle.model.config.latent_dim
-        outputs = [{"name": name, "datatype": kind, "shape": shape} for name, (kind, shape) in _outputs(size, latent).items()]
-        inputs = [{"name": "images", "datatype": "UINT8", "shape": [-1, size, size]}]
-        versions = [str(card.version)]
-        return _json({"name": card.name, "versions": versions, "platform": _PLATFORM, "inputs": inputs, "outputs": outputs})
+    async def model_metadata(self, model: str) -> schemas.InferModel:
+        """Name, versions, inputs and outputs of a model."""
+        return _metadata(self._detector(model))
 
-    async def model_ready(self, request: Request) -> Response:
-        """Whether this model answers questions: the one in service does."""
-        return _json({"name": self._named(request).bundle.card.name, "ready": True})
+    async def version_metadata(self, model: str, version: str) -> schemas.InferModel:
+        """Name, versions, inputs and outputs of one version of a model."""
+        return _metadata(self._detector(model, version))
 
-    async def infer(self, request: Request) -> Response:
-        """Judge images that are sent as numbers."""
-        detector, settings = self._named(request), self._settings
-        headers, loop = dict(request.scope["headers"]), asyncio.get_running_loop()
+    async def model_ready(self, model: str) -> schemas.InferModelReady:
+        """Readiness of a model: the one in service is ready."""
+        return schemas.InferModelReady(name=self._detector(model).bundle.card.name, ready=True)
+
+    async def version_ready(self, model: str, version: str) -> schemas.InferModelReady:
+        """Readiness of one version of a model."""
+        return schemas.InferModelReady(name=self._detector(model, version).bundle.card.name, ready=True)
+
+    async def model_infer(self, model: str, request: Request) -> Response:
+        """Score images that are sent as numbers."""
+        return await self._infer(request, self._detector(model))
+
+    async def version_infer(self, model: str, version: str, request: Request) -> Response:
+        """Score images that are sent as numbers, with one version of a model."""
+        return await self._infer(request, self._detector(model, version), pinned=True)
+
+    async def _infer(self, request: Request, detector: Detector, *, pinned: bool = False) -> Response:
+        """Read, check and score the request's images; `pinned`: only the version of `detector` may answer."""
+        settings, loop = self._settings, asyncio.get_running_loop()
+        headers = dict(request.scope["headers"])
         body = await read_body(request.receive, headers, limit=settings.max_body_bytes, timeout_s=settings.body_timeout_s)
+        inline = len(body) <= _INLINE_BYTES
         with self._admission:
             deadline = loop.time() + settings.deadline_ms / 1000
-            if len(body) <= _INLINE_BYTES:
-                asked, pixels = _read(body, detector)
-            else:
-                asked, pixels = await asyncio.to_thread(_read, body, detector)
-            names = _asked_for(asked)
-            wanted = RequestedOutputs(
-                not _VERDICTS.isdisjoint(names), embeddings=True, reconstructions="reconstruction" in names
-            )
-            if wanted.reconstructions and len(pixels) > settings.max_pictures:
-                raise TooLarge(f"At most {settings.max_pictures:,} reconstructions are answered; send {NPY} to /reconstruct.")
+            parsed = _parse(body, detector) if inline else await asyncio.to_thread(_parse, body, detector)
+            infer_request, pixels = parsed
+            outputs = self._requested_outputs(infer_request, len(pixels))
             try:
-                outcome = await self._judge(pixels, wanted, deadline)
+                result = await self._score(pixels, outputs, deadline)
             except TimeoutError:
                 raise late(settings) from None
-            if "version" in request.path_params and outcome.bundle is not detector.bundle:  # another took over meanwhile
+            if pinned and result.bundle is not detector.bundle:  # replaced while the request waited
                 raise NotFound(f"Version {detector.bundle.card.version} is no longer in service.")
-            if len(body) <= _INLINE_BYTES:
-                return _word(asked, outcome)
-            return await asyncio.to_thread(_word, asked, outcome)
+            if inline:
+                return _response(infer_request, result)
+            return await asyncio.to_thread(_response, infer_request, result)
 
-    async def _judge(self, pixels: NDArray[np.uint8], wanted: RequestedOutputs, deadline: float) -> InferenceResult:
+    def _requested_outputs(self, infer_request: schemas.InferRequest, images: int) -> RequestedOutputs:
+        """What the detector must compute. Raises TooLarge for too many reconstructions."""
+        names = _output_names(infer_request)
+        reconstructions = "reconstruction" in names
+        most = self._settings.max_pictures
+        if reconstructions and images > most:
+            raise TooLarge(f"A response holds at most {most:,} reconstructions; send {NPY} to /reconstruct for more.")
+        verdicts = not _VERDICT_OUTPUTS.isdisjoint(names)
+        return RequestedOutputs(verdicts, embeddings=True, reconstructions=reconstructions)
+
+    async def _score(self, pixels: NDArray[np.uint8], outputs: RequestedOutputs, deadline: float) -> InferenceResult:
         if len(pixels) > self._settings.max_batch_size:
-            return await self._inference.infer_array(pixels, wanted)
-        return await self._inference.judge(Job(normalise(pixels), None, wanted), deadline=deadline)
+            return await self._inference.infer_array(pixels, outputs)
+        return await self._inference.judge(Job(normalise(pixels), None, outputs), deadline=deadline)
 
-    def _named(self, request: Request) -> Detector:
-        """The detector in service, where the path names it. Raises NotFound."""
+    def _detector(self, model: str, version: str | None = None) -> Detector:
+        """The detector in service. Raises NotFound if it is another model or version."""
         detector = self._inference.detector
-        name, version = detector.bundle.card.name, str(detector.bundle.card.version)
-        asked = request.path_params
-        if asked["model"] != name or asked.get("version", version) != version:
-            raise NotFound(f"There is no such model or version here; in service is {name}, version {version}.")
+        card = detector.bundle.card
+        if model != card.name or version not in (None, str(card.version)):
+            raise NotFound(f"There is no such model or version here; in service is {card.name}, version {card.version}.")
         return detector
 
 
+def _metadata(detector: Detector) -> schemas.InferModel:
+    card, size, latent_dim = detector.bundle.card, detector.image_size, detector.bundle.model.config.latent_dim
+    return schemas.InferModel(
+        name=card.name,
+        versions=[str(card.version)],
+        platform=_PLATFORM,
+        inputs=[schemas.InferTensor(name="images", datatype="UINT8", shape=[-1, size, size])],
+        outputs=[
+            schemas.InferTensor(name=name, datatype=datatype, shape=shape)
+            for name, (datatype, shape) in _outputs(size, latent_dim).items()
+        ],
+    )
+
+
 def _outputs(size: int, latent: int) -> dict[str, tuple[str, list[int]]]:
-    """Name -> datatype and shape, without the number of images."""
+    """Output name -> datatype and shape; -1 is the number of images."""
     return {
         "score": ("FP32", [-1]),
         "p_value": ("FP64", [-1]),
@@ -125,37 +181,39 @@ def _outputs(size: int, latent: int) -> dict[str, tuple[str, list[int]]]:
     }
 
 
-def _read(body: bytes, detector: Detector) -> tuple[InferRequest, NDArray[np.uint8]]:
+def _parse(body: bytes, detector: Detector) -> tuple[schemas.InferRequest, NDArray[np.uint8]]:
     """The request and its images [N, S, S]. Raises InvalidBody or OutOfRange."""
-    if body.count(b"[") + body.count(b"{") > 64 + len(body) // 16:  # rows of pixels are longer; each list takes 56 bytes
+    if body.count(b"[") + body.count(b"{") > 64 + len(body) // 16:  # an empty list in 3 bytes of JSON takes 56 bytes of memory
         raise InvalidBody("The body nests more than images do.")
     try:
-        asked = InferRequest.model_validate_json(body)
+        infer_request = schemas.InferRequest.model_validate_json(body)
     except ValidationError as error:
-        raise complaint(error) from None
-    return asked, _pixels(asked.inputs[0], detector.image_size)
+        raise from_validation_error(error) from None
+    return infer_request, _pixels(infer_request.inputs[0], detector.image_size)
 
 
-def _pixels(given: InferInput, size: int) -> NDArray[np.uint8]:
-    """The numbers of an input tensor -> uint8 [N, size, size]."""
-    count, *rest = given.shape
+def _pixels(tensor: schemas.InferInput, size: int) -> NDArray[np.uint8]:
+    """The data of an input tensor as uint8 [N, size, size]. Raises OutOfRange."""
+    count, *rest = tensor.shape
     if rest not in ([size, size], [size * size], [1, size, size]):
         raise OutOfRange(f"shape must be [N, {size}, {size}] or [N, {size * size}].")
-    numbers, shape = _unnested(given.data)
+    numbers, shape = _flatten(tensor.data)
     try:
         pixels = bytes(numbers) if set(map(type, numbers)) == {int} else b""
     except (ValueError, OverflowError):
         pixels = b""
     if not pixels:
         raise OutOfRange("data must hold whole numbers from 0 to 255, in one list or in lists of equal lengths.")
-    if len(numbers) != math.prod(given.shape) or (len(shape) > 1 and shape != given.shape):
+    if len(numbers) != math.prod(tensor.shape) or (len(shape) > 1 and shape != tensor.shape):
         raise OutOfRange("data and shape do not agree.")
     return np.frombuffer(pixels, np.uint8).reshape(count, size, size)
 
 
-def _unnested(data: list[Any]) -> tuple[list[Any], list[int]]:
-    """Lists in lists -> their elements in one list, and their shape. By hand: an array of what a client sends may be one of
-    strings as long as the longest, or of anything."""
+def _flatten(data: list[Any]) -> tuple[list[Any], list[int]]:
+    """Flatten nested lists of equal lengths; returns the elements and the shape. Unequal lengths give no elements.
+
+    numpy.array is not safe here: for a list with one long string it allocates that length for every element.
+    """
     shape = [len(data)]
     while data and set(map(type, data)) == {list}:
         lengths = set(map(len, data))
@@ -166,35 +224,34 @@ def _unnested(data: list[Any]) -> tuple[list[Any], list[int]]:
     return data, shape
 
 
-def _asked_for(asked: InferRequest) -> Sequence[str]:
-    """The names of the outputs; all but the reconstruction where none is named."""
-    if asked.outputs:
-        return [output.name for output in asked.outputs]
+def _output_names(infer_request: schemas.InferRequest) -> Sequence[str]:
+    """The names of the requested outputs; by default all except the reconstruction."""
+    if infer_request.outputs:
+        return [output.name for output in infer_request.outputs]
     return [name for name in _outputs(0, 0) if name != "reconstruction"]
 
 
-def _word(asked: InferRequest, outcome: InferenceResult) -> Response:
-    card, seen = outcome.bundle.card, outcome.detections
-    alpha = asked.parameters.alpha if asked.parameters else None
+def _response(infer_request: schemas.InferRequest, result: InferenceResult) -> Response:
+    """The requested outputs as JSON. Raises OutOfRange for an alpha that the calibration cannot give."""
+    card, detections = result.bundle.card, result.detections
+    alpha = infer_request.parameters.alpha if infer_request.parameters else None
     rate = None if alpha is None else check_rate("parameters.alpha", alpha)
     columns: dict[str, NDArray[Any]] = {
-        "score": seen.scores,
-        "p_value": seen.p_values,
-        "is_anomaly": seen.scores > verdict_of(outcome, Options(alpha=rate)).threshold,
-        "reconstruction_error": seen.reconstruction_errors,
-        "embedding": seen.embeddings,
+        "score": detections.scores,
+        "p_value": detections.p_values,
+        "is_anomaly": detections.scores > verdict_of(result, Options(alpha=rate)).threshold,
+        "reconstruction_error": detections.reconstruction_errors,
+        "embedding": detections.embeddings,
     }
-    if seen.reconstructions is not None:
-        columns["reconstruction"] = answers.unit_range(seen)
-    tensors = [_tensor(name, columns[name]) for name in _asked_for(asked)]
-    answer: Entry = {"model_name": card.name, "model_version": str(card.version), "outputs": tensors}
-    return _json(answer if asked.id is None else {**answer, "id": asked.id})
+    if detections.reconstructions is not None:
+        columns["reconstruction"] = responses.unit_range(detections)
+    tensors = [_tensor(name, columns[name]) for name in _output_names(infer_request)]
+    content: Entry = {"model_name": card.name, "model_version": str(card.version), "outputs": tensors}
+    if infer_request.id is not None:
+        content["id"] = infer_request.id
+    return Response(responses.json_bytes(content), media_type=JSON)
 
 
 def _tensor(name: str, values: NDArray[Any]) -> Entry:
     datatype, _ = _outputs(0, 0)[name]
     return {"name": name, "datatype": datatype, "shape": list(values.shape), "data": values.ravel().tolist()}
-
-
-def _json(content: object) -> Response:
-    return Response(answers.json_bytes(content), media_type=JSON)

@@ -33,7 +33,9 @@ access = logging.getLogger("oddigit.access")
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 PROBES = ("/livez", "/readyz", "/v2/health/live", "/v2/health/ready")
-OPEN = frozenset({"/", "/page.css", "/page.js", *PROBES})  # asked for without a key, and while draining
+OPEN = frozenset(
+    {"/", "/page.css", "/page.js", "/docs", "/docs.css", "/docs.js", *PROBES}
+)  # asked for without a key, and while draining
 _PROBLEMS = "/problems/"  # as open: a refusal's `type` leads there
 
 _CARRIED = "oddigit_error"

@@ -103,7 +103,7 @@ def test_a_decoded_embedding_is_the_reconstruction(client):
     body, headers = npy(stroke_images(3, seed=12)), {"content-type": "application/x-npy"}
     embeddings = [r["embedding"] for r in client.post("/embed", content=body, headers=headers).json()["results"]]
     drawn = [r["reconstruction"] for r in client.post("/reconstruct", content=body, headers=headers).json()["results"]]
-    answer = schemas.DecodeAnswer.model_validate(decode(client, {"embedding": embeddings}).json())
+    answer = schemas.DecodeResponse.model_validate(decode(client, {"embedding": embeddings}).json())
     for one, other in zip(answer.images, drawn, strict=True):
         pixels = [np.asarray(Image.open(io.BytesIO(base64.b64decode(picture))), int) for picture in (one, other)]
         assert np.abs(pixels[0] - pixels[1]).max() <= 1

@@ -20,7 +20,7 @@ def infer(client, *inputs, path=INFER, **others):
 def outputs(response):
     """Name -> array, of an answer that is as the schema says."""
     assert response.status_code == 200, response.text
-    answer = schemas.InferAnswer.model_validate(response.json())
+    answer = schemas.InferResponse.model_validate(response.json())
     return {output.name: np.array(output.data).reshape(output.shape) for output in answer.outputs}
 
 

@@ -168,7 +168,7 @@ def test_an_overloaded_server_refuses_some_and_answers_the_others(tiny_store, tm
             if answer.status_code == 503:
                 check_refusal(answer)
             else:
-                schemas.ScoreAnswer.model_validate(answer.json())
+                schemas.ScoreResponse.model_validate(answer.json())
         after = [client.post("/score", content=body, headers=PNG).status_code for _ in range(5)]
         assert after == [200] * 5
         text = client.get("/metrics").text

@@ -14,7 +14,7 @@ from app.serving.http.auth import ApiKeyAuth, KeysError, read_keys
 
 READER, WRITER = "reader-secret-0123456789", "writer-secret-9876543210"
 QUESTIONS = ("/score", "/embed", "/reconstruct", "/decode")
-GUARDED = ("/model", "/latent", "/drift", "/metrics", "/docs", "/openapi.json", "/nowhere")
+GUARDED = ("/model", "/latent", "/drift", "/metrics", "/openapi.json", "/nowhere")
 OPEN = ("/", "/page.css", "/page.js", "/livez", "/readyz", "/problems/unauthorized")
 BODY = png(stroke_images(1, seed=0)[0])
 

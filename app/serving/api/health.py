@@ -1,0 +1,105 @@
+"""The endpoints that describe the state of the server: probes, metrics, drift, and the meaning of problem types."""
+
+from dataclasses import asdict
+from typing import NamedTuple
+
+from fastapi import APIRouter
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4 as METRICS_TYPE
+from starlette.responses import PlainTextResponse, Response
+
+from app.serving import schemas
+from app.serving.api.openapi import API_KEY, problems
+from app.serving.api.responses import model_entry
+from app.serving.engine.admission import Admission
+from app.serving.engine.inference import Inference
+from app.serving.engine.reload import Versions
+from app.serving.errors import PROBLEMS, NotFound, Unavailable
+from app.serving.http.shutdown import Draining
+from app.serving.telemetry.drift import TrafficMonitor
+from app.serving.telemetry.metrics import Metrics
+
+
+class ServerStatus(NamedTuple):
+    """The objects that hold the state of the server."""
+
+    draining: Draining
+    versions: Versions
+    monitor: TrafficMonitor
+    admission: Admission
+    metrics: Metrics
+
+
+class HealthEndpoints:
+    """/livez, /readyz, /metrics, /drift and /problems/{type}."""
+
+    def __init__(self, inference: Inference, status: ServerStatus) -> None:
+        self._inference = inference
+        self._status = status
+        self.router = router = APIRouter()
+        router.get("/livez", operation_id="get_liveness", tags=["probes"])(self.livez)
+        router.get("/readyz", operation_id="get_readiness", tags=["probes"], responses=problems(503))(self.readyz)
+        router.get(
+            "/metrics",
+            operation_id="get_metrics",
+            tags=["monitoring"],
+            dependencies=API_KEY,
+            response_class=PlainTextResponse,
+            responses=problems(401),
+        )(self.metrics)
+        router.get(
+            "/drift", operation_id="get_drift", tags=["monitoring"], dependencies=API_KEY, responses=problems(401)
+        )(self.drift)  # fmt: skip
+        router.get(
+            "/problems/{type}",
+            operation_id="get_problem_type",
+            tags=["problems"],
+            response_class=PlainTextResponse,
+            responses=problems(404),
+        )(self.problem_type)
+
+    async def livez(self) -> schemas.Liveness:
+        """Liveness: the process runs and its event loop turns."""
+        return schemas.Liveness(status="alive")
+
+    async def readyz(self) -> schemas.Readiness:
+        """Readiness: the model is loaded and has passed its self-check, and the server is not shutting down."""
+        if self._status.draining.on:
+            raise Unavailable("The server is shutting down.", {"retry-after": "1", "connection": "close"})
+        detector = self._inference.detector
+        return schemas.Readiness(
+            status="ready",
+            model=schemas.Model(**model_entry(detector.bundle)),
+            device=str(detector.device),
+            refused_versions=[
+                schemas.RefusedVersion(version=number, reason=reason)
+                for number, reason in sorted(self._status.versions.refused.items())
+            ],
+        )
+
+    async def metrics(self) -> Response:
+        """Metrics in Prometheus's text format."""
+        self.update_gauges()
+        return Response(self._status.metrics.text(), media_type=METRICS_TYPE)
+
+    async def drift(self) -> schemas.Drift:
+        """Evidence that the traffic differs from the images that the model was calibrated on."""
+        model = schemas.Model(**model_entry(self._inference.detector.bundle))
+        return schemas.Drift(model=model, **asdict(self._status.monitor.drift()))
+
+    async def problem_type(self, type: str) -> PlainTextResponse:
+        """The meaning of a problem type."""
+        for problem in PROBLEMS:
+            if problem.type == type:
+                return PlainTextResponse(f"{problem.title} ({problem.status})\n\n{problem.__doc__}\n")
+        raise NotFound("There is no such problem type.")
+
+    def update_gauges(self) -> None:
+        """Set the metrics that describe the current state."""
+        status = self._status
+        drift = status.monitor.drift()
+        status.metrics.set_gauges(
+            in_flight=status.admission.in_flight,
+            queued_images=self._inference.queued_images,
+            drift_capital=drift.capital,
+            drifting=drift.drifting,
+        )

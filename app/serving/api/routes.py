@@ -1,0 +1,46 @@
+"""Registers every endpoint with the application."""
+
+from fastapi import FastAPI
+
+from app.serving import schemas
+from app.serving.api.health import HealthEndpoints
+from app.serving.api.model_info import ModelInfoEndpoints
+from app.serving.api.open_inference import OpenInference
+from app.serving.api.openapi import API_KEY, BINARY, complete_openapi, problems, upload
+from app.serving.api.predict import Endpoints
+from app.serving.api.query import NPY, PNG
+
+
+def add_routes(
+    app: FastAPI,
+    endpoints: Endpoints,
+    model_info: ModelInfoEndpoints,
+    health: HealthEndpoints,
+    open_inference: OpenInference,
+    *,
+    key_optional: bool,
+) -> None:
+    """Register all endpoints, those for uploads too: the middleware calls them directly, but they work without it."""
+    uploads = (
+        ("/score", endpoints.score, schemas.ScoreResponse, (NPY,)),
+        ("/embed", endpoints.embed, schemas.EmbedResponse, (NPY,)),
+        ("/reconstruct", endpoints.reconstruct, schemas.ReconstructResponse, (PNG, NPY)),
+    )
+    for path, endpoint, response_model, other_types in uploads:
+        app.add_api_route(
+            path,
+            endpoint,
+            methods=["POST"],
+            operation_id=path.removeprefix("/"),
+            tags=["detection"],
+            dependencies=API_KEY,
+            response_model=response_model,
+            responses={
+                200: {"content": {media: {"schema": BINARY} for media in other_types}},
+                **problems(400, 401, 413, 415, 422, 503, 504),
+            },
+            openapi_extra=upload(rates=path == "/score"),
+        )
+    for router in (model_info.router, health.router, open_inference.router):
+        app.include_router(router)
+    complete_openapi(app, key_optional=key_optional)

@@ -1,7 +1,5 @@
 """Data sets are read whole, split by a seed, and refused with a sentence when something is wrong with them."""
 
-import re
-import sys
 from io import BytesIO
 
 import numpy as np
@@ -11,10 +9,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from strokes import stroke_images
 
-from app.training import optional as extra
-from app.training import torchvision_datasets as known_sets
 from app.training.datasets import DataError, DataSet, LabelledImages, load_dataset, split
-from app.training.optional import MissingExtra, check_training_extra
+from app.training.torchvision_datasets import NAMED_SETS
 
 IMAGES = stroke_images(12, seed=3)
 
@@ -125,51 +121,9 @@ def test_unusable_sets_are_refused(tmp_path, source, files, words):
     assert "\n" not in str(caught.value)
 
 
-def test_failed_download(tmp_path, monkeypatch):
-    """Without files and without a network the sentence says where to put the files, and no folder is left behind."""
-    from torchvision.datasets import mnist
-
-    def offline(*args, **kwargs):
-        raise mnist.URLError("no network")
-
-    monkeypatch.setattr(mnist, "download_and_extract_archive", offline)
-    with pytest.raises(DataError, match="--data-dir"):
-        load_dataset("kmnist", data_dir=tmp_path / "data")
-    assert not (tmp_path / "data").exists()
-
-
-def test_missing_torchvision(tmp_path, monkeypatch):
-    """Without torchvision the user reads how to install it."""
-    monkeypatch.setitem(sys.modules, "torchvision", None)
-    with pytest.raises(MissingExtra, match=r'pip install "oddigit\[train\]"'):
-        load_dataset("mnist", data_dir=tmp_path)
-
-
-@pytest.mark.parametrize("package", ["torchvision", "matplotlib", "sklearn", "scipy"])
-def test_what_training_needs_is_looked_for_first(package, monkeypatch):
-    """Whichever package is missing, the commands say so before they begin, and with which interpreter to install it."""
-    check_training_extra()
-    monkeypatch.setattr(extra, "find_spec", lambda name: None if name == package else True)
-    with pytest.raises(MissingExtra, match=f"^{package} is not installed; run: {re.escape(sys.executable)} -m pip install"):
-        check_training_extra()
-
-
-def test_emnist_is_turned_upright(monkeypatch, tmp_path):
-    """EMNIST's files hold every image transposed; we do not."""
-    import torch
-    from torchvision import datasets
-
-    class EMNIST:
-        def __init__(self, root, **options):
-            self.data, self.targets = torch.from_numpy(IMAGES.transpose(0, 2, 1).copy()), torch.arange(12)
-
-    monkeypatch.setattr(datasets, "EMNIST", EMNIST)
-    assert np.array_equal(load_dataset("emnist-digits", data_dir=tmp_path).train.images, IMAGES)
-
-
 def test_known_names_win_and_are_listed(tmp_path):
     """A misspelt name is answered with the names that there are."""
-    with pytest.raises(DataError, match=", ".join(known_sets.NAMED_SETS)):
+    with pytest.raises(DataError, match=", ".join(NAMED_SETS)):
         load_dataset("mnits", data_dir=tmp_path)
 
 

@@ -1,0 +1,89 @@
+"""An interrupted or killed training resumes from its checkpoint and ends with the bits of an uninterrupted one."""
+
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from live import ROOT
+
+from app.detection import store
+from app.training.checkpoint import FOLDER, CheckpointError
+from app.training.progress import SilentProgress
+from app.training.train import TrainingInterrupted, train
+
+
+class InterruptAfter(SilentProgress):
+    """Raises KeyboardInterrupt in the middle of the epoch after `epochs`."""
+
+    def __init__(self, epochs):
+        self.epochs = epochs
+        self.finished = -1
+
+    def finish_epoch(self, epoch, fit, test):
+        self.finished = epoch
+
+    def advance(self, images):
+        if self.finished == self.epochs:
+            raise KeyboardInterrupt
+
+
+@pytest.fixture
+def interrupted(short, tmp_path):
+    """The checkpoint of a training that Ctrl-C stopped in its second epoch."""
+    with pytest.raises(TrainingInterrupted, match=r"after epoch 1 of 3.*--resume"):
+        train(short(), progress=InterruptAfter(1))
+    assert not store.versions(tmp_path / "store", "strokes")
+    return next((tmp_path / "store" / "strokes" / FOLDER).glob("*.pth"))
+
+
+def assert_same_training(one, other):
+    """Weights, losses and pictures are equal to the bit."""
+    weights, expected = (torch.load(folder / store.WEIGHTS, weights_only=True) for folder in (one, other))
+    assert weights.keys() == expected.keys() and all(torch.equal(weights[name], expected[name]) for name in weights)
+    assert store.load_card(one).losses == store.load_card(other).losses
+    for name in ("loss_list.npy", "reconstructions_000.png"):
+        assert (one / "report" / name).read_bytes() == (other / "report" / name).read_bytes()
+
+
+def test_interrupted_training_resumes_to_the_same_bits(short, interrupted, trained_version):
+    """After Ctrl-C in the second epoch, a resumed training ends as an uninterrupted one, and its checkpoint is removed."""
+    assert_same_training(train(short(), resume=True), trained_version)
+    assert not interrupted.parent.exists()
+
+
+def test_killed_training_resumes_to_the_same_bits(short, strokes_file, tmp_path):
+    """kill -9 in a training process, then a resumed training: the bits of an uninterrupted one."""
+    root = tmp_path / "store"
+    settings = {"--data": strokes_file, "--store": root, "--epochs": 20, "--batch-size": 32, "--alpha": 0.05}
+    options = [str(part) for setting in settings.items() for part in setting]
+    command = [sys.executable, "-m", "app", "train", *options, "--device", "cpu", "--scorer", "mse"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        for line in process.stdout:
+            if line.startswith("epoch 3/"):
+                break
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    assert not store.versions(root, "strokes")
+    resumed = train(short(epochs=20, picture_every=10), resume=True)
+    assert_same_training(resumed, train(short(epochs=20, picture_every=10, root=tmp_path / "uninterrupted")))
+
+
+def test_resume_of_another_configuration_is_refused(short, interrupted):
+    """Resuming with other settings names the settings that differ; nothing is trained."""
+    with pytest.raises(CheckpointError, match=r"seed 0 \(now 5\)"):
+        train(short(seed=5), resume=True)
+
+
+def test_resume_without_a_checkpoint_is_refused(short):
+    """There must be something to resume."""
+    with pytest.raises(CheckpointError, match="no interrupted training"):
+        train(short(), resume=True)
+
+
+def test_damaged_checkpoint_is_refused(short, interrupted):
+    """A truncated checkpoint is not trained from."""
+    interrupted.write_bytes(interrupted.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match="damaged"):
+        train(short(), resume=True)

@@ -1,0 +1,32 @@
+"""The configuration of a training is validated when it is made."""
+
+from dataclasses import replace
+
+import pytest
+
+from app.training.config import TrainConfig, TrainingError
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"epochs": 0},
+        {"batch_size": 0},
+        {"learning_rate": float("nan")},
+        {"weight_decay": -1},
+        {"alpha": 1.0},
+        {"seed": -1},
+        {"calibration_share": 0.0},
+        {"name": "../escape"},
+        {"name": "Über"},
+    ],
+)
+def test_values_that_are_not_acceptable_are_refused(changes):
+    """The message names the setting."""
+    with pytest.raises(TrainingError, match=next(iter(changes))):
+        replace(TrainConfig(), **changes)
+
+
+def test_the_card_states_no_path_of_this_machine():
+    """Neither the store's folder nor the data's is in the description."""
+    assert not {"root", "data_dir"} & TrainConfig().described().keys()

@@ -12,17 +12,16 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
-import torch
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
-from threadpoolctl import threadpool_limits
 
 from app.detection import store
-from app.detection.detector import Detector, pick_device
+from app.detection.detector import Detector
 from app.detection.imaging.upload_features import FEATURE_NAMES
+from app.detection.runtimes import choose_device
 from app.serving.api.demo_page import add_page
 from app.serving.api.health import HealthEndpoints, ServerStatus
 from app.serving.api.model_info import ModelInfoEndpoints
@@ -96,8 +95,6 @@ def create_app(settings: Settings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
-        torch.set_num_threads(settings.threads)
-        threadpool_limits(settings.threads, user_api="blas")  # numpy would take every core for a product of microseconds
         first = versions.best()
         assert first is not None  # nothing is in service yet that could be the best already
         set_model(first)
@@ -108,7 +105,7 @@ def create_app(settings: Settings) -> FastAPI:
         if settings.reload:
             tasks.append(asyncio.create_task(watch(versions, inference, metrics, set_model)))
         gc.collect()
-        gc.freeze()  # torch's heap is large; walking it in every collection is what long tails are made of
+        gc.freeze()  # the heap is large; walking it in every collection is what long tails are made of
         yield {STATE_KEY: limits._replace(connections=room_for(settings.max_connections))}
         for task in tasks:
             task.cancel()
@@ -175,12 +172,13 @@ def load_detector(folder: Path, settings: Settings) -> Detector:
         StoreError, SelfCheckError: it must not be served; the message says why.
         DeviceError: the device is not there.
     """
-    detector = Detector(store.load(folder), settings.device)
+    detector = Detector(store.load(folder), settings.device, threads=settings.threads)
     detector.self_check()
     size = detector.image_size
     for count in (1, settings.max_batch_size):
-        images, seen = np.zeros((count, 1, size, size), np.float32), np.zeros((count, len(FEATURE_NAMES)), np.float32)
-        detector.detect(images, seen, embeddings=True, reconstructions=True, error_maps=True)
+        images, seen = np.zeros((count, size, size), np.uint8), np.zeros((count, len(FEATURE_NAMES)), np.float32)
+        detector.detect(images, seen)
+        detector.detect(images, reconstructions=True, error_maps=True)
     return detector
 
 
@@ -191,7 +189,7 @@ def check_settings(settings: Settings) -> None:
         KeysError, StoreError, DeviceError: it could not; the message says why.
     """
     _keys(settings)
-    pick_device(settings.device)
+    choose_device(settings.device)
     Versions(settings.store, settings.model, settings.version, partial(load_detector, settings=settings)).best()
 
 

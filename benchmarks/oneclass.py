@@ -21,8 +21,9 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from app.network.autoencoder import Autoencoder, Layers
-from app.network.scoring import MseScorer, Scorer
+from app.network.autoencoder import Autoencoder
+from app.network.detector_network import Scorer
+from app.network.mse_scorer import MseScorer
 from app.training.calibration import flatten
 from app.training.config import TrainConfig
 from app.training.datasets import DataError, DataSet, load_dataset
@@ -101,9 +102,9 @@ def trained(config: TrainConfig, images: Tensor) -> Autoencoder:
 
 def scores(model: Autoencoder, scorer: Scorer, images: Tensor) -> np.ndarray:
     """Images [N, pixels] -> scores [N]."""
-    layers, flat = Layers(model, CPU), images.numpy()
-    embeddings = layers.encode(flat)
-    return scorer.score(flat, layers.decode(embeddings), embeddings)
+    with torch.inference_mode():
+        embeddings = model.encode(images)
+        return scorer(images, model.decode(embeddings), embeddings).numpy()
 
 
 def auroc(scores: np.ndarray, is_normal: np.ndarray) -> float:

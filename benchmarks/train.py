@@ -22,7 +22,7 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from app.detection.detector import pick_device
+from app.detection.runtimes import choose_device
 from app.network.autoencoder import Autoencoder
 from app.training.calibration import flatten
 from app.training.checkpoint import save_checkpoint
@@ -103,7 +103,7 @@ def main() -> None:
         load_dataset("mnist", data_dir=options.data_dir)
     except DataError as error:
         sys.exit(str(error))
-    device = pick_device(options.device)
+    device = torch.device(choose_device(options.device, "torch"))
     with tempfile.TemporaryDirectory() as folder:
         runs = {
             "tutorial": tutorial_epoch(options.data_dir, device),

@@ -1,5 +1,6 @@
 """What tests share: the shipped server, a small detector made on the spot, the sample files, the data sets."""
 
+import functools
 import os
 from pathlib import Path
 
@@ -12,16 +13,25 @@ from live import ROOT, SHIPPED, Server, serving
 from strokes import stroke_images
 
 from app.detection import store
-from app.detection.bundle import Architecture, Bundle, Card, EpochLosses, SelfCheck, self_check_images
+from app.detection.bundle import Bundle
 from app.detection.conformal import Calibration
-from app.detection.detector import Detector
-from app.detection.imaging.decode import normalise
-from app.network.autoencoder import Autoencoder, Layers
-from app.network.scoring import load_scorer
+from app.detection.model_card import Architecture, Card, EpochLosses, SelfCheck, self_check_images
+from app.network.autoencoder import Autoencoder
+from app.network.detector_network import DetectorNetwork
+from app.network.mse_scorer import MseScorer
+from app.training.calibration import bundle_files, score_images
 
 settings.register_profile("unhurried", deadline=None, derandomize=True)
 settings.load_profile("unhurried")
 torch.set_num_threads(1)  # small batches, and other processes want the cores
+
+
+def pytest_collection_modifyitems(items):
+    """Skip tests marked `gpu` where torch sees no CUDA device."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="torch sees no CUDA device on this machine"))
 
 
 @pytest.fixture(scope="session")
@@ -107,19 +117,18 @@ def strokes_file(tmp_path_factory):
     return path
 
 
+@functools.cache
 def make_bundle(seed: int = 0, name: str = "mnist") -> Bundle:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = Autoencoder().eval()
-    scorer = load_scorer("mse", {})
-    scores = scorer.score(*_through(model, stroke_images(199, seed=2)))
-    calibration = Calibration.from_scores(scores)
-    checked = scorer.score(*_through(model, self_check_images(0, 28))).tolist()
+        network = DetectorNetwork(Autoencoder(), MseScorer()).eval()
+    calibration = Calibration.from_scores(score_images(network, stroke_images(199, seed=2)))
+    checked = score_images(network, self_check_images(0, 28)).tolist()
     card = Card(
         name=name,
         version=1,
         created="2026-01-01T00:00:00+00:00",
-        architecture=Architecture.of(model),
+        architecture=Architecture(image_size=28, hidden=(128, 64, 12), latent_dim=2, parameters=222_384),
         preprocessing="28x28 grey",
         scorer="mse",
         alpha=0.01,
@@ -133,12 +142,4 @@ def make_bundle(seed: int = 0, name: str = "mnist") -> Bundle:
         self_check=SelfCheck(seed=0, scores=checked),
         files={},
     )
-    bundle = Bundle(model, scorer, calibration, card)
-    Detector(bundle, "cpu").self_check()
-    return bundle
-
-
-def _through(model, images):
-    flat, layers = normalise(images).reshape(len(images), -1), Layers(model, torch.device("cpu"))
-    embeddings = layers.encode(flat)
-    return flat, layers.decode(embeddings), embeddings
+    return Bundle(card, calibration, files=bundle_files(network, calibration, None))

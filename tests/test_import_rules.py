@@ -8,7 +8,7 @@ from live import ROOT
 
 APP = ROOT / "app"
 FILES = sorted(path.relative_to(ROOT) for path in APP.rglob("*.py"))
-OFFLINE = {"torchvision", "matplotlib", "sklearn", "scipy", "typer", "rich", "onnx", "onnxruntime", "ray", "sympy"}
+OFFLINE = {"torchvision", "matplotlib", "sklearn", "scipy", "typer", "rich", "onnx", "ray", "sympy"}
 
 
 def tree(path):
@@ -148,3 +148,22 @@ def test_files_stay_of_a_size_that_is_read(path):
 def test_every_file_says_what_it_is(path):
     """A module begins with its docstring."""
     assert ast.get_docstring(tree(path)), path
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_torch_stays_where_a_cpu_server_never_goes(path):
+    """The network and training import torch; detection imports both inside the functions of runtimes.py alone."""
+    if room(path) in ("network", "training"):
+        return
+    if path != Path("app/detection/runtimes.py"):
+        assert imports_any(path, "torch", "app.network") == []
+    at_import = [node for node in tree(path).body if isinstance(node, ast.Import | ast.ImportFrom)]
+    names = [alias.name for node in at_import for alias in node.names] + [getattr(node, "module", "") for node in at_import]
+    assert not [name for name in names if str(name).startswith(("torch", "app.network", "onnxruntime"))]
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if room(path) == "network"], ids=str)
+def test_the_network_knows_torch_alone(path):
+    """Its modules can be read, and exported, without the rest of the program."""
+    ours = [name for name in imports(path) if name.startswith("app.") and not name.startswith("app.network.")]
+    assert ours == []

@@ -1,4 +1,5 @@
 import sys
+from dataclasses import replace
 
 import httpx
 import pytest
@@ -89,12 +90,7 @@ def test_a_version_that_fails_its_self_check_is_not_served(tiny_bundle, tmp_path
     """A bundle that does not reproduce its card's scores ends the start with a sentence."""
     scores = tuple(score * 2 for score in tiny_bundle.card.self_check.scores)
     check = tiny_bundle.card.self_check.model_copy(update={"scores": scores})
-    bundle = type(tiny_bundle)(
-        tiny_bundle.model,
-        tiny_bundle.scorer,
-        tiny_bundle.calibration,
-        tiny_bundle.card.model_copy(update={"self_check": check}),
-    )
+    bundle = replace(tiny_bundle, card=tiny_bundle.card.model_copy(update={"self_check": check}))
     store.publish(bundle, tmp_path)
     done = run(sys.executable, "-m", "app", "serve", "--store", str(tmp_path))
     assert done.returncode == 2

@@ -147,7 +147,7 @@ def _read_all(paths: list[Path], preprocess: "Preprocess", size: int) -> Iterato
 
 
 def _read_file(file: Path, preprocess: "Preprocess", size: int) -> Iterator[Input]:
-    from app.detection.imaging.decode import ImageError, decode_array, decode_image, normalise
+    from app.detection.imaging.decode import ImageError, decode_array, decode_image
     from app.detection.imaging.preprocess import PreprocessedImage
 
     try:
@@ -155,7 +155,7 @@ def _read_file(file: Path, preprocess: "Preprocess", size: int) -> Iterator[Inpu
         if file.suffix.lower() == ".npy":
             array = decode_array(data, max_images=sys.maxsize, size=size)
             for index, image in enumerate(array):
-                yield Input(f"{file}[{index}]", PreprocessedImage(normalise(image)[0]))
+                yield Input(f"{file}[{index}]", PreprocessedImage(image))
         else:
             yield Input(str(file), decode_image(data, preprocess=preprocess, size=size))
     except ImageError as error:

@@ -1,107 +1,99 @@
-"""A bundle: everything a detector is made of, and the card that tells where it came from. Knows no file.
+"""A bundle: everything that a detector is made of. Importing and loading one needs no torch."""
 
-`Card` is the content of a version's card.json.
-"""
-
-from dataclasses import dataclass
+import hashlib
+import io
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
 
 from app.detection.conformal import Calibration
-from app.detection.upload_scorer import QuantileMap
-from app.network.autoencoder import Autoencoder, ModelConfig
-from app.network.scoring import Scorer
+from app.detection.model_card import Card
+from app.detection.upload_scorer import QuantileMap, UploadScorer
 
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
+WEIGHTS = "autoencoder.pth"  # the tutorial network's state_dict
+SCORER = "scorer.npz"  # the fitted scorer's tensors and the calibration scores
+DETECTOR_ONNX = "detector.onnx"  # the whole detector
+SCORES_ONNX = "scores.onnx"  # the part of it that /score and /embed need
+DECODER_ONNX = "decoder.onnx"  # the part of it that /decode needs
+ONNX_FILES = (DETECTOR_ONNX, SCORES_ONNX, DECODER_ONNX)
 
-PREPROCESSING = "28x28 grey, 0 = background, 255 = ink, scaled to [-1, 1] by x / 127.5 - 1"
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class Architecture(_Strict):
-    image_size: int
-    hidden: tuple[int, ...]
-    latent_dim: int
-    parameters: int
-
-    @property
-    def config(self) -> ModelConfig:
-        return ModelConfig(image_size=self.image_size, hidden=self.hidden, latent_dim=self.latent_dim)
-
-    @classmethod
-    def of(cls, model: Autoencoder) -> "Architecture":
-        config = model.config
-        parameters = sum(weight.numel() for weight in model.parameters())
-        return cls(image_size=config.image_size, hidden=config.hidden, latent_dim=config.latent_dim, parameters=parameters)
+Arrays = dict[str, NDArray[Any]]
 
 
-class EpochLosses(_Strict):
-    """Mean squared error after each epoch; the first entry is the untrained network's."""
-
-    fit: tuple[float, ...] = ()
-    test: tuple[float, ...] = ()
-
-
-class SelfCheck(_Strict):
-    """Images that need no data set (made from `seed`), and the scores they had where the bundle was made."""
-
-    seed: int
-    scores: tuple[float, ...]
-
-
-class Card(_Strict):
-    """What a version says of itself."""
-
-    name: Name
-    version: int = Field(ge=1)
-    created: str  # ISO 8601, UTC
-    architecture: Architecture
-    preprocessing: str
-    scorer: str
-    alpha: float = Field(gt=0, lt=1)
-    threshold: float
-    calibration_images: int = Field(ge=1)
-    uploads: str | None = None  # what scores of prepared uploads were calibrated on: `own` uploads or `synthesised` ones
-    training: dict[str, Any]  # the training configuration and seed
-    data: dict[str, Any]  # what it was trained on, with digests
-    libraries: dict[str, str]
-    losses: EpochLosses
-    metrics: dict[str, Any]  # figures with the data sets they were measured on
-    self_check: SelfCheck
-    files: dict[str, str]  # sha256 of every other file of the version
+class BundleError(RuntimeError):
+    """A version cannot be used; the message says which file is the cause and what to do."""
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """A trained network, its fitted scorer, its calibration and its card."""
+    """The files of a trained detector, its calibration and its card."""
 
-    model: Autoencoder
-    scorer: Scorer
-    calibration: Calibration
     card: Card
-    uploads: QuantileMap | None = None  # None: prepared uploads are scored as if they had been untouched
-    folder: Path | None = None  # where it was loaded from
+    calibration: Calibration
+    uploads: QuantileMap | None = None  # None: prepared uploads are scored as unprepared images are
+    files: Mapping[str, bytes] = field(default_factory=dict)  # name -> content, without the report
+    folder: Path | None = None  # the folder that it was loaded from
 
     @property
     def label(self) -> str:
-        """`mnist/1`, as it is named in the store, in logs and on screens."""
+        """`mnist/2`: name and version."""
         return f"{self.card.name}/{self.card.version}"
 
+    def scorer_arrays(self) -> Arrays:
+        """The fitted scorer's tensors by name, without the calibration. Raises BundleError."""
+        arrays = read_npz(self.files[SCORER], SCORER)
+        return {name: array for name, array in arrays.items() if name not in _CALIBRATION_NAMES and "evidence_" not in name}
 
-def self_check_images(seed: int, size: int, count: int = 16) -> NDArray[np.uint8]:
-    """Images [count, size, size] from `seed` alone, the same on every machine: blocks first, then noise.
 
-    RandomState rather than a Generator: numpy guarantees its stream never changes.
+_CALIBRATION_NAMES = ("calibration", "upload_calibration")
+
+
+def read_npz(content: bytes, label: str) -> Arrays:
+    """The arrays of an .npz file, without pickles. Raises BundleError."""
+    try:
+        with np.load(io.BytesIO(content), allow_pickle=False) as archive:
+            return {name: np.asarray(archive[name]) for name in archive.files}
+    except (ValueError, OSError, EOFError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+        raise BundleError(f"{label} does not hold plain arrays: {first_line(error)}") from error
+
+
+def write_npz(scorer: Mapping[str, NDArray[Any]], calibration: Calibration, uploads: QuantileMap | None) -> bytes:
+    """The content of a scorer.npz."""
+    arrays: Arrays = {**scorer, "calibration": calibration.scores}
+    if uploads is not None:
+        arrays |= {**uploads.scorer.arrays(), "upload_calibration": uploads.upload_scores}
+    file = io.BytesIO()
+    np.savez(file, allow_pickle=False, **arrays)
+    return file.getvalue()
+
+
+def read_calibration(content: bytes, label: str) -> tuple[Calibration, QuantileMap | None]:
+    """The calibration and, where there is one, the upload scorer of a scorer.npz.
+
+    Raises:
+        BundleError: the file is damaged, or an array is missing or not acceptable.
     """
-    state = np.random.RandomState(seed)
-    noise = state.randint(0, 256, (count, size, size)).astype(np.uint8)
-    blocks = noise[:, ::4, ::4].repeat(4, axis=1).repeat(4, axis=2)[:, :size, :size]
-    half = count // 2
-    return np.concatenate([blocks[:half], noise[half:]])
+    arrays = read_npz(content, label)
+    try:
+        calibration = Calibration(arrays["calibration"])
+        if "upload_calibration" not in arrays:
+            return calibration, None
+        scorer = UploadScorer.from_arrays(arrays)
+        return calibration, QuantileMap.calibrated(scorer, arrays["upload_calibration"], calibration)
+    except (KeyError, ValueError, TypeError) as error:
+        raise BundleError(f"{label} does not belong to its card: {error}") from error
+
+
+def sha256(content: bytes) -> str:
+    """Hexadecimal digest, as the card lists it."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def first_line(error: Exception) -> str:
+    """The first line of another library's message."""
+    return (str(error) or type(error).__name__).splitlines()[0]

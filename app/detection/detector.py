@@ -1,64 +1,38 @@
-"""The detector: a batch of images in, `Detections` out, in one forward pass. Knows no file, no HTTP and no data set.
+"""The detector: a bundle at work on one device. Images in, scores, p-values, embeddings and pictures out.
 
-The only place outside training where tensors meet the model. Stateless between calls and safe to share between threads.
+Stateless between calls and safe under concurrency.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from app.detection.bundle import Bundle, self_check_images
-from app.detection.imaging.decode import normalise
-from app.network.arrays import Array, place, to_numpy
-from app.network.autoencoder import Layers
-from app.network.scoring import reconstruction_error
+from app.detection.bundle import Bundle, BundleError
+from app.detection.model_card import self_check_images
+from app.detection.runtimes import make_runtime
 
-Images = NDArray[np.float32]
+Images = NDArray[np.uint8]
+Floats = NDArray[np.float32]
 
-_SELF_CHECK_RTOL = 1e-3  # devices sum in different orders; a wrong file or kernel is off by far more
-
-
-class DeviceError(RuntimeError):
-    """The device asked for is not there; the message says what is."""
+_SELF_CHECK_RTOL = 1e-3  # devices sum in different orders; a wrong file or kernel differs by far more
 
 
-class SelfCheckError(RuntimeError):
+class SelfCheckError(BundleError):
     """A bundle does not reproduce its card's scores on this device."""
 
 
-def pick_device(name: str = "auto") -> torch.device:
-    """`auto`, `cpu`, `cuda`, `cuda:N` or `mps` -> a device that is there. `auto` takes CUDA when present, else the CPU.
-
-    Raises:
-        DeviceError: the device asked for is not there.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise DeviceError(f"{name!r} is no device; use auto, cpu, cuda, cuda:N or mps.") from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise DeviceError(f"{name} was asked for, but torch sees {torch.cuda.device_count()} CUDA devices; use auto or cpu.")
-    if device.type == "mps" and not torch.backends.mps.is_available():
-        raise DeviceError("mps was asked for, but torch sees no Apple GPU; use auto or cpu.")
-    if device.type not in ("cpu", "cuda", "mps"):
-        raise DeviceError(f"{name!r} is not supported; use auto, cpu, cuda, cuda:N or mps.")
-    return device
-
-
 class Detections(NamedTuple):
-    """What a detector says of N images, in their order."""
+    """A detector's results for N images, in their order."""
 
-    scores: NDArray[np.float32]  # [N], higher = more anomalous
+    scores: Floats  # [N], higher = more anomalous
     p_values: NDArray[np.float64]  # [N], in (0, 1]
-    reconstruction_errors: NDArray[np.float32]  # [N], mean squared residual
-    embeddings: NDArray[np.float32]  # [N, latent_dim], unbounded
-    reconstructions: NDArray[np.float32] | None = None  # [N, 1, S, S] in [-1, 1], where asked for
-    error_maps: NDArray[np.float32] | None = None  # [N, S, S], not negative, where asked for
+    reconstruction_errors: Floats  # [N], mean squared residual in [-1, 1] units
+    embeddings: Floats  # [N, latent_dim], unbounded
+    reconstructions: Floats | None = None  # [N, S, S] in [0, 1], where asked for
+    error_maps: Floats | None = None  # [N, S, S], not negative, 1 = a usual residual, where asked for
 
     def part(self, start: int, stop: int) -> "Detections":
         """The images from `start` to before `stop`, without copying."""
@@ -75,78 +49,69 @@ class Detections(NamedTuple):
 class Detector:
     """A bundle at work on one device."""
 
-    def __init__(self, bundle: Bundle, device: str = "auto") -> None:
-        """Move the bundle to `device`. Raises DeviceError where that is not there."""
-        self.bundle = bundle
-        self.device = pick_device(device)
-        self._network = bundle.model.to(self.device).eval()
-        self._layers = Layers(bundle.model, self.device)
-        self._scorer = bundle.scorer.to(self.device)
-        self._calibration = bundle.calibration
-        self.image_size = bundle.model.config.image_size
+    def __init__(self, bundle: Bundle, device: str = "auto", runtime: str = "auto", threads: int = 1) -> None:
+        """Load the bundle's network.
+
+        `device` is auto, cpu, cuda, cuda:N or mps; `runtime` is auto, onnx or torch; `threads` is the number of CPU threads
+        of one forward pass.
+
+        Raises:
+            DeviceError: the device or runtime is not available.
+            BundleError: the bundle's files cannot be used.
+        """
+        self._runtime = make_runtime(bundle, device, runtime, threads)
+        self.bundle = replace(bundle, files={})  # the runtime holds the weights now
+        self.device, self.runtime = self._runtime.device, self._runtime.name
+        self.image_size = bundle.card.architecture.image_size
+        self.latent_dim = bundle.card.architecture.latent_dim
 
     def detect(
-        self,
-        images: Images,
-        features: NDArray[np.float32] | None = None,
-        *,
-        embeddings: bool = False,
-        reconstructions: bool = False,
-        error_maps: bool = False,
+        self, images: Images, features: Floats | None = None, *, reconstructions: bool = False, error_maps: bool = False
     ) -> Detections:
-        """Judge images [N, 1, S, S], float32 in [-1, 1]; the pictures are left out unless asked for.
+        """Score uint8 images [N, S, S]. Reconstructions and error maps are left out unless asked for.
 
-        `evidence` [N, K] is what the preparation of each image saw; NaN for images that were left untouched. `embeddings` are
-        wanted as the network itself computes them, in its single precision: up to 1e-4 from what the scores are made of.
+        `features` [N, K] are the upload features of prepared images; rows of NaN mark unprepared images.
         """
-        shape = (len(images), self.image_size, self.image_size)
-        flat = place(images.reshape(len(images), -1), self.device)  # [N, S * S]
-        codes = self._layers.encode(flat)  # [N, latent_dim]
-        made = self._layers.decode(codes)  # [N, S * S]
-        scores = self._on_one_scale(to_numpy(self._scorer.score(flat, made, codes)), features)
+        out = self._runtime.run(images, pictures=reconstructions or error_maps)
+        scores = self._map_uploads(out.score, features)
         return Detections(
             scores=scores,
-            p_values=self._calibration.p_values(scores),
-            reconstruction_errors=to_numpy(reconstruction_error(flat, made)),
-            embeddings=self._embed(flat) if embeddings else to_numpy(codes),
-            reconstructions=to_numpy(made).reshape(images.shape) if reconstructions else None,
-            error_maps=to_numpy(self._scorer.error_map(flat, made, codes)).reshape(shape) if error_maps else None,
+            p_values=self.bundle.calibration.p_values(scores),
+            reconstruction_errors=out.reconstruction_error,
+            embeddings=out.embedding,
+            reconstructions=out.reconstruction if reconstructions else None,
+            error_maps=out.error_map if error_maps else None,
         )
 
-    @torch.inference_mode()
-    def _embed(self, images: Array) -> NDArray[np.float32]:
-        return to_numpy(self._network.encode(torch.as_tensor(images)))
-
-    def _on_one_scale(self, scores: NDArray[np.float32], features: NDArray[np.float32] | None) -> NDArray[np.float32]:
-        """Scores [N] of untouched images stay; those of prepared ones are joined with their features [N, K]."""
-        if features is None or self.bundle.uploads is None:
-            return scores
-        prepared = ~np.isnan(features[:, 0])
-        placed = scores.copy()
-        placed[prepared] = self.bundle.uploads.score(scores[prepared], features[prepared])
-        return placed
+    def decode(self, embeddings: Floats) -> Floats:
+        """Embeddings [N, latent_dim] -> images [N, S, S] in [0, 1]."""
+        return self._runtime.decode(embeddings)
 
     def self_check(self) -> None:
         """Score the card's own images again. Raises SelfCheckError where the scores differ from the card's."""
         card = self.bundle.card
-        images = normalise(self_check_images(card.self_check.seed, self.image_size))
         expected = np.array(card.self_check.scores, np.float32)
-        scores = self.detect(images).scores
+        scores = self.detect(self_check_images(card.self_check.seed, self.image_size)).scores
         if scores.shape != expected.shape or not np.allclose(scores, expected, rtol=_SELF_CHECK_RTOL, atol=0):
             raise SelfCheckError(
                 f"{self.bundle.label} scores its self-check images differently on {self.device} than its card says; "
                 "it is not served."
             )
 
-    def decode(self, embeddings: NDArray[np.float32]) -> Images:
-        """Latent codes [N, latent_dim] -> images [N, 1, S, S] in [-1, 1]."""
-        return to_numpy(self._layers.decode(place(embeddings, self.device))).reshape(-1, 1, self.image_size, self.image_size)
+    def _map_uploads(self, scores: Floats, features: Floats | None) -> Floats:
+        """Scores [N] of unprepared images stay; those of prepared images are combined with their features [N, K]."""
+        if features is None or self.bundle.uploads is None:
+            return scores
+        prepared = ~np.isnan(features[:, 0])
+        mapped = scores.copy()
+        mapped[prepared] = self.bundle.uploads.score(scores[prepared], features[prepared])
+        return mapped
 
 
-def stack_features(features: Sequence[NDArray[np.float32] | None]) -> NDArray[np.float32] | None:
-    """Evidence [K] of each image, None for untouched ones -> [N, K] with NaN for those, or None where all are untouched."""
-    known = next((seen for seen in features if seen is not None), None)
+def stack_features(features: Sequence[Floats | None]) -> Floats | None:
+    """Features [K] of each image, None for unprepared ones -> [N, K] with NaN for those, or None where all are unprepared."""
+    known = next((row for row in features if row is not None), None)
     if known is None:
         return None
-    nothing = np.full_like(known, np.nan)
-    return np.stack([nothing if seen is None else seen for seen in features])
+    missing = np.full_like(known, np.nan)
+    return np.stack([missing if row is None else row for row in features])

@@ -1,42 +1,34 @@
-"""The store: bundles to folders and back. Publishing is atomic; loading trusts nothing it has not checked.
+"""The store: bundles to folders and back. Publishing is atomic; loading verifies everything it reads.
 
-model_store/mnist/1/
+model_store/mnist/2/
   autoencoder.pth    the network's state_dict
-  scorer.npz         the scorer's arrays, and `calibration`: the sorted calibration scores
-  card.json          what it is, with a sha256 of every other file
+  scorer.npz         the fitted scorer's tensors, and `calibration`: the sorted calibration scores
+  detector.onnx      the whole detector, with scores.onnx and decoder.onnx, parts of it
+  card.json          the model card, with a sha256 of every other file
   report/            pictures and arrays for people
 """
 
 import errno
-import hashlib
-import io
 import json
 import os
 import re
 import shutil
 import tempfile
 import time
-import zipfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
+from app.detection.bundle import SCORER, WEIGHTS, Bundle, BundleError, first_line, read_calibration, sha256
+from app.detection.conformal import CalibrationError
+from app.detection.model_card import Card
 
-from app.detection.bundle import Bundle, Card
-from app.detection.conformal import Calibration
-from app.detection.upload_scorer import QuantileMap, UploadScorer
-from app.network.autoencoder import Autoencoder, ModelConfig
-from app.network.scoring import load_scorer
-
-WEIGHTS, SCORER, CARD, REPORT = "autoencoder.pth", "scorer.npz", "card.json", "report"
-_DIGEST = "card_sha256"  # of the card without this entry, so that an altered card is noticed too
+CARD, REPORT = "card.json", "report"
+_DIGEST = "card_sha256"  # of the card without this entry: detects an altered card
 
 
-class StoreError(RuntimeError):
+class StoreError(BundleError):
     """A version is missing, incomplete, altered or unsafe; the message says which file and what to do."""
 
 
@@ -71,11 +63,12 @@ def publish(bundle: Bundle, root: Path, write_report: Callable[[Path], None] = l
     """
     home = root / bundle.card.name
     home.mkdir(parents=True, exist_ok=True)
-    _sweep(home)
+    _remove_stale_drafts(home)
     draft = Path(tempfile.mkdtemp(prefix=".draft-", dir=home))
     try:
         draft.chmod(0o755)  # mkdtemp's 0700 would lock out a server that runs as another user
-        _write_arrays(bundle, draft)
+        for name, content in bundle.files.items():
+            (draft / name).write_bytes(content)
         (draft / REPORT).mkdir()
         write_report(draft / REPORT)
         return _claim_version(bundle, draft, home)
@@ -85,29 +78,25 @@ def publish(bundle: Bundle, root: Path, write_report: Callable[[Path], None] = l
 
 
 def load(folder: Path) -> Bundle:
-    """Read and verify one version.
+    """Read and verify one version; imports no torch.
 
     Raises:
-        StoreError: a file is missing, truncated, altered, pickled code, or does not belong to the others.
+        StoreError: a file is missing, truncated, altered, or does not belong to the others.
     """
     card = load_card(folder)
-    contents = {name: _verified(folder, name, digest) for name, digest in card.files.items()}
+    contents = {name: _read_verified(folder, name, digest) for name, digest in card.files.items()}
     for required in (WEIGHTS, SCORER):
         if required not in contents:
             raise StoreError(f"{folder / CARD} does not list {required}; publish the version again.")
-    config = _config(card, folder)
-    model = load_weights(io.BytesIO(contents[WEIGHTS]), config, str(folder / WEIGHTS))
-    arrays = _load_arrays(contents[SCORER], folder / SCORER)
+    files = {name: content for name, content in contents.items() if not name.startswith(f"{REPORT}/")}
     try:
-        calibration = Calibration(arrays.pop("calibration"))
+        calibration, uploads = read_calibration(contents[SCORER], str(folder / SCORER))
         threshold = calibration.threshold(card.alpha)
-        uploads = _load_uploads(arrays, calibration)
-        bundle = Bundle(model, load_scorer(card.scorer, arrays), calibration, card, uploads, folder)
-    except (KeyError, ValueError, TypeError) as error:
-        raise StoreError(f"{folder / SCORER} does not belong to its card: {error}") from error
+    except (BundleError, CalibrationError) as error:
+        raise StoreError(str(error)) from error
     if threshold != card.threshold:
         raise StoreError(f"{folder / CARD} states threshold {card.threshold}, but its calibration gives {threshold}.")
-    return bundle
+    return Bundle(card, calibration, uploads, files, folder)
 
 
 def load_card(folder: Path) -> Card:
@@ -122,7 +111,7 @@ def load_card(folder: Path) -> Card:
     except FileNotFoundError:
         raise StoreError(f"{path} is missing; {folder} is not a published version.") from None
     except (ValueError, AttributeError, TypeError, OSError, RecursionError) as error:
-        raise StoreError(f"{path} is not a card of this program: {_first_line(error)}") from error
+        raise StoreError(f"{path} is not a card of this program: {first_line(error)}") from error
     if str(card.version) != folder.name:
         raise StoreError(f"{path} says version {card.version}, but its folder is named {folder.name}.")
     if card.name != folder.parent.name:
@@ -130,28 +119,7 @@ def load_card(folder: Path) -> Card:
     return card
 
 
-def load_weights(source: Path | io.BytesIO, config: ModelConfig, label: str) -> Autoencoder:
-    """A state_dict file -> the network. Refuses pickled code: only tensors are read.
-
-    Raises:
-        StoreError: the file is missing, unreadable, holds anything but tensors, or tensors of another architecture.
-    """
-    try:
-        state = torch.load(source, map_location="cpu", weights_only=True)
-        model = Autoencoder(config)
-        model.load_state_dict(state)
-    except FileNotFoundError:
-        raise StoreError(f"{label} is missing.") from None
-    except Exception as error:  # torch.load raises whatever its unpickler meets
-        if "weights_only" in str(error):  # torch goes on to advise to unpickle anything
-            raise StoreError(f"{label} is not a file of tensors alone; save a state_dict with torch.save.") from error
-        raise StoreError(f"{label} does not hold the weights of {config}: {_first_line(error)}") from error
-    if not all(bool(torch.isfinite(weight).all()) for weight in model.parameters()):
-        raise StoreError(f"{label} holds weights that are not finite.")
-    return model
-
-
-def _sweep(home: Path) -> None:
+def _remove_stale_drafts(home: Path) -> None:
     """Remove what killed publishers left; a draft of the last hour may still be written."""
     for draft in home.glob(".draft-*"):
         with suppress(FileNotFoundError):  # just published under its number
@@ -159,18 +127,9 @@ def _sweep(home: Path) -> None:
                 shutil.rmtree(draft, ignore_errors=True)
 
 
-def _write_arrays(bundle: Bundle, draft: Path) -> None:
-    torch.save({name: weight.cpu() for name, weight in bundle.model.state_dict().items()}, draft / WEIGHTS)
-    arrays: dict[str, NDArray[Any]] = {**bundle.scorer.arrays(), "calibration": bundle.calibration.scores}
-    if bundle.uploads is not None:
-        arrays |= {**bundle.uploads.features.arrays(), "upload_calibration": bundle.uploads.combined}
-    with (draft / SCORER).open("wb") as file:
-        np.savez(file, allow_pickle=False, **arrays)
-
-
 def _claim_version(bundle: Bundle, draft: Path, home: Path) -> Path:
     """Complete the card for the next free version, put all on disk, and rename; again where another was faster."""
-    files = {str(path.relative_to(draft)): _sha256(path.read_bytes()) for path in sorted(draft.rglob("*")) if path.is_file()}
+    files = {str(path.relative_to(draft)): sha256(path.read_bytes()) for path in sorted(draft.rglob("*")) if path.is_file()}
     while True:
         version = max(versions(home.parent, home.name), default=0) + 1
         card = bundle.card.model_copy(update={"version": version, "files": files})
@@ -189,10 +148,10 @@ def _claim_version(bundle: Bundle, draft: Path, home: Path) -> Path:
 
 
 def _card_digest(content: dict[str, Any]) -> str:
-    return _sha256(json.dumps(content, sort_keys=True).encode())
+    return sha256(json.dumps(content, sort_keys=True).encode())
 
 
-def _verified(folder: Path, name: str, digest: str) -> bytes:
+def _read_verified(folder: Path, name: str, digest: str) -> bytes:
     path = folder / name
     if not path.resolve().is_relative_to(folder.resolve()):
         raise StoreError(f"{folder / CARD} lists {name}, which lies outside the version.")
@@ -200,33 +159,11 @@ def _verified(folder: Path, name: str, digest: str) -> bytes:
         content = path.read_bytes()
     except OSError:
         raise StoreError(f"{path} is missing or unreadable; restore it or remove the version.") from None
-    if _sha256(content) != digest:
+    if sha256(content) != digest:
         raise StoreError(
             f"{path} is truncated or altered: its checksum differs from the card's. Restore it or remove the version."
         )
     return content
-
-
-def _config(card: Card, folder: Path) -> ModelConfig:
-    try:
-        return card.architecture.config
-    except ValueError as error:
-        raise StoreError(f"{folder / CARD} describes no network: {error}") from error
-
-
-def _load_arrays(content: bytes, path: Path) -> dict[str, NDArray[Any]]:
-    try:
-        with np.load(io.BytesIO(content), allow_pickle=False) as archive:
-            return {name: np.asarray(archive[name]) for name in archive.files}
-    except (ValueError, OSError, EOFError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
-        raise StoreError(f"{path} does not hold plain arrays: {_first_line(error)}") from error
-
-
-def _load_uploads(arrays: dict[str, NDArray[Any]], calibration: Calibration) -> QuantileMap | None:
-    if "upload_calibration" not in arrays:
-        return None
-    combined = arrays.pop("upload_calibration")
-    return QuantileMap.calibrated(UploadScorer.from_arrays(arrays), combined, calibration)
 
 
 def _sync(folder: Path) -> None:
@@ -240,11 +177,3 @@ def _sync_one(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]

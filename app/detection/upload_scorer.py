@@ -1,13 +1,14 @@
-"""Scores of prepared uploads: the residual's score and the preparation's evidence in, one score on the usual scale out.
+"""Scores of prepared uploads: the image score and the upload features in, one score on the scale of unprepared images out.
 
-Preparing an upload (crop, flatten, centre) takes away what gave strangers away, but what it saw on the way still knows
-(features.py). Its Mahalanobis distance to the evidence of normal uploads joins the residual's score, each in units of its own
-99 % quantile over normal uploads. The sum is calibrated on uploads and put on the scale of untouched images order statistic
-by order statistic, so that one threshold and one set of p-values are right for both. Knows no pixels and no files.
+Preparing an upload (crop, flatten, centre) removes much of what distinguishes an anomaly; the upload features keep it. Their
+Mahalanobis distance to the features of normal uploads is added to the image score, each in units of its own 99 % quantile
+over normal uploads. The sum is calibrated on uploads and mapped to the scale of unprepared images quantile by quantile, so
+one threshold and one set of p-values hold for both.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,79 +18,81 @@ from app.detection.conformal import Calibration, CalibrationError
 Values = NDArray[np.floating]
 
 QUANTILE = 0.99
-_SHRINK = 1e-3  # added to each variance, in mean variances
+_RIDGE = 1e-3  # added to each variance, in mean variances
 
 
 @dataclass(frozen=True)
 class UploadScorer:
-    """How unusual K statistics of a preparation are; fitted on normal uploads."""
+    """Combines image scores with K upload features; fitted on normal uploads."""
 
-    mean: NDArray[np.float64]  # [K]
-    precision: NDArray[np.float64]  # [K, K] inverse covariance, shrunk
-    units: NDArray[np.float64]  # [2] the 99 % quantiles of residual score and features distance
+    mean: NDArray[np.float64]  # [K] of the features
+    precision: NDArray[np.float64]  # [K, K] inverse covariance, regularised
+    units: NDArray[np.float64]  # [2] the 99 % quantiles of the image score and of the feature distance
 
     @classmethod
     def fit(cls, scores: Values, features: Values) -> Self:
-        """From the residual scores [N] and the evidence [N, K] of normal uploads."""
+        """From the image scores [N] and the upload features [N, K] of normal uploads."""
         features = np.asarray(features, np.float64)
         covariance = np.atleast_2d(np.cov(features.T))
-        ridge = _SHRINK * np.trace(covariance) / len(covariance) + 1e-9
+        ridge = _RIDGE * np.trace(covariance) / len(covariance) + 1e-9
         mean, precision = features.mean(axis=0), np.linalg.inv(covariance + ridge * np.eye(len(covariance)))
-        distances = _distances(features - mean, precision)
+        distances = _mahalanobis(features - mean, precision)
         units = np.maximum([np.quantile(scores, QUANTILE), np.quantile(distances, QUANTILE)], 1e-9)
         return cls(mean, precision, units)
 
     def combine(self, scores: Values, features: Values) -> NDArray[np.float64]:
-        """Residual scores [N] and features [N, K] -> combined scores [N], higher = more anomalous."""
-        distances = _distances(features - self.mean, self.precision)
+        """Image scores [N] and upload features [N, K] -> combined scores [N], higher = more anomalous."""
+        distances = _mahalanobis(features - self.mean, self.precision)
         combined: NDArray[np.float64] = scores / self.units[0] + distances / self.units[1]
         return combined
 
     def arrays(self) -> dict[str, NDArray[np.float64]]:
+        """The arrays that `from_arrays` reads."""
         return {f"evidence_{field.name}": getattr(self, field.name) for field in fields(self)}
 
     @classmethod
-    def from_arrays(cls, arrays: dict[str, NDArray[np.float64]]) -> Self:
-        """What `arrays()` gave, taken out of `arrays`. Raises KeyError where it is not there."""
-        return cls(**{field.name: arrays.pop(f"evidence_{field.name}") for field in fields(cls)})
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> Self:
+        """Rebuild from `arrays()`. Raises KeyError where one is missing."""
+        return cls(**{field.name: arrays[f"evidence_{field.name}"] for field in fields(cls)})
 
 
 @dataclass(frozen=True)
 class QuantileMap:
-    """Puts combined scores on the scale of a calibration with as many images."""
+    """Quantile mapping of combined upload scores to the scale of image scores. Both calibrations have n images."""
 
-    features: UploadScorer
-    combined: NDArray[np.float64]  # [n] combined scores of normal uploads, ascending
-    usual: NDArray[np.float32]  # [n] scores of untouched normal images, ascending
+    scorer: UploadScorer
+    upload_scores: NDArray[np.float64]  # [n] combined scores of normal uploads, ascending
+    reference_scores: NDArray[np.float32]  # [n] scores of unprepared normal images, ascending
 
     @classmethod
-    def calibrated(cls, features: UploadScorer, combined: Values, calibration: Calibration) -> Self:
-        """From the combined scores of n normal uploads and the calibration of n untouched images.
+    def calibrated(cls, scorer: UploadScorer, combined: Values, calibration: Calibration) -> Self:
+        """From the combined scores [n] of normal uploads and the calibration of n unprepared images.
 
         Raises:
-            CalibrationError: their numbers differ, or a score is not finite.
+            CalibrationError: the numbers of images differ, or a score is not finite.
         """
         if len(combined) != calibration.n or not np.isfinite(combined).all():
-            raise CalibrationError("Uploads must be calibrated on as many finite scores as untouched images.")
-        return cls(features, np.sort(np.asarray(combined, np.float64)), calibration.scores)
+            raise CalibrationError("Uploads must be calibrated on as many finite scores as unprepared images.")
+        return cls(scorer, np.sort(np.asarray(combined, np.float64)), calibration.scores)
 
     def score(self, scores: Values, features: Values) -> NDArray[np.float32]:
-        """Residual scores [N] and features [N, K] of uploads -> scores [N] with the p-values that are right for uploads."""
-        return self.place(self.features.combine(scores, features))
+        """Image scores [N] and upload features [N, K] -> scores [N] whose p-values hold for uploads."""
+        return self.map_scores(self.scorer.combine(scores, features))
 
-    def place(self, combined: Values) -> NDArray[np.float32]:
-        """Combined scores -> the usual scale: between the same order statistics, in proportion; beyond them, straight on."""
-        low, high, middle = self.combined[0], self.combined[-1], len(self.combined) // 2
-        placed = np.interp(combined, self.combined, self.usual)
-        rise = (self.usual[-1] - self.usual[middle]) / max(high - self.combined[middle], 1e-9)
-        placed = np.where(combined > high, self.usual[-1] + (combined - high) * max(rise, 1e-9), placed)
-        below = self.usual[0] * np.clip(combined / max(low, 1e-9), 0, 1)
-        placed = np.where(combined < low, below, placed).astype(np.float32)
-        rank = np.minimum(np.searchsorted(self.combined, combined, side="left"), len(self.combined) - 1)
-        return np.where(self.combined[rank] == combined, self.usual[rank], placed)  # of equal ones, the lowest place
+    def map_scores(self, combined: Values) -> NDArray[np.float32]:
+        """Quantile mapping: linear between matching order statistics, linear extrapolation outside."""
+        source, target = self.upload_scores, self.reference_scores
+        low, high, middle = source[0], source[-1], len(source) // 2
+        mapped = np.interp(combined, source, target)
+        slope = (target[-1] - target[middle]) / max(high - source[middle], 1e-9)
+        mapped = np.where(combined > high, target[-1] + (combined - high) * max(slope, 1e-9), mapped)
+        below = target[0] * np.clip(combined / max(low, 1e-9), 0, 1)
+        mapped = np.where(combined < low, below, mapped).astype(np.float32)
+        rank = np.minimum(np.searchsorted(source, combined, side="left"), len(source) - 1)
+        return np.where(source[rank] == combined, target[rank], mapped)  # equal scores map to the lowest rank
 
 
-def _distances(centred: Values, precision: NDArray[np.float64]) -> NDArray[np.float64]:
+def _mahalanobis(centred: Values, precision: NDArray[np.float64]) -> NDArray[np.float64]:
     """Mahalanobis distances [N] of centred vectors [N, K]."""
     squared: NDArray[np.float64] = np.einsum("nk,kl,nl->n", centred, precision, centred)
     return np.sqrt(np.maximum(squared, 0))

@@ -1,18 +1,21 @@
-"""The network: images in, reconstructions out. Knows nothing of scores, files or devices.
+"""The tutorial autoencoder: fully connected, 784-128-64-12-2 and back, ReLU between the layers, Tanh at the end.
 
-The architecture is the well-known tutorial autoencoder: fully connected, 784-128-64-12-2 and back, ReLU between the layers
-and Tanh at the end. Layer names match the tutorial's, so that its `autoencoder.pth` loads unchanged.
+Images in, reconstructions out, both flat and in [-1, 1]. The layer names are the tutorial's, so its `autoencoder.pth` loads
+unchanged.
 """
 
-from collections.abc import Iterator, Sequence
+import io
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from app.network.arrays import Array, affine, library, place, relu, to_numpy
+
+class WeightsError(ValueError):
+    """A weights file is missing, unreadable, unsafe or of another architecture; the message says which."""
 
 
 @dataclass(frozen=True)
@@ -61,46 +64,38 @@ class Autoencoder(nn.Module):
         return self.decode(self.encode(images))
 
 
-class Layers:
-    """A network's weights without its modules, on the device where it works: numpy's arrays on the CPU.
-
-    There the embedding is computed in double precision. The decoder makes 1e-4 of a pixel of its last bit, and that bit
-    depends on the order of a sum, thus on how many images come together: scores would differ by more than 1e-5 of themselves
-    with an image's company. So they differ by less than half of that.
-    """
-
-    def __init__(self, model: Autoencoder, device: torch.device) -> None:
-        self._encoder, self._decoder = (_weights(half, device) for half in (model.encoder, model.decoder))
-        if device.type == "cpu":
-            self._encoder = [(weight.astype(np.float64), bias.astype(np.float64)) for weight, bias in self._encoder]
-
-    def encode(self, images: Array) -> Array:
-        """As `Autoencoder.encode`: float32 [N, pixels] -> float32 [N, latent_dim]."""
-        if isinstance(images, np.ndarray):
-            return _chain(self._encoder, images.astype(np.float64)).astype(np.float32)
-        return _chain(self._encoder, images)
-
-    def decode(self, embeddings: Array) -> Array:
-        """As `Autoencoder.decode`: float32 [N, latent_dim] -> float32 [N, pixels]."""
-        return library(embeddings).tanh(_chain(self._decoder, embeddings))
-
-
-def _weights(half: nn.Sequential, device: torch.device) -> list[tuple[Array, Array]]:
-    """Weight [inputs, outputs] and bias [outputs] of each layer."""
-    layers = [layer for layer in half if isinstance(layer, nn.Linear)]
-    pairs = [(layer.weight.detach().T.contiguous(), layer.bias.detach().clone()) for layer in layers]
-    return [(place(to_numpy(weight), device), place(to_numpy(bias), device)) for weight, bias in pairs]
-
-
-def _chain(layers: Sequence[tuple[Array, Array]], values: Array) -> Array:
-    for weight, bias in layers[:-1]:
-        values = relu(affine(values, weight, bias))
-    return affine(values, *layers[-1])
-
-
 def _layers(widths: tuple[int, ...]) -> Iterator[nn.Module]:
     """Linear layers between consecutive widths, with a ReLU between each two."""
     for index, (inputs, outputs) in enumerate(pairwise(widths)):
         if index:
             yield nn.ReLU(inplace=True)
         yield nn.Linear(inputs, outputs)
+
+
+def load_autoencoder(source: Path | bytes, config: ModelConfig, label: str) -> Autoencoder:
+    """Read a state_dict file (or its content) into a network on the CPU. Only tensors are unpickled, no code runs.
+
+    Raises:
+        WeightsError: the file is missing, unreadable, holds anything but tensors, or tensors of another architecture.
+    """
+    try:
+        state = torch.load(io.BytesIO(source) if isinstance(source, bytes) else source, map_location="cpu", weights_only=True)
+        model = Autoencoder(config)
+        model.load_state_dict(state)
+    except FileNotFoundError:
+        raise WeightsError(f"{label} is missing.") from None
+    except Exception as error:  # torch.load raises any type of error
+        if "weights_only" in str(error):  # the rest of torch's message advises to unpickle without checks
+            raise WeightsError(f"{label} is not a file of tensors alone; save a state_dict with torch.save.") from error
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise WeightsError(f"{label} does not hold the weights of {config}: {reason}") from error
+    if not all(bool(torch.isfinite(weight).all()) for weight in model.parameters()):
+        raise WeightsError(f"{label} holds weights that are not finite.")
+    return model
+
+
+def save_autoencoder(model: Autoencoder) -> bytes:
+    """The content of an `autoencoder.pth`: the state_dict, on the CPU."""
+    file = io.BytesIO()
+    torch.save({name: weight.cpu() for name, weight in model.state_dict().items()}, file)
+    return file.getvalue()

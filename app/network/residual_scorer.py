@@ -1,147 +1,173 @@
-"""The residual scorer: how odd is this residual among the errors that normal images make near the same embedding?
+"""The residual scorer: how unusual is a residual among the residuals of normal images with similar embeddings?
 
-The mean squared residual misses much: the residuals of normal images are large along a few directions (the edges of strokes)
-and tiny along the others, so an unusual residual hides among large usual ones; and a blank image has less error than most.
-Here the residual, less the mean residual of its neighbourhood in the latent plane, is measured along its principal
-directions, and two things are read from it and added:
+The mean squared residual misses many anomalies. The residuals of normal images are large along a few directions (the edges
+of strokes) and tiny along the others, so an unusual residual hides among large usual ones; and a blank image has a smaller
+error than most digits. This scorer subtracts the mean residual of the neighbourhood in the latent plane, measures the rest
+along its principal directions, and adds two terms:
 
-1. energy: its energy in five bands of directions, and all of it over the image's own ink (next to nothing, a dot, has next to
-   no error, but much for what it is), each as a logarithm in standard deviations of the neighbourhood. They are joined by
-   log-sum-exp: a large one counts, a small one elsewhere does not excuse it.
-2. shape: the log-odds, from a small network, that such a residual comes from a normal image rather than from one that was
-   turned, cut up, pasted or faded. It weighs the directions that normal images alone cannot rank.
+1. energy: the residual's energy in five bands of directions, and its whole energy relative to the image's own ink. Each is a
+   logarithm in standard deviations of the neighbourhood. They are joined by log-sum-exp, so one large term is enough.
+2. shape: the log-odds, from a small network, that the residual belongs to a synthetic anomaly rather than to a normal image.
+   It weighs the directions that normal images alone cannot rank.
 
-Fitting is the offline side's: training/scorers.py. Neighbourhoods are blended smoothly, so that no border lies between two
-nearly equal images, and everything is low-rank, so that it costs less than the network.
+Fitting is in training/scorer_fitting.py. Regions of the latent plane are blended by a Gaussian kernel, so the score is
+continuous, and everything is low-rank, so it costs less than the autoencoder.
 """
 
 import math
-from dataclasses import dataclass, fields
-from functools import cached_property
+from collections.abc import Mapping
 from itertools import pairwise
-from typing import ClassVar, Self
+from typing import ClassVar
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from app.network.arrays import Array, affine, largest, library, like, place, relu, sums_of_squares, to_numpy
+from app.network.mse_scorer import sum_of_squares
 
 BANDS = (0, 12, 24, 48, 96)  # borders of the bands of principal directions
-ENERGIES = len(BANDS) + 1  # one for each band, one for the rest of the space, one over the image's ink
+ENERGIES = len(BANDS) + 1  # one for each band, one for the rest of the space, one relative to the image's ink
 ENERGY_WEIGHT = 2.0
-_USUAL_RESIDUAL = 0.05  # in [-1, 1] units: an error map calls nothing odd for less
+MIN_PIXEL_STD = 0.05  # in [-1, 1] units: an error map treats smaller residuals as usual
+
+# Fitted tensors: M regions of the latent plane, K directions of the P pixels, B = ENERGIES, H hidden units. All float32.
+SHAPES = {
+    "location": "[2] mean of the embeddings",
+    "scale": "[2] their standard deviation",
+    "centres": "[M, 2] of the regions, in standardised embeddings",
+    "widths": "[M] distance of each centre to its nearest neighbour",
+    "pixel_mean": "[M, P] mean residual of each region",
+    "pixel_std": "[M, P] its standard deviation",
+    "directions": "[P, K] principal directions, each divided by its shrunk standard deviation",
+    "variance": "[K] those standard deviations, squared",
+    "mean": "[M, K] pixel_mean along the directions",
+    "band_mean": "[M, B] log energy of each band in each region",
+    "band_std": "[M, B] its standard deviation",
+    "w1": "[K + B + 2, H] the shape network: inputs -> H -> H -> 1",
+    "b1": "[H]",
+    "w2": "[H, H]",
+    "b2": "[H]",
+    "w3": "[H, 1]",
+    "b3": "[1]",
+    "centre": "[] median of the unscaled score over the fitted images",
+    "spread": "[] its standard deviation",
+}
 
 
-@dataclass(frozen=True)
-class ResidualScorer:
-    """M regions of the latent plane, K directions of the P pixels, B = ENERGIES. All float32."""
+class ResidualScorer(nn.Module):
+    """Scores residuals; the fitted tensors are buffers with the names of `SHAPES`."""
 
     name: ClassVar[str] = "residual"
 
-    location: Array  # [2] mean of the embeddings
-    scale: Array  # [2] their standard deviation
-    centres: Array  # [M, 2] of the regions, in standardised embeddings
-    widths: Array  # [M] distance of each centre to its nearest neighbour
-    pixel_mean: Array  # [M, P] mean residual of each region
-    pixel_std: Array  # [M, P] its standard deviation
-    directions: Array  # [P, K] principal directions, each over its shrunk standard deviation
-    variance: Array  # [K] those standard deviations, squared
-    mean: Array  # [M, K] pixel_mean along the directions
-    band_mean: Array  # [M, B] log energy of each band in each region
-    band_std: Array  # [M, B] its standard deviation
-    w1: Array  # [K + B + 2, H] the network: inputs -> H -> H -> 1
-    b1: Array
-    w2: Array
-    b2: Array
-    w3: Array
-    b3: Array
-    centre: Array  # [] median evidence of the fitted images
-    spread: Array  # [] its standard deviation
+    location: Tensor
+    scale: Tensor
+    centres: Tensor
+    widths: Tensor
+    pixel_mean: Tensor
+    pixel_std: Tensor
+    directions: Tensor
+    variance: Tensor
+    mean: Tensor
+    band_mean: Tensor
+    band_std: Tensor
+    w1: Tensor
+    b1: Tensor
+    w2: Tensor
+    b2: Tensor
+    w3: Tensor
+    b3: Tensor
+    centre: Tensor
+    spread: Tensor
+    region_statistics: Tensor
+    band_averages: Tensor
 
-    def score(self, images: Array, reconstructions: Array, embeddings: Array) -> Array:
-        """[N], > 0: 1 for the median normal image, and about 1.44 (1 / ln 2) more for each further standard deviation."""
-        deviations = (self.evidence(images, reconstructions, embeddings) - self.centre) / self.spread
-        lib = library(deviations)
-        return (deviations.clip(0) + lib.log1p(lib.exp(-abs(deviations)))) / math.log(2)  # softplus
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        """`tensors` holds every name of `SHAPES`.
 
-    def error_map(self, images: Array, reconstructions: Array, embeddings: Array) -> Array:
-        """[N, P]: each pixel's residual in standard deviations of its neighbourhood, without sign."""
-        near = self._near(self._standardised(embeddings))
-        unusual = images - reconstructions - near @ self.pixel_mean
-        return abs(unusual) / (near @ self.pixel_std).clip(_USUAL_RESIDUAL)
+        Raises:
+            KeyError: a tensor is missing.
+            ValueError: a tensor is not finite, or was fitted with other bands.
+        """
+        super().__init__()
+        for name in SHAPES:
+            tensor = tensors[name].detach().float()
+            if not bool(torch.isfinite(tensor).all()):
+                raise ValueError(f"the scorer's {name} holds numbers that are not finite")
+            self.register_buffer(name, tensor)
+        regions = len(self.centres)
+        if self.band_mean.shape != (regions, ENERGIES) or self.mean.shape != (regions, BANDS[-1]):
+            raise ValueError("the scorer was fitted by another version of this program")
+        # One product with the statistics side by side is cheaper than three small ones: [M, K + 2 B].
+        statistics = torch.cat([self.mean, self.band_mean, self.band_std], 1)
+        self.register_buffer("region_statistics", statistics, persistent=False)
+        self.register_buffer("band_averages", _band_averages().to(self.mean.device), persistent=False)
 
-    def evidence(self, images: Array, reconstructions: Array, embeddings: Array) -> Array:
-        """[N], shape plus energy, before it is scaled to a score."""
+    def tensors(self) -> dict[str, Tensor]:
+        """The fitted tensors by name, as `__init__` takes them."""
+        return {name: getattr(self, name) for name in SHAPES}
+
+    def forward(self, images: Tensor, reconstructions: Tensor, embeddings: Tensor) -> Tensor:
+        """Images and reconstructions [N, P] in [-1, 1], embeddings [N, 2] -> scores [N], > 0.
+
+        1 for the median normal image, and about 1.44 (1 / ln 2) more for each further standard deviation.
+        """
+        deviations = (self.unscaled_score(images, reconstructions, embeddings) - self.centre) / self.spread
+        # Softplus: log1p(u) is written as 2 atanh(u / (2 + u)), because ONNX has no log1p and log(1 + u) loses small scores.
+        small = torch.exp(-deviations.abs())
+        return (F.relu(deviations) + 2 * torch.atanh(small / (2 + small))) / math.log(2)
+
+    def error_map(self, images: Tensor, reconstructions: Tensor, embeddings: Tensor) -> Tensor:
+        """-> [N, P]: the absolute residual of each pixel in standard deviations of its neighbourhood."""
+        weights = self.region_weights(embeddings)
+        residuals = images - reconstructions - weights @ self.pixel_mean
+        return residuals.abs() / (weights @ self.pixel_std).clamp(min=MIN_PIXEL_STD)
+
+    def unscaled_score(self, images: Tensor, reconstructions: Tensor, embeddings: Tensor) -> Tensor:
+        """-> [N], shape plus energy, in no particular unit."""
         whitened, bands, z = self.features(images, reconstructions, embeddings)
-        lib = library(bands)
-        hidden = relu(affine(inputs(whitened, bands, z), self.w1, self.b1))
-        hidden = relu(affine(hidden, self.w2, self.b2))
-        shape = affine(hidden, self.w3, self.b3)[:, 0]
-        most = largest(bands)
-        energy = lib.log(lib.exp(bands - most).sum(1)) + most[:, 0]  # log-sum-exp
-        return shape + ENERGY_WEIGHT * energy
+        hidden = F.relu(torch.addmm(self.b1, shape_inputs(whitened, bands, z), self.w1))
+        hidden = F.relu(torch.addmm(self.b2, hidden, self.w2))
+        shape = torch.addmm(self.b3, hidden, self.w3)[:, 0]
+        return shape + ENERGY_WEIGHT * torch.logsumexp(bands, 1)
 
-    def features(self, images: Array, reconstructions: Array, embeddings: Array) -> tuple[Array, Array, Array]:
+    def features(self, images: Tensor, reconstructions: Tensor, embeddings: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """-> whitened residuals [N, K], log band energies in local standard deviations [N, B], standardised embeddings."""
-        lib = library(images)
-        z = self._standardised(embeddings)
-        usual = self._near(z) @ self._of_regions
+        z = self.standardise(embeddings)
+        usual = region_weights(z, self.centres, self.widths) @ self.region_statistics  # [N, K + 2 B]
+        usual_mean, usual_band_mean, usual_band_std = torch.split(usual, [BANDS[-1], ENERGIES, ENERGIES], 1)
         residuals = images - reconstructions
         along = residuals @ self.directions  # [N, K]
-        whole = sums_of_squares(residuals)
+        whole = sum_of_squares(residuals)
         rest = (whole - (along * along) @ self.variance) / (residuals.shape[1] - BANDS[-1])
-        relative = whole / (sums_of_squares(images + 1) + 1)
-        whitened = along - usual[:, : BANDS[-1]]
-        energies = [(whitened * whitened) @ self._in_bands, rest[:, None], relative[:, None]]
-        log_energy = lib.log(lib.concatenate(energies, 1).clip(1e-6))  # [N, B]
-        return whitened, (log_energy - usual[:, BANDS[-1] : -ENERGIES]) / usual[:, -ENERGIES:], z
+        relative = whole / (sum_of_squares(images + 1) + 1)
+        whitened = along - usual_mean
+        energies = [(whitened * whitened) @ self.band_averages, rest[:, None], relative[:, None]]
+        log_energy = torch.cat(energies, 1).clamp(min=1e-6).log()  # [N, B]
+        return whitened, (log_energy - usual_band_mean) / usual_band_std, z
 
-    def arrays(self) -> dict[str, NDArray[np.float32]]:
-        return {field.name: to_numpy(getattr(self, field.name)) for field in fields(self)}
-
-    @classmethod
-    def from_arrays(cls, arrays: dict[str, NDArray[np.float32]]) -> Self:
-        """What `arrays()` gave -> the scorer, on numpy. Raises KeyError or ValueError where it is not that."""
-        scorer = cls(**{field.name: arrays[field.name].astype(np.float32) for field in fields(cls)})
-        if any(not np.isfinite(array).all() for array in vars(scorer).values()):
-            raise ValueError("the scorer holds numbers that are not finite")
-        regions = len(scorer.centres)
-        if scorer.band_mean.shape != (regions, ENERGIES) or scorer.mean.shape != (regions, BANDS[-1]):
-            raise ValueError("the scorer was fitted by another version of this program")
-        return scorer
-
-    def to(self, device: torch.device) -> Self:
-        return type(self)(**{name: place(array, device) for name, array in self.arrays().items()})
-
-    @cached_property
-    def _of_regions(self) -> Array:
-        """[M, K + 2 B]: what is blended between regions, side by side, since small products cost more than large ones."""
-        return library(self.mean).concatenate([self.mean, self.band_mean, self.band_std], 1)
-
-    @cached_property
-    def _in_bands(self) -> Array:
-        """[K, B - 1]: averages over the directions of each band."""
-        averages = np.zeros((BANDS[-1], len(BANDS) - 1), np.float32)
-        for band, (first, last) in enumerate(pairwise(BANDS)):
-            averages[first:last, band] = 1 / (last - first)
-        return like(self.mean, averages)
-
-    def _standardised(self, embeddings: Array) -> Array:
+    def standardise(self, embeddings: Tensor) -> Tensor:
+        """Embeddings [N, 2] -> zero mean and unit variance over the fitted images."""
         return (embeddings - self.location) / self.scale
 
-    def _near(self, z: Array) -> Array:
-        return near(z, self.centres, self.widths)
+    def region_weights(self, embeddings: Tensor) -> Tensor:
+        """Embeddings [N, 2] -> the weight of each region for each image, [N, M]."""
+        return region_weights(self.standardise(embeddings), self.centres, self.widths)
 
 
-def near(z: Array, centres: Array, widths: Array) -> Array:
-    """[N, M], rows sum to 1: how much each region speaks for each embedding, by a Gaussian kernel."""
-    lib = library(z)
-    exponents = sums_of_squares(z[:, None] - centres) / (-2 * widths * widths)  # differences first: exact, however near
-    weights = lib.exp(exponents - largest(exponents))
-    return weights / weights.sum(1)[:, None]
+def region_weights(z: Tensor, centres: Tensor, widths: Tensor) -> Tensor:
+    """Gaussian kernel: standardised embeddings [N, 2] -> weights [N, M] whose rows sum to 1."""
+    differences = z[:, :, None] - centres.T  # [N, 2, M]; subtracting first is exact for near points too
+    return torch.softmax(sum_of_squares(differences) / (-2 * widths * widths), 1)
 
 
-def inputs(whitened: Array, bands: Array, z: Array) -> Array:
-    """What the network reads: [N, K + B + 2]; far-off values are cut, where it has learnt nothing."""
-    return library(whitened).concatenate([whitened, bands.clip(-4, 8), z.clip(-6, 6)], 1)
+def shape_inputs(whitened: Tensor, bands: Tensor, z: Tensor) -> Tensor:
+    """The inputs of the shape network, [N, K + B + 2]; values outside the range that it was trained on are clipped."""
+    return torch.cat([whitened, bands.clamp(-4, 8), z.clamp(-6, 6)], 1)
+
+
+def _band_averages() -> Tensor:
+    """[K, B - 2]: a product with it averages over the directions of each band."""
+    averages = torch.zeros(BANDS[-1], len(BANDS) - 1)
+    for band, (first, last) in enumerate(pairwise(BANDS)):
+        averages[first:last, band] = 1 / (last - first)
+    return averages

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.detection.bundle import Card
+from app.detection.model_card import Card
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Picture = Annotated[str, Field(description="A 28x28 PNG, base64.", json_schema_extra={"contentEncoding": "base64"})]

@@ -1,8 +1,9 @@
-"""A trained network and normal images in, a calibrated `Bundle` out. Training, adopting and re-calibrating all end here.
+"""A trained network and normal images in, a calibrated `Bundle` out. Training, adopting and recalibrating all end here.
 
 Images are uint8 [N, S, S]. Nothing here changes the weights, reads a data set or writes a file.
 """
 
+import hashlib
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -13,30 +14,33 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from app.detection.bundle import PREPROCESSING, Architecture, Bundle, Card, EpochLosses, SelfCheck, self_check_images
+from app.detection.bundle import DECODER_ONNX, DETECTOR_ONNX, SCORER, SCORES_ONNX, WEIGHTS, Bundle, write_npz
 from app.detection.conformal import Calibration, CalibrationError, images_needed
 from app.detection.detector import Detections, Detector
-from app.detection.imaging.decode import normalise
+from app.detection.model_card import PREPROCESSING, Architecture, Card, EpochLosses, SelfCheck, self_check_images
 from app.detection.upload_scorer import QuantileMap, UploadScorer
-from app.network.arrays import place, to_numpy
-from app.network.autoencoder import Autoencoder, Layers
-from app.network.scoring import MseScorer, Scorer
+from app.network.autoencoder import Autoencoder, save_autoencoder
+from app.network.detector_network import DetectorNetwork, OnnxModels, Scorer, export_onnx, normalise
+from app.network.mse_scorer import MseScorer
 from app.training.datasets import LabelledImages
 from app.training.scorer_fitting import SCORERS, fit_scorer
 from app.training.synthetic.uploads import Uploads, synthesise_uploads
 
-Pixels = NDArray[np.uint8]
+Images = NDArray[np.uint8]
+Floats = NDArray[np.float32]
 
-CHUNK = 8192  # images at once: 25 MB of float32 pixels
+CHUNK = 8192  # images in one forward pass: 25 MB of float32 pixels
 RATES = (0.001, 0.01, 0.05, 0.1)  # false-alarm rates that are reported
-EVIDENCE_IMAGES = 5_000  # what a preparation sees has a dozen statistics; more images tell no more of them
+FEATURE_IMAGES = 5_000  # uploads that the feature statistics are fitted on; more images do not change them
+COMPARED_IMAGES = 1_000  # calibration images whose scores are compared between ONNX Runtime and torch
+MAX_ONNX_DIFFERENCE = 1e-3  # largest relative difference of a score that is published
 _SELF_CHECK_SEED = 28
-_CALIBRATION_UPLOADS_SEED = 1_000_003  # other pens and papers than those that the evidence was learnt from
+_CALIBRATION_UPLOADS_SEED = 1_000_003  # other pens and papers than those that the features were fitted on
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """What a card says of where its bundle came from."""
+    """The origin of a bundle, as its card states it."""
 
     name: str
     alpha: float
@@ -45,11 +49,19 @@ class Provenance:
     losses: EpochLosses
 
 
+class UnknownScorer(ValueError):
+    """There is no scorer of that name; the message lists the names."""
+
+
+class ExportError(RuntimeError):
+    """The exported model does not reproduce torch's scores; nothing is published."""
+
+
 def check_calibration_size(alpha: float, images: int) -> None:
-    """Find out before any work whether a threshold at `alpha` will exist.
+    """Check, before any work, that a threshold at `alpha` will exist.
 
     Raises:
-        CalibrationError: there are too few calibration images for it.
+        CalibrationError: there are too few calibration images.
     """
     if images < images_needed(alpha):
         raise CalibrationError(
@@ -58,60 +70,67 @@ def check_calibration_size(alpha: float, images: int) -> None:
         )
 
 
-class UnknownScorer(ValueError):
-    """No scorer has the name asked for; the message says which there are."""
-
-
 def check_scorer(name: str) -> None:
-    """Find out before any work whether there is a scorer of this name.
-
-    Raises:
-        UnknownScorer: there is none.
-    """
+    """Check, before any work, that there is a scorer of this name. Raises UnknownScorer."""
     if name not in SCORERS:
         raise UnknownScorer(f"There is no scorer named {name!r}; choose one of: {', '.join(SCORERS)}.")
 
 
-def fit_image_scorer(name: str, model: Autoencoder, images: Pixels, device: torch.device, seed: int) -> Scorer:
-    """Fit the scorer called `name` on the images that the network was trained on."""
+def fit_image_scorer(name: str, model: Autoencoder, images: Images, device: torch.device, seed: int) -> Scorer:
+    """Fit the scorer called `name` on the images [N, S, S] that the network was trained on."""
     return fit_scorer(name, model.to(device), flatten(images, device), seed=seed)
 
 
-def fit_upload_scorer(
-    model: Autoencoder, scorer: Scorer, normal: LabelledImages, device: torch.device, seed: int
-) -> UploadScorer | None:
-    """What the preparation of normal uploads sees; None for the plain error, which is compared as the tutorial defines it."""
-    if scorer.name == MseScorer.name:
+def fit_upload_scorer(network: DetectorNetwork, normal: LabelledImages, seed: int) -> UploadScorer | None:
+    """Fit the statistics of upload features on normal uploads; None for the plain error, which has no upload scorer."""
+    if isinstance(network.scorer, MseScorer):
         return None
-    uploads = _uploads_of(normal.take(np.arange(min(len(normal), EVIDENCE_IMAGES))), seed)
-    return UploadScorer.fit(_scores(model, scorer, uploads.images, device), uploads.features)
+    uploads = _uploads_of(normal.take(np.arange(min(len(normal), FEATURE_IMAGES))), seed)
+    return UploadScorer.fit(score_images(network, uploads.images), uploads.features)
 
 
 def make_bundle(
-    model: Autoencoder,
-    scorer: Scorer,
-    features: UploadScorer | None,
-    normal: LabelledImages,
-    origin: Provenance,
-    device: torch.device,
+    network: DetectorNetwork, upload_scorer: UploadScorer | None, normal: LabelledImages, provenance: Provenance
 ) -> Bundle:
-    """Calibrate on normal images that nothing here was learnt from, and write the card but for its metrics.
+    """Calibrate on normal images that were not used for fitting, export to ONNX, and write the card without its metrics.
 
     Raises:
-        CalibrationError: there are too few images for `origin.alpha`.
+        CalibrationError: there are too few images for `provenance.alpha`.
+        ExportError: ONNX Runtime's scores differ from torch's.
     """
-    check_calibration_size(origin.alpha, len(normal))
-    calibration = Calibration.from_scores(_scores(model, scorer, normalise(normal.images), device))
-    scale = None
-    if features is not None:
-        uploads = _uploads_of(normal, _CALIBRATION_UPLOADS_SEED)
-        combined = features.combine(_scores(model, scorer, uploads.images, device), uploads.features)
-        scale = QuantileMap.calibrated(features, combined, calibration)
-    card = _first_card(model, scorer, calibration, origin)
-    if scale is not None:
+    check_calibration_size(provenance.alpha, len(normal))
+    scores = score_images(network, normal.images)
+    calibration = Calibration.from_scores(scores)
+    uploads = None
+    if upload_scorer is not None:
+        prepared = _uploads_of(normal, _CALIBRATION_UPLOADS_SEED)
+        combined = upload_scorer.combine(score_images(network, prepared.images), prepared.features)
+        uploads = QuantileMap.calibrated(upload_scorer, combined, calibration)
+    card = _first_card(network, calibration, provenance)
+    if uploads is not None:
         card = card.model_copy(update={"uploads": "synthesised" if normal.features is None else "own"})
-    bundle = Bundle(model, scorer, calibration, card, scale)
-    return with_card(bundle, self_check=_self_check(Detector(bundle, str(device))))
+    bundle = Bundle(card, calibration, uploads, bundle_files(network, calibration, uploads))
+    detector = Detector(bundle, "cpu", "onnx")
+    compared = detector.detect(normal.images[:COMPARED_IMAGES]).scores
+    return with_card(
+        bundle,
+        onnx_max_relative_difference=check_export(scores[:COMPARED_IMAGES], compared),
+        self_check=_self_check(detector),
+    )
+
+
+def bundle_files(network: DetectorNetwork, calibration: Calibration, uploads: QuantileMap | None) -> dict[str, bytes]:
+    """The content of every file of a version, but for card and report."""
+    weights = save_autoencoder(network.autoencoder)
+    models: OnnxModels = export_onnx(network, hashlib.sha256(weights).hexdigest())
+    scorer = {name: tensor.cpu().numpy() for name, tensor in network.scorer.tensors().items()}
+    return {
+        WEIGHTS: weights,
+        SCORER: write_npz(scorer, calibration, uploads),
+        DETECTOR_ONNX: models.detector,
+        SCORES_ONNX: models.scores,
+        DECODER_ONNX: models.decoder,
+    }
 
 
 def with_card(bundle: Bundle, **changes: Any) -> Bundle:  # noqa: ANN401 - any field of the card
@@ -120,15 +139,15 @@ def with_card(bundle: Bundle, **changes: Any) -> Bundle:  # noqa: ANN401 - any f
 
 
 def detect_all(detector: Detector, images: LabelledImages) -> Detections:
-    """Judge any number of images, in their order, a chunk at a time."""
+    """Detect on any number of images, in their order, a chunk at a time."""
     parts = [images.take(np.arange(start, min(start + CHUNK, len(images)))) for start in range(0, len(images), CHUNK)]
-    return Detections.join([detector.detect(normalise(part.images), part.features) for part in parts])
+    return Detections.join([detector.detect(part.images, part.features) for part in parts])
 
 
 def measure(bundle: Bundle, test: Detections, data_name: str, fitted: Detections | None = None) -> dict[str, Any]:
-    """The card's metrics: how the bundle does on normal test images, and how exact its false-alarm rate can be.
+    """The card's metrics: false-alarm rates on normal test images, and how exact the rate can be.
 
-    `fitted` are the images that were learnt from: their plain quantile is the threshold as it is commonly set, and too low.
+    `fitted` are the detections of the images used for fitting: their plain quantile is the usual threshold, and too low.
     """
     known = [rate for rate in RATES if bundle.calibration.n >= images_needed(rate)]
     return {
@@ -144,7 +163,7 @@ def measure(bundle: Bundle, test: Detections, data_name: str, fitted: Detections
 
 
 def false_alarm_interval(calibration_images: int, alpha: float, confidence: float = 0.9) -> tuple[float, float]:
-    """Where the true false-alarm rate of a conformal threshold lies, given how many images it was calibrated on.
+    """The interval of the true false-alarm rate of a conformal threshold, given the number of calibration images.
 
     Over draws of the calibration set the rate follows Beta(k, n + 1 - k) with k = floor(alpha (n + 1)) (Vovk, Conditional
     validity of inductive conformal predictors, 2012).
@@ -157,51 +176,64 @@ def false_alarm_interval(calibration_images: int, alpha: float, confidence: floa
     return low, high
 
 
+@torch.inference_mode()
+def score_images(network: DetectorNetwork, images: Images) -> Floats:
+    """Scores [N] of images [N, S, S], by torch on the network's device."""
+    device = next(network.parameters()).device
+    chunks = [torch.tensor(images[start : start + CHUNK]).to(device) for start in range(0, len(images), CHUNK)]
+    return np.concatenate([network.score(chunk)[0].cpu().numpy() for chunk in chunks])
+
+
+def flatten(images: Images, device: torch.device) -> Tensor:
+    """uint8 [N, S, S] -> float32 [N, S * S] in [-1, 1] on `device`."""
+    return normalise(torch.tensor(images)).to(device)
+
+
 def _uploads_of(images: LabelledImages, seed: int) -> Uploads:
-    """The images as uploads: they are some already, or they are redrawn as such."""
+    """Prepared uploads as they are, other images redrawn as uploads."""
     if images.features is not None:
-        return Uploads(normalise(images.images), images.features)
+        return Uploads(images.images, images.features)
     return synthesise_uploads(images.images, seed=seed)
 
 
-def _scores(model: Autoencoder, scorer: Scorer, images: NDArray[np.float32], device: torch.device) -> NDArray[np.float32]:
-    """Scores [N] of images [N, 1, S, S] in [-1, 1]."""
-    layers, scorer = Layers(model, device), scorer.to(device)
-    parts = []
-    for start in range(0, len(images), CHUNK):
-        flat = place(images[start : start + CHUNK].reshape(-1, model.config.pixels), device)
-        embeddings = layers.encode(flat)
-        parts.append(to_numpy(scorer.score(flat, layers.decode(embeddings), embeddings)))
-    return np.concatenate(parts)
-
-
-def flatten(images: Pixels, device: torch.device) -> Tensor:
-    """uint8 [N, S, S] -> float32 [N, S * S] in [-1, 1] on `device`."""
-    return torch.from_numpy(normalise(images)).view(len(images), -1).to(device)
-
-
-def _first_card(model: Autoencoder, scorer: Scorer, calibration: Calibration, origin: Provenance) -> Card:
+def _first_card(network: DetectorNetwork, calibration: Calibration, provenance: Provenance) -> Card:
+    config = network.autoencoder.config
     return Card(
-        name=origin.name,
+        name=provenance.name,
         version=1,  # the store sets it
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        architecture=Architecture.of(model),
+        architecture=Architecture(
+            image_size=config.image_size,
+            hidden=config.hidden,
+            latent_dim=config.latent_dim,
+            parameters=sum(weight.numel() for weight in network.autoencoder.parameters()),
+        ),
         preprocessing=PREPROCESSING,
-        scorer=scorer.name,
-        alpha=origin.alpha,
-        threshold=calibration.threshold(origin.alpha),
+        scorer=network.scorer.name,
+        alpha=provenance.alpha,
+        threshold=calibration.threshold(provenance.alpha),
         calibration_images=calibration.n,
-        training=origin.training,
-        data=origin.data,
-        libraries={name: version(name) for name in ("torch", "numpy", "pillow")},
-        losses=origin.losses,
+        training=provenance.training,
+        data=provenance.data,
+        libraries={name: version(name) for name in ("torch", "onnx", "onnxruntime", "numpy", "pillow")},
+        losses=provenance.losses,
         metrics={},
         self_check=SelfCheck(seed=_SELF_CHECK_SEED, scores=()),
         files={},
     )
 
 
+def check_export(expected: Floats, exported: Floats) -> float:
+    """The largest relative difference between torch's scores and the exported model's. Raises ExportError."""
+    difference = float(np.max(np.abs(exported - expected) / np.maximum(np.abs(expected), 1e-12)))
+    if not difference <= MAX_ONNX_DIFFERENCE:
+        raise ExportError(
+            f"The exported model's scores differ from torch's by up to {difference:.2g} of themselves, more than "
+            f"{MAX_ONNX_DIFFERENCE:g}; nothing was published. Try other versions of torch, onnxscript or onnxruntime."
+        )
+    return difference
+
+
 def _self_check(detector: Detector) -> SelfCheck:
-    size = detector.bundle.model.config.image_size
-    scores = detector.detect(normalise(self_check_images(_SELF_CHECK_SEED, size))).scores
+    scores = detector.detect(self_check_images(_SELF_CHECK_SEED, detector.image_size)).scores
     return SelfCheck(seed=_SELF_CHECK_SEED, scores=tuple(float(score) for score in scores))

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.detection.detector import stack_features
-from app.detection.imaging.decode import ImageError, decode_image, to_pixels
+from app.detection.imaging.decode import ImageError, decode_image
 from app.training.config import CALIBRATION_SHARE as CALIBRATION_SHARE
 from app.training.torchvision_datasets import NAMED_SETS, read_named_set
 
@@ -196,7 +196,7 @@ def _decode(path: Path, size: int) -> tuple[Pixels, NDArray[np.float32] | None]:
         prepared = decode_image(path.read_bytes(), size=size)
     except (ImageError, OSError) as error:
         raise DataError(f"{path} cannot be read as an image ({_first_line(error)}); repair or remove it.") from error
-    return to_pixels(prepared.image[0]), prepared.features
+    return prepared.image, prepared.features
 
 
 def _read_arrays(path: Path, size: int) -> LabelledImages:

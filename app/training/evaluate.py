@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from app.detection.bundle import Card
 from app.detection.conformal import images_needed
 from app.detection.detector import Detections, Detector
+from app.detection.model_card import Card
 from app.training.calibration import RATES, detect_all
 from app.training.datasets import DataError, LabelledImages, Pixels, load_dataset
 from app.training.publishing import own_parts

@@ -1,19 +1,62 @@
-"""The last step of every way to a version: a calibrated bundle and its normal test images in, a published folder out."""
+"""Everything after the training loop: fitting the scorers, calibration, export, evaluation, report, publishing.
+
+Training, adopting weights and recalibrating all publish through this file.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from app.detection.bundle import Bundle, Card
+from app.detection.bundle import Bundle
 from app.detection.detector import Detector
+from app.detection.model_card import Card
 from app.detection.store import publish
-from app.training.calibration import detect_all, measure, with_card
+from app.network.autoencoder import Autoencoder
+from app.network.detector_network import DetectorNetwork
+from app.training.calibration import (
+    Provenance,
+    detect_all,
+    fit_image_scorer,
+    fit_upload_scorer,
+    make_bundle,
+    measure,
+    with_card,
+)
 from app.training.datasets import DataError, DataSet, LabelledImages, Splits, load_dataset, split
 from app.training.reporting.report import Report
+
+
+class TrainingCurves(NamedTuple):
+    """A training's own part of the report."""
+
+    steps: NDArray[np.float32]  # [steps], the loss of every iteration
+    reconstructions: Mapping[int, NDArray[np.uint8]]  # epoch -> reconstructed test images [K, S, S]
+
+
+def fit_and_publish(
+    model: Autoencoder,
+    scorer: str,
+    splits: Splits,
+    provenance: Provenance,
+    root: Path,
+    device: torch.device,
+    seed: int,
+    curves: TrainingCurves | None = None,
+) -> Path:
+    """Fit the scorer called `scorer` to a trained network, calibrate, export, evaluate and publish -> the version's folder.
+
+    Raises:
+        CalibrationError, ExportError: nothing was published.
+    """
+    image_scorer = fit_image_scorer(scorer, model, splits.fit.images, device, seed)
+    network = DetectorNetwork(model, image_scorer).to(device).eval()
+    upload_scorer = fit_upload_scorer(network, splits.fit, seed)
+    bundle = make_bundle(network, upload_scorer, splits.calibration, provenance)
+    return publish_measured(bundle, splits.test, root, device, fit=splits.fit, curves=curves)
 
 
 def publish_measured(
@@ -24,24 +67,23 @@ def publish_measured(
     *,
     fit: LabelledImages | None = None,
     test_name: str | None = None,
-    steps: NDArray[np.float32] | None = None,
-    reconstructions: Mapping[int, NDArray[np.uint8]] | None = None,
+    curves: TrainingCurves | None = None,
 ) -> Path:
     """Evaluate on normal test images, complete the card's metrics, draw the report, publish -> the new version's folder.
 
-    `fit` are the images that were learnt from, where they are at hand; `steps` and `reconstructions` are a training's own,
-    see `Report`.
+    `fit` are the images that the network was trained on, where they are at hand.
     """
     detector = Detector(bundle, str(device))
     detections, fitted = detect_all(detector, test), detect_all(detector, fit) if fit else None
     test_name = test_name or f"{bundle.card.data['name']}, test images"
     bundle = with_card(bundle, metrics=measure(bundle, detections, test_name, fitted))
-    report = Report(bundle, test, detections, steps=steps, reconstructions=reconstructions or {})
+    steps, reconstructions = curves or (None, {})
+    report = Report(bundle, test, detections, steps=steps, reconstructions=reconstructions)
     return publish(bundle, root, report.write)
 
 
 def describe_data(source: str, dataset: DataSet, parts: Splits, seed: int, calibration_share: float) -> dict[str, Any]:
-    """What the card tells of a split data set: enough to read the same images again and to notice that they changed."""
+    """A split data set as the card states it: enough to read the same images again and to notice a change."""
     return {
         "source": source,
         "name": dataset.name,

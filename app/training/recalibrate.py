@@ -1,28 +1,35 @@
-"""New versions without training: weights from elsewhere are adopted, a version is calibrated on other normal images."""
+"""New versions without training: adopted weights, another calibration, or an older version with its ONNX models added."""
 
-from dataclasses import dataclass
+import shutil
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from app.detection.bundle import Bundle, EpochLosses
-from app.detection.detector import pick_device
-from app.detection.store import load, load_weights
-from app.network.autoencoder import ModelConfig
+import torch
+
+from app.detection.bundle import Bundle
+from app.detection.detector import Detector
+from app.detection.model_card import EpochLosses, self_check_images
+from app.detection.runtimes import choose_device, load_network
+from app.detection.store import REPORT, load, publish
+from app.network.autoencoder import ModelConfig, load_autoencoder
 from app.training.calibration import (
     Provenance,
+    bundle_files,
     check_calibration_size,
+    check_export,
     check_scorer,
-    fit_image_scorer,
-    fit_upload_scorer,
     make_bundle,
+    score_images,
+    with_card,
 )
 from app.training.datasets import CALIBRATION_SHARE, DataSet, LabelledImages, load_dataset, split
-from app.training.publishing import describe_data, publish_measured, trained_on
+from app.training.publishing import describe_data, fit_and_publish, publish_measured, trained_on
 
 
 @dataclass(frozen=True)
 class CalibrateConfig:
-    """Which normal images, which false-alarm rate, and where the new version goes."""
+    """The normal images, the false-alarm rate, and the place of the new version."""
 
     data: str = "mnist"
     data_dir: Path = Path("data")
@@ -36,82 +43,99 @@ class CalibrateConfig:
 
 
 def adopt_weights(weights: Path, config: CalibrateConfig) -> Path:
-    """Make a version of a bare state_dict file -> its folder. The scorer and the threshold are learnt from `config.data`.
+    """Publish a version from a bare state_dict file -> its folder. Scorer and threshold are fitted on `config.data`.
 
-    Calibration images should be new to the network. Those held back here were not if the weights were trained on the
-    whole set; for a network as small as this one the difference is slight.
+    Calibration images should be new to the network. If the weights were trained on the whole set, the images held back here
+    are not; for a network as small as this one the difference is slight.
 
     Raises:
-        StoreError, DataError, DeviceError, CalibrationError, UnknownScorer: before anything is written.
+        WeightsError, DataError, DeviceError, CalibrationError, UnknownScorer: before anything is written.
     """
-    device = pick_device(config.device)
+    device = torch.device(choose_device(config.device, "torch"))
     check_scorer(config.scorer)
-    model = load_weights(weights, ModelConfig(), str(weights)).to(device).eval()
+    model = load_autoencoder(weights, ModelConfig(), str(weights)).to(device).eval()
     dataset = load_dataset(config.data, data_dir=config.data_dir)
-    parts = split(dataset, config.seed, config.calibration_share)
-    check_calibration_size(config.alpha, len(parts.calibration))
-    origin = Provenance(
+    splits = split(dataset, config.seed, config.calibration_share)
+    check_calibration_size(config.alpha, len(splits.calibration))
+    provenance = Provenance(
         name=config.name or dataset.name,
         alpha=config.alpha,
         training={"adopted_from": weights.name},
-        data=describe_data(config.data, dataset, parts, config.seed, config.calibration_share),
+        data=describe_data(config.data, dataset, splits, config.seed, config.calibration_share),
         losses=EpochLosses(),
     )
-    scorer = fit_image_scorer(config.scorer, model, parts.fit.images, device, config.seed)
-    features = fit_upload_scorer(model, scorer, parts.fit, device, config.seed)
-    bundle = make_bundle(model, scorer, features, parts.calibration, origin, device)
-    return publish_measured(bundle, parts.test, config.root, device, fit=parts.fit)
+    return fit_and_publish(model, config.scorer, splits, provenance, config.root, device, config.seed)
 
 
 def recalibrate(version: Path, config: CalibrateConfig) -> Path:
     """Publish a version again with a threshold from other normal images -> the new folder. Weights and scorer stay.
 
-    All images of `config.data` calibrate, but for the test part of a set that brings one, and for what the network learnt
-    from where it is the set of its own training.
+    All images of `config.data` calibrate, without its test part, and without the images that the network was trained on
+    where it is the network's own training set.
 
     Raises:
-        StoreError, DataError, DeviceError, CalibrationError: before anything is written.
+        BundleError, DataError, DeviceError, CalibrationError: before anything is written.
     """
-    device = pick_device(config.device)
+    device = torch.device(choose_device(config.device, "torch"))
     bundle = load(version)
     dataset = load_dataset(config.data, data_dir=config.data_dir)
     calibration, test = _unseen(bundle, dataset)
     check_calibration_size(config.alpha, len(calibration))
     card = bundle.card
-    origin = Provenance(
+    provenance = Provenance(
         name=config.name or card.name,
         alpha=config.alpha,
         training={**card.training, "calibrated_from": bundle.label},
         data=_describe(config.data, dataset, bundle, len(calibration)),
         losses=card.losses,
     )
-    model = bundle.model.to(device).eval()
-    features = bundle.uploads.features if bundle.uploads else None
-    calibrated = make_bundle(model, bundle.scorer, features, calibration, origin, device)
+    network = load_network(bundle).to(device).eval()
+    upload_scorer = bundle.uploads.scorer if bundle.uploads else None
+    calibrated = make_bundle(network, upload_scorer, calibration, provenance)
     if test is None:
         test_name = f"{dataset.name}, the calibration images themselves"
         return publish_measured(calibrated, calibration, config.root, device, test_name=test_name)
     return publish_measured(calibrated, test, config.root, device)
 
 
+def add_onnx(version: Path) -> Path:
+    """Publish a version of an older release again, with its ONNX models -> the new folder. Everything else stays.
+
+    Raises:
+        BundleError, ExportError: before anything is written.
+    """
+    bundle = load(version)
+    network = load_network(bundle).eval()
+    files = {**bundle_files(network, bundle.calibration, bundle.uploads), **bundle.files}
+    bundle = replace(bundle, files=files)
+    images = self_check_images(0, bundle.card.architecture.image_size, count=1_000)
+    difference = check_export(score_images(network, images), Detector(bundle, "cpu", "onnx").detect(images).scores)
+    bundle = with_card(bundle, onnx_max_relative_difference=difference)
+
+    def copy_report(folder: Path) -> None:
+        shutil.copytree(version / REPORT, folder, dirs_exist_ok=True)
+
+    return publish(bundle, version.parent.parent, copy_report)
+
+
 def _unseen(bundle: Bundle, dataset: DataSet) -> tuple[LabelledImages, LabelledImages | None]:
-    """Calibration images that the network did not learn from, and test images that are none of these."""
-    learnt_from = trained_on(bundle.card)
-    if dataset.digest != learnt_from["sha256"]:
+    """Calibration images that the network was not trained on, and test images that are not among them."""
+    origin = trained_on(bundle.card)
+    if dataset.digest != origin["sha256"]:
         return dataset.train, dataset.test
-    parts = split(dataset, learnt_from["split_seed"], learnt_from["calibration_share"])
+    parts = split(dataset, origin["split_seed"], origin["calibration_share"])
     return parts.calibration, parts.test
 
 
 def _describe(source: str, dataset: DataSet, bundle: Bundle, calibration_images: int) -> dict[str, Any]:
-    learnt_from = trained_on(bundle.card)
-    if dataset.digest == learnt_from["sha256"]:
-        return learnt_from
+    origin = trained_on(bundle.card)
+    if dataset.digest == origin["sha256"]:
+        return origin
     return {
         "source": source,
         "name": dataset.name,
         "sha256": dataset.digest,
         "calibration_images": calibration_images,
         "test_images": len(dataset.test) if dataset.test else 0,
-        "trained_on": learnt_from,
+        "trained_on": origin,
     }

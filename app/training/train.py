@@ -13,26 +13,16 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from app.detection.bundle import EpochLosses
-from app.detection.detector import pick_device
-from app.detection.imaging.decode import to_pixels
+from app.detection.model_card import EpochLosses
+from app.detection.runtimes import choose_device
 from app.network.autoencoder import Autoencoder
-from app.training.calibration import (
-    CHUNK,
-    Provenance,
-    check_calibration_size,
-    check_scorer,
-    fit_image_scorer,
-    fit_upload_scorer,
-    flatten,
-    make_bundle,
-)
+from app.training.calibration import CHUNK, Provenance, check_calibration_size, check_scorer, flatten
 from app.training.checkpoint import State, checkpoint_path, load_checkpoint, remove_checkpoint, save_checkpoint
 from app.training.config import TrainConfig, TrainingError
 from app.training.datasets import DataSet, Splits, load_dataset, split
 from app.training.interrupt import Interrupt
 from app.training.progress import Progress, SilentProgress
-from app.training.publishing import describe_data, publish_measured
+from app.training.publishing import TrainingCurves, describe_data, fit_and_publish
 from app.training.reporting.report import PICTURES
 
 SAMPLE = 10_000  # fit images whose loss is taken after each epoch: all would make an epoch half as long again
@@ -96,7 +86,7 @@ def train(config: TrainConfig, *, resume: bool = False, progress: Progress | Non
         TrainingInterrupted: Ctrl-C; the checkpoint stays.
     """
     progress = progress or SilentProgress()
-    device = pick_device(config.device)
+    device = torch.device(choose_device(config.device, "torch"))
     check_scorer(config.scorer)
     dataset = load_dataset(config.data, data_dir=config.data_dir)
     config = replace(config, name=config.name or dataset.name, device=str(device))
@@ -189,33 +179,27 @@ def remember(training: Training, config: TrainConfig, fit: Tensor, test: Tensor,
     history.test.append(mean_error(training.model, test))
     if training.epoch % config.picture_every == 0 or training.epoch == config.epochs:
         with torch.inference_mode():
-            drawn = training.model(test[:PICTURES]).cpu().numpy()
+            drawn = (training.model(test[:PICTURES]).cpu() + 1) * 127.5
         side = training.model.config.image_size
-        history.pictures[training.epoch] = torch.from_numpy(to_pixels(drawn)).view(-1, side, side)
+        history.pictures[training.epoch] = drawn.round().clamp(0, 255).to(torch.uint8).view(-1, side, side)
     progress.finish_epoch(training.epoch, history.fit[-1], history.test[-1])
 
 
 def _publish(training: Training, config: TrainConfig, dataset: DataSet, parts: Splits) -> Path:
-    model, history, device = training.model.eval(), training.history, pick_device(config.device)
-    origin = Provenance(
+    history = training.history
+    provenance = Provenance(
         name=str(config.name),
         alpha=config.alpha,
         training=config.described(),
         data=describe_data(config.data, dataset, parts, config.seed, config.calibration_share),
         losses=EpochLosses(fit=tuple(history.fit), test=tuple(history.test)),
     )
-    scorer = fit_image_scorer(config.scorer, model, parts.fit.images, device, config.seed)
-    features = fit_upload_scorer(model, scorer, parts.fit, device, config.seed)
-    bundle = make_bundle(model, scorer, features, parts.calibration, origin, device)
-    return publish_measured(
-        bundle,
-        parts.test,
-        config.root,
-        device,
-        fit=parts.fit,
+    curves = TrainingCurves(
         steps=torch.cat(history.steps).numpy(),
         reconstructions={epoch: pixels.numpy() for epoch, pixels in history.pictures.items()},
     )
+    device = torch.device(config.device)
+    return fit_and_publish(training.model.eval(), config.scorer, parts, provenance, config.root, device, config.seed, curves)
 
 
 def _how_to_continue(training: Training, config: TrainConfig, checkpoint: Path) -> str:

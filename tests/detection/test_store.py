@@ -12,18 +12,19 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
+from conftest import make_bundle
 from hostile import Trap
 from live import ROOT
 from strokes import npy, stroke_images
 from tutorial import TUTORIAL
 
-from app.detection import store
+from app.detection import runtimes, store
+from app.detection.bundle import DETECTOR_ONNX, ONNX_FILES, SCORER, WEIGHTS, BundleError
 from app.detection.detector import Detector
-from app.detection.imaging.decode import normalise
-from app.detection.store import CARD, REPORT, SCORER, WEIGHTS, StoreError
+from app.detection.store import CARD, REPORT, StoreError
 from app.network.autoencoder import Autoencoder, ModelConfig
 
-IMAGES = normalise(stroke_images(20, seed=6))
+IMAGES = stroke_images(20, seed=6)
 
 
 @pytest.fixture
@@ -45,10 +46,10 @@ def sign(folder, **changes):
     (folder / CARD).write_text(json.dumps({**card, "card_sha256": digest}))
 
 
-def refused(folder):
+def refused(folder, runtime="onnx"):
     """The sentence with which the version is refused."""
-    with pytest.raises(StoreError) as caught:
-        store.load(folder)
+    with pytest.raises(BundleError) as caught:
+        Detector(store.load(folder), "cpu", runtime)
     sentence = str(caught.value)
     assert len(sentence) > 20
     assert "\n" not in sentence
@@ -85,7 +86,7 @@ def test_a_report_is_published_with_checksums(tiny_bundle, tmp_path):
 
     folder = store.publish(tiny_bundle, tmp_path, write)
     files = store.load(folder).card.files
-    assert set(files) == {WEIGHTS, SCORER, f"{REPORT}/loss.png", f"{REPORT}/more/roc.png"}
+    assert set(files) == {WEIGHTS, SCORER, *ONNX_FILES, f"{REPORT}/loss.png", f"{REPORT}/more/roc.png"}
     (folder / REPORT / "loss.png").write_bytes(b"Picture")
     assert "loss.png" in refused(folder)
 
@@ -195,7 +196,7 @@ def test_old_drafts_are_swept_and_young_ones_left(tiny_bundle, tmp_path):
 # --------------------------------------------------------------------------------------------------- damage and ill intent
 
 
-@pytest.mark.parametrize("name", [WEIGHTS, SCORER, CARD])
+@pytest.mark.parametrize("name", [WEIGHTS, SCORER, DETECTOR_ONNX, CARD])
 @pytest.mark.parametrize("keep", [0, 1, 100, -1])
 def test_a_truncated_file_is_refused(version, name, keep):
     """Cut anywhere, a file is noticed, and the sentence names it."""
@@ -204,14 +205,14 @@ def test_a_truncated_file_is_refused(version, name, keep):
     assert name in refused(version)
 
 
-@pytest.mark.parametrize("name", [WEIGHTS, SCORER, CARD])
+@pytest.mark.parametrize("name", [WEIGHTS, SCORER, DETECTOR_ONNX, CARD])
 def test_a_missing_file_is_refused(version, name):
     """Without one of its files, a version is refused by the name of that file."""
     (version / name).unlink()
     assert name in refused(version)
 
 
-@pytest.mark.parametrize("name", [WEIGHTS, SCORER])
+@pytest.mark.parametrize("name", [WEIGHTS, SCORER, DETECTOR_ONNX])
 @pytest.mark.parametrize("place", [0, 0.5, 0.999])
 def test_one_bit_is_enough_to_refuse_a_file(version, name, place):
     """A single flipped bit anywhere in a file is noticed."""
@@ -263,14 +264,43 @@ def test_weights_that_are_no_weights_are_refused(version, content):
             other = Autoencoder(ModelConfig(hidden=(9,))).state_dict()
             torch.save({"tensor": torch.ones(3), "list": [1], "other-network": other, "not-finite": nan}[content], path)
     sign(version)
-    assert WEIGHTS in refused(version)
+    assert WEIGHTS in refused(version, "torch")
+    assert "was not exported from" in refused(version)
 
 
 def test_pickled_code_in_torchs_own_format_is_not_run(version):
     """A weights file of torch's format whose pickle would run code is refused before it runs."""
     torch.save({"encoder.0.weight": Trap()}, version / WEIGHTS)
     sign(version)
-    assert WEIGHTS in refused(version)
+    assert WEIGHTS in refused(version, "torch")
+
+
+def test_weights_and_onnx_models_of_two_versions_are_refused(version, tiny_store):
+    """The metadata of each ONNX model names the weights that it was exported from."""
+    other = make_bundle(seed=5).files
+    (version / WEIGHTS).write_bytes(other[WEIGHTS])
+    sign(version)
+    assert f"was not exported from its {WEIGHTS}" in refused(version)
+
+
+@pytest.mark.parametrize("name", ONNX_FILES)
+@pytest.mark.parametrize("content", [b"", b"no model", bytes(range(256)) * 20])
+def test_onnx_files_that_hold_no_model_are_refused(version, name, content):
+    """ONNX Runtime's error becomes one sentence that names the file."""
+    (version / name).write_bytes(content)
+    sign(version)
+    assert name in refused(version)
+
+
+def test_a_version_of_an_older_release_is_served_by_torch_or_refused_with_the_command(version, monkeypatch):
+    """Without ONNX models, torch serves the version; where torch is not installed, the message names what adds them."""
+    for name in ONNX_FILES:
+        (version / name).unlink()
+    card = json.loads((version / CARD).read_text())
+    sign(version, files={name: digest for name, digest in card["files"].items() if name not in ONNX_FILES})
+    assert Detector(store.load(version), "cpu").runtime == "torch"
+    monkeypatch.setattr(runtimes, "find_spec", lambda name: None)
+    assert "oddigit export --model mnist --version 1 --publish" in refused(version, "auto")
 
 
 @pytest.mark.parametrize(
@@ -320,16 +350,16 @@ def test_an_archive_of_no_arrays_is_refused(version):
         {"files": {}},
         {"files": {WEIGHTS: "0" * 64}},
         {"architecture": {"image_size": 0, "hidden": [128], "latent_dim": 2, "parameters": 1}},
-        {"architecture": {"image_size": 28, "hidden": [128], "latent_dim": 2, "parameters": 1}},
-        {"architecture": {"image_size": 28, "hidden": [10**12, 10**12], "latent_dim": 2, "parameters": 1}},
+        {"architecture": {"image_size": 32, "hidden": [128], "latent_dim": 2, "parameters": 1}},
+        {"architecture": {"image_size": 28, "hidden": [128], "latent_dim": 3, "parameters": 1}},
         {"architecture": None},
     ],
     ids=str,
 )
 def test_a_signed_card_that_contradicts_its_files_is_refused(version, changes):
-    """A card that states what its files do not bear out does not pass, checksums or not."""
+    """A card that contradicts its files does not pass, even with correct checksums."""
     sign(version, **changes)
-    refused(version)
+    refused(version, runtime="torch" if "scorer" in changes else "onnx")
 
 
 @pytest.mark.parametrize("name", ["../2/secret", "/etc/hostname", "report/../../secret"])
@@ -373,4 +403,4 @@ def test_the_shipped_network_has_learnt_mnist(shipped_store, data_root):
     images = np.frombuffer(pixels, np.uint8, offset=16).reshape(-1, 28, 28)
     detector = Detector(store.load(store.find(shipped_store, "mnist")), "cpu")
     assert len(images) == 10_000
-    assert float(detector.detect(normalise(images)).reconstruction_errors.mean()) <= 0.150
+    assert float(detector.detect(images).reconstruction_errors.mean()) <= 0.150

@@ -1,11 +1,10 @@
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tutorial import TUTORIAL
 
-from app.network.autoencoder import Autoencoder, Layers, ModelConfig
+from app.network.autoencoder import Autoencoder, ModelConfig
 
 
 def test_the_default_network_has_the_tutorials_names_and_shapes():
@@ -55,27 +54,3 @@ def test_dimensions_below_one_are_refused(wrong):
     """A configuration that is no network fails with a sentence."""
     with pytest.raises(ValueError, match="at least 1"):
         ModelConfig(**wrong)
-
-
-@pytest.mark.parametrize("count", [1, 2, 3, 64])
-def test_layers_without_modules_compute_what_the_network_does(count):
-    """On the CPU as numpy's arrays: the same embeddings and reconstructions, in single precision, whatever the number."""
-    model = Autoencoder()
-    layers = Layers(model, torch.device("cpu"))
-    images = torch.rand(count, 784, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    with torch.inference_mode():
-        embeddings = model.encode(images)
-        reconstructions = model.decode(embeddings)
-    found = layers.encode(images.numpy())
-    assert found.dtype == np.float32
-    np.testing.assert_allclose(found, embeddings, rtol=1e-4, atol=1e-6)
-    np.testing.assert_allclose(layers.decode(embeddings.numpy()), reconstructions, rtol=1e-4, atol=1e-6)
-
-
-def test_layers_on_a_device_are_tensors_there():
-    """What is no CPU computes with torch."""
-    meta = torch.device("meta")
-    layers = Layers(Autoencoder(), meta)
-    embeddings = layers.encode(torch.empty(3, 784, device=meta))
-    assert (embeddings.shape, embeddings.device) == ((3, 2), meta)
-    assert layers.decode(embeddings).shape == (3, 784)

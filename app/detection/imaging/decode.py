@@ -1,6 +1,6 @@
 """Untrusted bytes -> pixels; pixels -> PNG. The only decoder of images.
 
-In: the bytes of one picture, or of one .npy array, from anyone. Out: float32 pixels in [-1, 1], or an `ImageError` whose
+In: the bytes of one picture, or of one .npy array, from anyone. Out: uint8 pixels, or an `ImageError` whose
 message is a sentence for the sender. The type and the pixel count are read from the header before anything is unpacked,
 and no metadata is trusted beyond the orientation. The file knows no HTTP, no model and not what a digit looks like:
 `prepare.py` does that part.
@@ -52,11 +52,11 @@ def decode_image(
     `digit` prepares it as MNIST's makers did; `auto` leaves a grey size x size image as it is, bit for bit, and treats
     anything else as `digit`.
 
-    Returns a `PreprocessedImage`: image float32 [1, size, size] in [-1, 1] (-1 background, 1 full ink).
+    Returns a `PreprocessedImage`: image uint8 [size, size] (0 = background, 255 = ink).
     Raises UndecodableImage, UnsupportedImage or ImageTooLarge; nothing else, whatever the bytes.
     """
     if preprocess != "digit" and size == 28 and (plain := _plain_png(data)) is not None:
-        return PreprocessedImage(normalise(plain)[0])
+        return PreprocessedImage(plain)
     kind = sniff(data)
     try:
         shown, steps = _show(_open(data, kind, max_pixels))
@@ -68,21 +68,6 @@ def decode_image(
     except Exception as error:  # Pillow answers bad data with a dozen types, SyntaxError and MemoryError among them
         raise UndecodableImage(_complaint(kind, error)) from error
     return _bring_to_size(pixels, steps, preprocess, size)
-
-
-def normalise(pixels: Pixels) -> Floats:
-    """uint8 [N, H, W] or [H, W] -> float32 [N, 1, H, W] in [-1, 1]: the tutorial's ToTensor and Normalize(0.5, 0.5)."""
-    scaled = pixels.reshape(-1, 1, *pixels.shape[-2:]).astype(np.float32)
-    scaled /= np.float32(127.5)
-    scaled -= np.float32(1)
-    return scaled
-
-
-def to_pixels(values: Floats) -> Pixels:
-    """Floats in [-1, 1], any shape -> uint8 of that shape; what lies outside is clipped, NaN becomes 0."""
-    scaled = np.nan_to_num((np.asarray(values, np.float32) + 1) * np.float32(127.5), nan=0.0)
-    pixels: Pixels = np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
-    return pixels
 
 
 def encode_png(pixels: Pixels) -> bytes:
@@ -255,11 +240,7 @@ def _bring_to_size(pixels: Pixels, steps: tuple[str, ...], preprocess: Preproces
     match preprocess:
         case "auto":
             grey = _as_grey(pixels) if pixels.shape[:2] == (size, size) else None
-            return (
-                preprocess_digit(pixels, size=size, steps=steps)
-                if grey is None
-                else PreprocessedImage(normalise(grey)[0], steps)
-            )
+            return preprocess_digit(pixels, size=size, steps=steps) if grey is None else PreprocessedImage(grey, steps)
         case "digit":
             return preprocess_digit(pixels, size=size, steps=steps)
         case "none":
@@ -282,4 +263,4 @@ def _resized(image: Image.Image, steps: tuple[str, ...], size: int) -> Preproces
         image, steps = image.convert("L"), (*steps, "greyed")
     if image.size != (size, size):
         image, steps = image.resize((size, size), Image.Resampling.BILINEAR), (*steps, "resized")
-    return PreprocessedImage(normalise(np.asarray(image))[0], steps)
+    return PreprocessedImage(np.asarray(image), steps)

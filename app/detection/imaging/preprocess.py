@@ -34,7 +34,7 @@ USUAL_WIDTHS = (1.75, 3.3)  # of strokes, in pixels of the 20-pixel box: the mid
 class PreprocessedImage(NamedTuple):
     """One image as the model reads it, and what was done and seen on the way."""
 
-    image: Floats  # [1, 28, 28] in [-1, 1], -1 background
+    image: Pixels  # uint8 [28, 28], 0 = background, 255 = ink
     preprocess: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     features: Floats | None = None  # [K], see features.py; None for an image left as it is
@@ -61,18 +61,18 @@ def preprocess_digit(pixels: Pixels, *, size: int = 28, steps: tuple[str, ...] =
     if glyph is None:
         empty = np.zeros((size, size), np.float32)
         return PreprocessedImage(
-            _signed(empty), (*steps, "blank"), ("blank",), upload_features(empty, PreprocessStats(contrast=ink.strength))
+            _to_uint8(empty), (*steps, "blank"), ("blank",), upload_features(empty, PreprocessStats(contrast=ink.strength))
         )
     fitted, rewritten, sight = _fit(glyph, size)
     done = ("shrunk",) * (work.shape != pixels.shape) + ("inverted",) * ink.inverted
     done += ("lines_removed",) * glyph.lines_removed + ("cropped",) + rewritten + ("centred",)
     seen = upload_features(fitted, sight)
-    return PreprocessedImage(_signed(fitted), (*steps, *done), glyph.warnings, seen)
+    return PreprocessedImage(_to_uint8(fitted), (*steps, *done), glyph.warnings, seen)
 
 
-def _signed(values: Floats) -> Floats:
-    """[0, 1] -> [-1, 1] on the 256 levels that a PNG of it would have: [1, H, W]."""
-    return np.rint(values * 255)[None].astype(np.float32) / np.float32(127.5) - np.float32(1)
+def _to_uint8(values: Floats) -> Pixels:
+    """[H, W] in [0, 1] -> uint8 [H, W]."""
+    return np.rint(values * 255).astype(np.uint8)
 
 
 def _to_working_size(pixels: Pixels) -> Pixels:

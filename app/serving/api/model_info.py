@@ -12,12 +12,11 @@ from starlette.responses import FileResponse, Response
 
 from app.detection.bundle import Bundle
 from app.detection.detector import Detector
-from app.detection.imaging.decode import to_pixels
 from app.detection.store import REPORT
 from app.serving import schemas
 from app.serving.api.openapi import API_KEY, BINARY, json_body, problems
 from app.serving.api.query import JSON, PNG
-from app.serving.api.responses import json_bytes, model_entry, picture_text
+from app.serving.api.responses import json_bytes, model_entry, picture_text, to_uint8
 from app.serving.engine.inference import Inference
 from app.serving.errors import NotFound, OutOfRange, from_validation_error
 from app.serving.http.body import read_body
@@ -86,7 +85,7 @@ class ModelInfoEndpoints:
         except ValidationError as error:
             raise from_validation_error(error) from None
         detector = self._inference.detector
-        dimensions = detector.bundle.model.config.latent_dim
+        dimensions = detector.latent_dim
         if any(len(point) != dimensions for point in points):
             raise OutOfRange(f"Each point of embedding must have {dimensions} coordinates.")
         return await asyncio.to_thread(_decode_response, detector, np.array(points, np.float32))
@@ -109,5 +108,5 @@ def _latent_response(path: Path) -> Response:
 
 def _decode_response(detector: Detector, embeddings: NDArray[np.float32]) -> Response:
     """Embeddings [N, D] -> JSON with a PNG for each."""
-    pictures = [picture_text(image[0]) for image in to_pixels(detector.decode(embeddings))]
+    pictures = [picture_text(to_uint8(image)) for image in detector.decode(embeddings)]
     return Response(json_bytes({"model": model_entry(detector.bundle), "images": pictures}), media_type=JSON)

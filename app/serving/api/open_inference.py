@@ -18,7 +18,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from app.detection.detector import Detector
-from app.detection.imaging.decode import normalise
 from app.serving import schemas
 from app.serving.api import responses
 from app.serving.api.openapi import API_KEY, infer_problems, json_body
@@ -139,12 +138,12 @@ class OpenInference:
         if reconstructions and images > most:
             raise TooLarge(f"A response holds at most {most:,} reconstructions; send {NPY} to /reconstruct for more.")
         verdicts = not _VERDICT_OUTPUTS.isdisjoint(names)
-        return RequestedOutputs(verdicts, embeddings=True, reconstructions=reconstructions)
+        return RequestedOutputs(verdicts, reconstructions=reconstructions)
 
     async def _score(self, pixels: NDArray[np.uint8], outputs: RequestedOutputs, deadline: float) -> InferenceResult:
         if len(pixels) > self._settings.max_batch_size:
             return await self._inference.infer_array(pixels, outputs)
-        return await self._inference.judge(Job(normalise(pixels), None, outputs), deadline=deadline)
+        return await self._inference.judge(Job(pixels, None, outputs), deadline=deadline)
 
     def _detector(self, model: str, version: str | None = None) -> Detector:
         """The detector in service. Raises NotFound if it is another model or version."""
@@ -156,7 +155,7 @@ class OpenInference:
 
 
 def _metadata(detector: Detector) -> schemas.InferModel:
-    card, size, latent_dim = detector.bundle.card, detector.image_size, detector.bundle.model.config.latent_dim
+    card, size, latent_dim = detector.bundle.card, detector.image_size, detector.latent_dim
     return schemas.InferModel(
         name=card.name,
         versions=[str(card.version)],
@@ -244,7 +243,7 @@ def _response(infer_request: schemas.InferRequest, result: InferenceResult) -> R
         "embedding": detections.embeddings,
     }
     if detections.reconstructions is not None:
-        columns["reconstruction"] = responses.unit_range(detections)
+        columns["reconstruction"] = detections.reconstructions
     tensors = [_tensor(name, columns[name]) for name in _output_names(infer_request)]
     content: Entry = {"model_name": card.name, "model_version": str(card.version), "outputs": tensors}
     if infer_request.id is not None:

@@ -14,7 +14,6 @@ from starlette.responses import Response
 
 from app.detection.bundle import Bundle
 from app.detection.conformal import CalibrationError, benjamini_hochberg
-from app.detection.imaging.decode import normalise
 from app.serving.api import responses as answers
 from app.serving.api.query import JSON, NPY, PNG, Options, choose, read_options
 from app.serving.api.responses import Entry
@@ -36,7 +35,7 @@ class EndpointSpec:
     offers: tuple[str, ...]  # media types, the default first
     entries: Callable[[Upload, InferenceResult, float], Iterable[Entry]]
     head: Callable[[Bundle, "Decision"], Entry]
-    array: Callable[[InferenceResult], NDArray[Any]]
+    array: Callable[[InferenceResult], NDArray[Any] | None]
 
 
 class Endpoints:
@@ -117,7 +116,9 @@ def _word(
 ) -> Response:
     """The outcome in the media type that was chosen."""
     if media == NPY:
-        return Response(answers.npy(question.array(outcome)), media_type=NPY)
+        array = question.array(outcome)
+        assert array is not None  # every endpoint asks for the arrays that it answers with
+        return Response(answers.npy(array), media_type=NPY)
     if media == PNG:
         return Response(answers.sheet(_seen(upload), outcome.detections), media_type=PNG)
     verdict = verdict_of(outcome, options)
@@ -160,9 +161,9 @@ def _discoveries(outcome: InferenceResult, fdr: float) -> Decision:
     return Decision(alpha, threshold, fdr)
 
 
-def _seen(upload: Upload) -> NDArray[np.float32]:
-    """What the network saw: float32 [N, 1, S, S] in [-1, 1]."""
-    return upload.images if upload.array is None else normalise(upload.array)
+def _seen(upload: Upload) -> NDArray[np.uint8]:
+    """The network's input: uint8 [N, S, S]."""
+    return upload.images if upload.array is None else upload.array
 
 
 def _model_head(bundle: Bundle, verdict: Decision) -> Entry:
@@ -182,7 +183,7 @@ _SCORE = EndpointSpec(
     array=lambda outcome: outcome.detections.scores,
 )
 _EMBED = EndpointSpec(
-    wanted=RequestedOutputs(embeddings=True),
+    wanted=RequestedOutputs(),
     offers=(JSON, NPY),
     entries=lambda upload, outcome, _: answers.embed_entries(upload.shown, outcome.detections),
     head=_model_head,
@@ -193,5 +194,5 @@ _RECONSTRUCT = EndpointSpec(
     offers=(JSON, PNG, NPY),
     entries=lambda upload, outcome, _: answers.reconstruct_entries(upload.shown, _seen(upload), outcome.detections),
     head=_model_head,
-    array=lambda outcome: answers.unit_range(outcome.detections),
+    array=lambda outcome: outcome.detections.reconstructions,
 )

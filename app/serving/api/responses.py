@@ -11,7 +11,7 @@ from pydantic_core import to_json
 
 from app.detection.bundle import Bundle
 from app.detection.detector import Detections
-from app.detection.imaging.decode import encode_png, to_pixels
+from app.detection.imaging.decode import encode_png
 
 Entry = dict[str, Any]
 
@@ -59,7 +59,7 @@ def embed_entries(shown: Sequence[ImageInfo], detections: Detections) -> Iterato
         yield {"name": name, "embedding": embedding, "preprocess": preprocess, "warnings": warnings}
 
 
-def reconstruct_entries(shown: Sequence[ImageInfo], images: NDArray[np.float32], detections: Detections) -> Iterator[Entry]:
+def reconstruct_entries(shown: Sequence[ImageInfo], images: NDArray[np.uint8], detections: Detections) -> Iterator[Entry]:
     """The `results` of /reconstruct; `images` are what the network saw."""
     for index, (name, preprocess, warnings) in enumerate(shown):
         given, made, error_map = _triple(images, detections, index)
@@ -78,7 +78,7 @@ def picture_text(pixels: NDArray[np.uint8]) -> str:
     return base64.b64encode(encode_png(pixels)).decode()
 
 
-def sheet(images: NDArray[np.float32], detections: Detections) -> bytes:
+def sheet(images: NDArray[np.uint8], detections: Detections) -> bytes:
     """One PNG with a row an image: input | reconstruction | error map, enlarged."""
     side = images.shape[-1] * _ENLARGE
     rows, step = len(detections.scores), side + _GAP
@@ -99,12 +99,6 @@ def npy(array: NDArray[Any]) -> bytes:
     return out.getvalue()
 
 
-def unit_range(detections: Detections) -> NDArray[np.float32]:
-    """Reconstructions as [N, S, S] in [0, 1], 0 = background."""
-    assert detections.reconstructions is not None
-    return np.clip((detections.reconstructions[:, 0] + 1) / 2, 0, 1)
-
-
 def server_timing(decode: float, queue: float, infer: float, encode: float) -> bytes:
     """The value of the Server-Timing header (W3C Server Timing) for the seconds spent in each stage."""
     milliseconds = (decode * 1e3, queue * 1e3, infer * 1e3, encode * 1e3)
@@ -116,13 +110,18 @@ def json_bytes(content: object) -> bytes:
     return to_json(content, inf_nan_mode="null")
 
 
-def _triple(images: NDArray[np.float32], detections: Detections, index: int) -> tuple[NDArray[np.uint8], ...]:
+def _triple(images: NDArray[np.uint8], detections: Detections, index: int) -> tuple[NDArray[np.uint8], ...]:
     assert detections.reconstructions is not None and detections.error_maps is not None
     return (
-        to_pixels(images[index, 0]),
-        to_pixels(detections.reconstructions[index, 0]),
+        images[index],
+        to_uint8(detections.reconstructions[index]),
         heat(detections.error_maps[index]),
     )
+
+
+def to_uint8(values: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """[0, 1] -> uint8 of the same shape."""
+    return np.rint(values * 255).astype(np.uint8)
 
 
 def heat(error_map: NDArray[np.float32]) -> NDArray[np.uint8]:

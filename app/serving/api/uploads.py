@@ -42,8 +42,8 @@ class Upload:
     failed: dict[int, tuple[str, Problem]] = field(default_factory=dict)  # by position in the upload
 
     @property
-    def images(self) -> NDArray[np.float32]:
-        """The prepared images, [n, 1, S, S]."""
+    def images(self) -> NDArray[np.uint8]:
+        """The prepared images, [n, S, S]."""
         if len(self.prepared) == 1:
             return self.prepared[0].image[None]
         return np.stack([prepared.image for prepared in self.prepared])

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from app.detection.bundle import Bundle
 from app.detection.detector import Detections, Detector, stack_features
-from app.detection.imaging.decode import normalise
 from app.serving.engine.batcher import Batcher
 
 _CHUNK = 2048  # images: the largest whose activations stay in a core's cache without costing throughput
@@ -29,7 +28,6 @@ class RequestedOutputs(NamedTuple):
     """What an answer is for, and what it needs besides scores."""
 
     verdicts: bool = False  # it judges its images; only these are counted and watched, each image once
-    embeddings: bool = False
     reconstructions: bool = False
     error_maps: bool = False
 
@@ -40,9 +38,9 @@ class RequestedOutputs(NamedTuple):
 
 
 class Job(NamedTuple):
-    """Images of one request, float32 [n, 1, S, S], what their preparation saw [n, K], and what the answer needs."""
+    """Images of one request, uint8 [n, S, S], what their preparation saw [n, K], and what the answer needs."""
 
-    images: NDArray[np.float32]
+    images: NDArray[np.uint8]
     features: NDArray[np.float32] | None
     wanted: RequestedOutputs
 
@@ -134,8 +132,5 @@ def _joined_features(jobs: list[Job]) -> NDArray[np.float32] | None:
 
 def _run_array(detector: Detector, pixels: NDArray[np.uint8], wanted: RequestedOutputs) -> InferenceResult:
     began = time.perf_counter()
-    chunks = [
-        detector.detect(normalise(pixels[start : start + _CHUNK]), None, **wanted.extras)
-        for start in range(0, len(pixels), _CHUNK)
-    ]
+    chunks = [detector.detect(pixels[start : start + _CHUNK], None, **wanted.extras) for start in range(0, len(pixels), _CHUNK)]
     return InferenceResult(detector.bundle, Detections.join(chunks), time.perf_counter() - began)

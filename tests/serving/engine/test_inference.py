@@ -6,11 +6,10 @@ import pytest
 from strokes import stroke_images
 
 from app.detection.detector import Detector
-from app.detection.imaging.decode import normalise
 from app.serving.engine.inference import Inference, Job, NotLoaded, RequestedOutputs
 
 PIXELS = stroke_images(30, seed=9)
-IMAGES = normalise(PIXELS)
+IMAGES = PIXELS
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +74,7 @@ def test_the_watcher_is_told_of_each_pass_and_of_its_verdicts(detector):
         inference.set_model(detector)
         wants = [
             RequestedOutputs(verdicts=True),
-            RequestedOutputs(embeddings=True),
+            RequestedOutputs(),
             RequestedOutputs(verdicts=True, reconstructions=True),
         ]
         parts = [IMAGES[:2], IMAGES[2:5], IMAGES[5:6]]

@@ -14,7 +14,6 @@ from strokes import npy, png, stroke_images
 
 from app.detection import store
 from app.detection.detector import Detector
-from app.detection.imaging.decode import normalise
 from app.detection.imaging.upload_features import FEATURE_NAMES
 from app.detection.store import CARD, SCORER, WEIGHTS, StoreError
 from app.network.autoencoder import Autoencoder, ModelConfig
@@ -263,7 +262,7 @@ def test_a_bad_version_that_was_there_at_the_start_is_counted_too(bundles, root,
 
 def test_twenty_reloads_under_load_fail_nobody_and_mix_nothing(bundles, watched):
     """Every answer is good, and its scores, threshold and version are those of one and the same detector."""
-    expected = [Detector(bundle, "cpu").detect(normalise(IMAGES)).scores for bundle in bundles]
+    expected = [Detector(bundle, "cpu").detect(IMAGES).scores for bundle in bundles]
     array, single = npy(IMAGES), png(IMAGES[0])
     done = threading.Event()
 

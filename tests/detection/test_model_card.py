@@ -2,8 +2,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from app.detection.bundle import Architecture, Card, self_check_images
-from app.network.autoencoder import Autoencoder, ModelConfig
+from app.detection.model_card import Card, self_check_images
 
 
 def test_self_check_images_are_the_same_everywhere():
@@ -50,14 +49,6 @@ def test_a_card_that_makes_no_sense_is_refused(tiny_bundle, wrong):
     """Names that are paths, rates out of range, numbers that are not finite and unknown fields do not pass."""
     with pytest.raises(ValidationError):
         Card.model_validate({**tiny_bundle.card.model_dump(), **wrong})
-
-
-def test_an_architecture_describes_its_network():
-    """The parameters are counted, and the configuration comes back."""
-    config = ModelConfig(image_size=8, hidden=(5,), latent_dim=3)
-    architecture = Architecture.of(Autoencoder(config))
-    assert architecture.config == config
-    assert architecture.parameters == (64 * 5 + 5) + (5 * 3 + 3) + (3 * 5 + 5) + (5 * 64 + 64)
 
 
 def test_a_bundle_is_labelled_as_in_the_store(tiny_bundle):

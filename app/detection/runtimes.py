@@ -1,0 +1,267 @@
+"""The detector's network at work: ONNX Runtime on a CPU, torch on CUDA and MPS, behind one call.
+
+A server on a CPU imports no torch. Whether CUDA can be there is decided by the driver's library, before torch is imported.
+This is the only file of `detection` that imports `app.network`.
+"""
+
+import ctypes
+import sys
+import threading
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.detection.bundle import (
+    DETECTOR_ONNX,
+    ONNX_FILES,
+    WEIGHTS,
+    Bundle,
+    BundleError,
+    first_line,
+    sha256,
+)
+
+if TYPE_CHECKING:
+    import torch
+    from onnxruntime import InferenceSession
+
+    from app.network.detector_network import DetectorNetwork
+
+Images = NDArray[np.uint8]
+Floats = NDArray[np.float32]
+
+WEIGHTS_SHA256 = "autoencoder_pth_sha256"  # metadata key, as in app/network/detector_network.py
+
+
+class DeviceError(RuntimeError):
+    """The device or runtime that was asked for is not available; the message says what to install or to choose."""
+
+
+class NetworkOutputs(NamedTuple):
+    """The network's outputs for N images; names and ranges as in app/network/detector_network.py."""
+
+    score: Floats  # [N]
+    reconstruction_error: Floats  # [N]
+    embedding: Floats  # [N, latent_dim]
+    reconstruction: Floats | None = None  # [N, S, S] in [0, 1], where pictures were asked for
+    error_map: Floats | None = None  # [N, S, S], where pictures were asked for
+
+    @classmethod
+    def join(cls, first: Self, second: Self) -> Self:
+        """Two batches as one, in order."""
+        return cls._make(None if a is None else np.concatenate([a, b]) for a, b in zip(first, second, strict=True))
+
+
+class Runtime(Protocol):
+    """Runs the network. Safe to call from several threads."""
+
+    name: str  # onnx or torch
+    device: str  # cpu, cuda:0, mps
+
+    def run(self, images: Images, *, pictures: bool) -> NetworkOutputs:
+        """uint8 [N, S, S] -> outputs; `pictures` asks for reconstructions and error maps."""
+
+    def decode(self, embeddings: Floats) -> Floats:
+        """float32 [N, latent_dim] -> images [N, S, S] in [0, 1]."""
+
+
+class OnnxRuntime:
+    """The exported models in ONNX Runtime, on the CPU."""
+
+    name, device = "onnx", "cpu"
+
+    def __init__(self, bundle: Bundle, threads: int = 1) -> None:
+        """`threads` is the number of threads of one forward pass.
+
+        Raises:
+            BundleError: a model is missing, cannot be loaded, or was exported from other weights.
+        """
+        self._detector, self._scores, self._decoder = (_open_session(bundle, name, threads) for name in ONNX_FILES)
+        size, latent_dim = bundle.card.architecture.image_size, bundle.card.architecture.latent_dim
+        shapes = self._detector.get_inputs()[0].shape[1:], self._decoder.get_inputs()[0].shape[1:]
+        if shapes != ([size, size], [latent_dim]):
+            raise BundleError(f"{DETECTOR_ONNX} of {bundle.label} has other dimensions than its card; publish it again.")
+
+    def run(self, images: Images, *, pictures: bool) -> NetworkOutputs:
+        session = self._detector if pictures else self._scores
+        return NetworkOutputs(*session.run(None, {"images": images}))
+
+    def decode(self, embeddings: Floats) -> Floats:
+        images: Floats = self._decoder.run(None, {"embedding": embeddings})[0]
+        return images
+
+
+class TorchRuntime:
+    """The network itself in torch: on CUDA and MPS, or on a CPU where that is asked for."""
+
+    name = "torch"
+
+    def __init__(self, bundle: Bundle, device: str, threads: int = 1) -> None:
+        """Load the weights onto `device`. Raises BundleError."""
+        import torch
+
+        self.device = device
+        torch.set_num_threads(threads)
+        torch.set_float32_matmul_precision("highest")  # no TF32: scores must agree between devices
+        self._network = load_network(bundle).to(device).eval()
+        self._staging = threading.local()  # one pinned buffer a thread
+
+    def run(self, images: Images, *, pictures: bool) -> NetworkOutputs:
+        """As `Runtime.run`. Where the device's memory is exhausted, the two halves of the batch run one after the other."""
+        import torch
+
+        try:
+            with torch.inference_mode():
+                batch = self._upload(images)
+                return NetworkOutputs(*_download(self._network(batch) if pictures else self._network.score(batch)))
+        except torch.OutOfMemoryError:
+            if len(images) == 1:
+                raise
+        torch.cuda.empty_cache()
+        half = len(images) // 2
+        return NetworkOutputs.join(self.run(images[:half], pictures=pictures), self.run(images[half:], pictures=pictures))
+
+    def decode(self, embeddings: Floats) -> Floats:
+        import torch
+
+        with torch.inference_mode():
+            return _download([self._network.decode(torch.from_numpy(embeddings).to(self.device))])[0]
+
+    def _upload(self, images: Images) -> "torch.Tensor":
+        """Copy images to the device; on CUDA through a pinned buffer, without waiting."""
+        import torch
+
+        if not self.device.startswith("cuda"):
+            return torch.tensor(images).to(self.device)  # a copy: a view of a request's body is read-only
+        buffer = getattr(self._staging, "buffer", None)
+        if buffer is None or len(buffer) < len(images):
+            buffer = self._staging.buffer = torch.empty(images.shape, dtype=torch.uint8, pin_memory=True)
+        buffer.numpy()[: len(images)] = images
+        return buffer[: len(images)].to(self.device, non_blocking=True)
+
+
+def make_runtime(bundle: Bundle, device: str = "auto", runtime: str = "auto", threads: int = 1) -> Runtime:
+    """The runtime for `device` (auto, cpu, cuda, cuda:N, mps) and `runtime` (auto, onnx, torch).
+
+    Raises:
+        DeviceError: the device or runtime is not available.
+        BundleError: the bundle's files cannot be used with it.
+    """
+    chosen = choose_device(device, runtime)
+    if chosen != "cpu" or runtime == "torch":
+        return TorchRuntime(bundle, chosen, threads)
+    if all(name in bundle.files for name in ONNX_FILES):
+        return OnnxRuntime(bundle, threads)
+    if runtime == "auto" and find_spec("torch"):
+        return TorchRuntime(bundle, chosen, threads)
+    raise BundleError(
+        f"{bundle.label} has no {DETECTOR_ONNX}, because an older release published it. Add it with "
+        f"`oddigit export --model {bundle.card.name} --version {bundle.card.version} --publish`, or install PyTorch: "
+        f"{_install('gpu')}"
+    )
+
+
+def choose_device(device: str = "auto", runtime: str = "auto") -> str:
+    """The device to run on: `cpu`, `cuda`, `cuda:N` or `mps`. `auto` takes CUDA where it is available, else the CPU.
+
+    Raises:
+        DeviceError: it is not available; the message says what to install or to choose.
+    """
+    if runtime not in ("auto", "onnx", "torch"):
+        raise DeviceError(f"{runtime!r} is not a runtime; use auto, onnx or torch.")
+    if runtime == "onnx":
+        if device not in ("auto", "cpu"):
+            raise DeviceError(f"ONNX Runtime serves on the CPU only, but {device} was asked for; use runtime auto or torch.")
+        return "cpu"
+    if device == "auto":
+        return "cuda" if _cuda_driver_present() and find_spec("torch") and _check_torch_device("cuda") is None else "cpu"
+    if device != "cpu" or runtime == "torch":
+        if find_spec("torch") is None:
+            raise DeviceError(f"{device} with PyTorch was asked for, but it is not installed; run: {_install('gpu')}")
+        if problem := _check_torch_device(device):
+            raise DeviceError(problem)
+    return device
+
+
+def load_network(bundle: Bundle) -> "DetectorNetwork":
+    """The bundle's network in torch, on the CPU, from autoencoder.pth and scorer.npz. Raises BundleError."""
+    import torch
+
+    from app.network.autoencoder import ModelConfig, WeightsError, load_autoencoder
+    from app.network.detector_network import DetectorNetwork, make_scorer
+
+    architecture = bundle.card.architecture
+    config = ModelConfig(architecture.image_size, architecture.hidden, architecture.latent_dim)
+    label = str(bundle.folder / WEIGHTS) if bundle.folder else WEIGHTS
+    try:
+        model = load_autoencoder(bundle.files[WEIGHTS], config, label)
+        tensors = {name: torch.from_numpy(array) for name, array in bundle.scorer_arrays().items()}
+        return DetectorNetwork(model, make_scorer(bundle.card.scorer, tensors))
+    except WeightsError as error:
+        raise BundleError(str(error)) from error
+    except (KeyError, ValueError, TypeError) as error:
+        raise BundleError(f"The scorer of {bundle.label} does not belong to its card: {error}") from error
+
+
+def _open_session(bundle: Bundle, name: str, threads: int) -> "InferenceSession":
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3  # errors: warnings are about the optimiser
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads must leave the cores to others
+    try:
+        session = onnxruntime.InferenceSession(bundle.files[name], options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's errors have no common type
+        raise BundleError(f"{name} of {bundle.label} cannot be loaded: {first_line(error)}") from error
+    metadata = session.get_modelmeta().custom_metadata_map
+    if metadata.get(WEIGHTS_SHA256) != sha256(bundle.files[WEIGHTS]):
+        raise BundleError(f"{name} of {bundle.label} was not exported from its {WEIGHTS}; publish the version again.")
+    return session
+
+
+def _download(tensors: Any) -> list[Floats]:  # noqa: ANN401 - a tuple of tensors
+    """Copy tensors to the host, waiting for the device once."""
+    import torch
+
+    if tensors[0].is_cuda:
+        pinned = [torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True) for tensor in tensors]
+        for host, tensor in zip(pinned, tensors, strict=True):
+            host.copy_(tensor, non_blocking=True)
+        torch.cuda.current_stream(tensors[0].device).synchronize()
+        return [host.numpy() for host in pinned]
+    return [tensor.cpu().numpy() for tensor in tensors]
+
+
+def _cuda_driver_present() -> bool:
+    """Whether the NVIDIA driver's library can be loaded; does not import torch."""
+    name = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+    try:
+        ctypes.CDLL(name)
+    except OSError:
+        return False
+    return True
+
+
+def _check_torch_device(name: str) -> str | None:
+    """A sentence that says why torch cannot use the device, or None where it can."""
+    import torch
+
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        return f"{name!r} is not a device; use auto, cpu, cuda, cuda:N or mps."
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        return f"{name} was asked for, but torch sees {torch.cuda.device_count()} CUDA devices; use auto or cpu."
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        return "mps was asked for, but torch sees no Apple GPU; use auto or cpu."
+    if device.type not in ("cpu", "cuda", "mps"):
+        return f"{name!r} is not supported; use auto, cpu, cuda, cuda:N or mps."
+    return None
+
+
+def _install(extra: str) -> str:
+    return f'{sys.executable} -m pip install "oddigit[{extra}]"'

@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
+from threadpoolctl import threadpool_limits
 
 from app.detection import store
 from app.detection.detector import Detector
@@ -95,6 +96,7 @@ def create_app(settings: Settings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
+        threadpool_limits(settings.threads, user_api="blas")  # numpy would take every core for a product of microseconds
         first = versions.best()
         assert first is not None  # nothing is in service yet that could be the best already
         set_model(first)

@@ -38,10 +38,10 @@ asyncio.run(start())
 
 
 def test_importing_the_server_loads_nothing_of_the_offline_side():
-    """No torchvision, matplotlib, typer, rich or sklearn, and no engine that is optional."""
+    """No torch, torchvision, matplotlib, typer, rich or sklearn, and no engine that is optional."""
     loaded = set(run(sys.executable, "-c", IMPORT).stdout.split())
-    assert {"torch", "fastapi"} <= loaded
-    assert loaded & {"torchvision", "matplotlib", "typer", "rich", "sklearn", "scipy", "onnx", "onnxruntime", "ray"} == set()
+    assert "fastapi" in loaded
+    assert loaded & {"torch", "torchvision", "matplotlib", "typer", "rich", "sklearn", "scipy", "onnx", "ray"} == set()
 
 
 def test_importing_the_server_reads_no_environment_and_no_model():
@@ -73,7 +73,7 @@ def test_the_module_has_an_app_and_nothing_else_by_that_way():
     [
         ({"ODDIGIT_THREADS": "many"}, (), "ODDIGIT_THREADS"),
         ({}, ("--version", "999"), "999"),
-        ({}, ("--device", "gpu"), "'gpu' is no device"),
+        ({}, ("--device", "gpu"), "'gpu' is not a device"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
 )

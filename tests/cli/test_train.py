@@ -58,7 +58,7 @@ def test_help(name):
         (("train", "--data", "nowhere"), "There is no data set"),
         (("train", "--data", "{strokes}", "--alpha", "0.0001"), "calibration images"),
         (("train", "--data", "{strokes}", "--alpha", "2"), "alpha must lie"),
-        (("train", "--data", "{strokes}", "--device", "warp"), "no device"),
+        (("train", "--data", "{strokes}", "--device", "warp"), "is not a device"),
         (("train", "--data", "{strokes}", "--scorer", "guess"), "no scorer"),
         (("train", "--data", "{strokes}", "--name", "a/b"), "name must"),
         (("train", "--data", "{strokes}", "--alpha", "0.05", "--resume"), "no interrupted training"),

@@ -6,7 +6,7 @@ import torch
 
 from app.detection import store
 from app.detection.conformal import CalibrationError
-from app.detection.detector import DeviceError
+from app.detection.runtimes import DeviceError
 from app.network.autoencoder import Autoencoder
 from app.training.calibration import UnknownScorer
 from app.training.checkpoint import FOLDER

@@ -13,9 +13,10 @@ from live import serving
 from strokes import npy, png, stroke_images
 
 from app.detection import store
+from app.detection.bundle import ONNX_FILES, SCORER, WEIGHTS, sha256
 from app.detection.detector import Detector
 from app.detection.imaging.upload_features import FEATURE_NAMES
-from app.detection.store import CARD, SCORER, WEIGHTS, StoreError
+from app.detection.store import CARD, StoreError
 from app.network.autoencoder import Autoencoder, ModelConfig
 from app.serving import schemas
 from app.serving.engine.reload import Versions
@@ -106,7 +107,7 @@ def signed_anew(folder, change):
 def of_another_architecture(folder):
     """Weights that belong to another network, under a card whose checksums are right: what a publisher's mistake looks like."""
     torch.save(Autoencoder(ModelConfig(hidden=(32, 16))).state_dict(), folder / WEIGHTS)
-    digest = store._sha256((folder / WEIGHTS).read_bytes())
+    digest = sha256((folder / WEIGHTS).read_bytes())
     signed_anew(folder, lambda card: card["files"].update({WEIGHTS: digest}))
 
 
@@ -128,7 +129,7 @@ def blind_to_a_statistic(folder):
     usual = {"evidence_mean": np.zeros(count), "evidence_precision": np.eye(count), "evidence_units": np.ones(2)}
     arrays.update(usual, upload_calibration=np.arange(len(arrays["calibration"]), dtype=float))
     np.savez(folder / SCORER, **arrays)
-    digest = store._sha256((folder / SCORER).read_bytes())
+    digest = sha256((folder / SCORER).read_bytes())
     signed_anew(folder, lambda card: card["files"].update({SCORER: digest}))
 
 
@@ -198,7 +199,7 @@ def test_a_version_that_is_mended_gets_another_chance(bundles, watched):
     card.pop("card_sha256")
     (folder / CARD).write_text(json.dumps({**card, "card_sha256": store._card_digest(card)}))
     watched.until(lambda: watched.ready.refused_versions)
-    for name in (SCORER, WEIGHTS):
+    for name in (SCORER, WEIGHTS, *ONNX_FILES):
         assert watched.version == 1
         shutil.copy(whole / name, folder / name)
     watched.until(lambda: watched.version == 2)

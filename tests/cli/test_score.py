@@ -1,30 +1,27 @@
+"""The command `score`."""
+
 import csv
 import io
 import json
 import os
-import shutil
 import sys
 
 import numpy as np
 import pytest
 from live import run
 from strokes import npy, png, stroke_images
-from typer.testing import CliRunner
-
-from app.cli.commands import cli
-from app.detection.store import CARD
 
 COLUMNS = ["name", "score", "p_value", "is_anomaly", "reconstruction_error", "preprocess", "warnings", "error"]
 
 
 @pytest.fixture(scope="module")
-def oddigit(tiny_store):
-    """The command line on the tiny store: arguments in; exit code, standard output and standard error out."""
+def score(oddigit, tiny_store):
+    """The command `score` on the tiny store."""
 
-    def command(name, *arguments):
-        return CliRunner().invoke(cli, [name, *map(str, arguments), "--store", str(tiny_store)])
+    def run(*arguments):
+        return oddigit("score", *arguments, "--store", tiny_store)
 
-    return command
+    return run
 
 
 @pytest.fixture
@@ -43,9 +40,9 @@ def rows(done):
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def test_files_folders_and_arrays_are_scored_in_any_mixture(oddigit, folder):
+def test_files_folders_and_arrays_are_scored_in_any_mixture(score, folder):
     """A row an image, in the order of the paths; an array's images by their indices; other files of a folder are left out."""
-    done = oddigit("score", folder / "deep" / "b.PNG", folder, "--format", "jsonl")
+    done = score(folder / "deep" / "b.PNG", folder, "--format", "jsonl")
     assert done.exit_code == 0, done.output
     assert [row["name"] for row in rows(done)] == [
         str(folder / "deep" / "b.PNG"),
@@ -55,9 +52,9 @@ def test_files_folders_and_arrays_are_scored_in_any_mixture(oddigit, folder):
     ]
 
 
-def test_the_terminal_scores_as_the_server_does(oddigit, folder, strict_client):
+def test_the_terminal_scores_as_the_server_does(score, folder, strict_client):
     """The same image has the same score, p-value and verdict on both ways."""
-    (row,) = rows(oddigit("score", folder / "a.png", "--format", "jsonl"))
+    (row,) = rows(score(folder / "a.png", "--format", "jsonl"))
     body = (folder / "a.png").read_bytes()
     (result,) = strict_client.post("/score", content=body, headers={"content-type": "image/png"}).json()["results"]
     assert row["score"] == pytest.approx(result["score"], rel=1e-5)
@@ -66,41 +63,41 @@ def test_the_terminal_scores_as_the_server_does(oddigit, folder, strict_client):
     }
 
 
-def test_csv_has_a_header_and_a_line_an_image(oddigit, folder):
+def test_csv_has_a_header_and_a_line_an_image(score, folder):
     """What the JSON lines say, as columns."""
-    done = oddigit("score", folder, "--format", "csv")
+    done = score(folder, "--format", "csv")
     table = list(csv.DictReader(io.StringIO(done.stdout)))
     assert list(table[0]) == COLUMNS
-    expected = rows(oddigit("score", folder, "--format", "jsonl"))
+    expected = rows(score(folder, "--format", "jsonl"))
     assert [row["name"] for row in table] == [row["name"] for row in expected]
     assert [float(row["score"]) for row in table] == [row["score"] for row in expected]
 
 
-def test_the_table_is_for_people(oddigit, folder):
+def test_the_table_is_for_people(score, folder):
     """Every image with its verdict, and the threshold above."""
-    done = oddigit("score", folder)
+    done = score(folder)
     assert "mnist/1" in done.stdout
     assert "above" in done.stdout
     assert done.stdout.count("normal") + done.stdout.count("anomaly") >= 5
 
 
-def test_an_anomaly_fails_where_asked(oddigit, folder):
+def test_an_anomaly_fails_where_asked(score, folder):
     """With --fail-on-anomaly the exit code is 1 if and only if something was flagged."""
     for alpha in (0.006, 0.99):
-        done = oddigit("score", folder, "--format", "jsonl", "--alpha", alpha, "--fail-on-anomaly")
+        done = score(folder, "--format", "jsonl", "--alpha", alpha, "--fail-on-anomaly")
         assert done.exit_code == any(row["is_anomaly"] for row in rows(done))
-        assert oddigit("score", folder, "--alpha", alpha).exit_code == 0
+        assert score(folder, "--alpha", alpha).exit_code == 0
     assert done.exit_code == 1
 
 
 @pytest.mark.parametrize("form", ["table", "jsonl", "csv"])
-def test_a_file_that_cannot_be_read_is_told_and_the_others_scored(oddigit, folder, form):
+def test_a_file_that_cannot_be_read_is_told_and_the_others_scored(score, folder, form):
     """Broken, empty, missing and foreign files have a row with the reason; the exit code is 2, anomalies or not."""
     (folder / "broken.png").write_bytes((folder / "a.png").read_bytes()[:60])
     (folder / "empty.png").write_bytes(b"")
     (folder / "hollow").mkdir()
     paths = [folder / name for name in ("a.png", "broken.png", "empty.png", "missing.png", "notes.txt", "hollow", "deep")]
-    done = oddigit("score", *paths, "--format", form, "--fail-on-anomaly", "--alpha", "0.99")
+    done = score(*paths, "--format", form, "--fail-on-anomaly", "--alpha", "0.99")
     assert done.exit_code == 2
     assert "Traceback" not in done.output
     if form == "jsonl":
@@ -115,11 +112,11 @@ def test_a_file_that_cannot_be_read_is_told_and_the_others_scored(oddigit, folde
 @pytest.mark.parametrize(
     "name", ["[red]a[", "[/b].png", "[red].png", "[link=x].png", "a\nb.png", "ü七.png", "=1+1.png", 'a",b.png']
 )
-def test_any_file_name_can_be_written(oddigit, tmp_path, name, form):
+def test_any_file_name_can_be_written(score, tmp_path, name, form):
     """Brackets, line ends, commas and letters of any script are part of the name and nothing else."""
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_bytes(png(stroke_images(1, seed=0)[0]))
-    done = oddigit("score", tmp_path / name, "--format", form)
+    done = score(tmp_path / name, "--format", form)
     assert done.exit_code == 0, repr(done.exception)
     if form == "jsonl":
         assert rows(done)[0]["name"] == str(tmp_path / name)
@@ -130,18 +127,18 @@ def test_any_file_name_can_be_written(oddigit, tmp_path, name, form):
 
 
 @pytest.mark.parametrize("form", ["table", "jsonl", "csv"])
-def test_a_file_name_that_is_no_text_can_be_written(oddigit, tmp_path, form):
+def test_a_file_name_that_is_no_text_can_be_written(score, tmp_path, form):
     """A name of bytes that are no UTF-8 does not end the run."""
     path = tmp_path / os.fsdecode(b"\xff\xfe.png")
     path.write_bytes(png(stroke_images(1, seed=0)[0]))
-    assert oddigit("score", tmp_path, "--format", form).exit_code == 0
+    assert score(tmp_path, "--format", form).exit_code == 0
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".NPY"])
-def test_arrays_are_known_by_their_ending_in_any_case(oddigit, tmp_path, suffix):
+def test_arrays_are_known_by_their_ending_in_any_case(score, tmp_path, suffix):
     """As images are."""
     (tmp_path / f"a{suffix}").write_bytes(npy(stroke_images(2, seed=0)))
-    assert oddigit("score", tmp_path).exit_code == 0
+    assert score(tmp_path).exit_code == 0
 
 
 @pytest.mark.parametrize(
@@ -151,57 +148,23 @@ def test_arrays_are_known_by_their_ending_in_any_case(oddigit, tmp_path, suffix)
      ("--format", "xml"), ("--nonsense",)],
     ids=" ".join,
 )  # fmt: skip
-def test_an_option_that_makes_no_sense_is_refused(oddigit, folder, arguments):
+def test_an_option_that_makes_no_sense_is_refused(score, folder, arguments):
     """Exit code 2 and a sentence, no trace."""
-    done = oddigit("score", folder, *arguments)
+    done = score(folder, *arguments)
     assert done.exit_code == 2
     assert done.stderr.strip()
     assert "Traceback" not in done.output
     assert done.exception is None or isinstance(done.exception, SystemExit)
 
 
-def test_a_thousand_images_keep_their_order(oddigit, tmp_path):
+def test_a_thousand_images_keep_their_order(score, tmp_path):
     """Batches leave no seam: an array larger than several of them has its rows in order."""
     images = stroke_images(1000, seed=14)
     (tmp_path / "many.npy").write_bytes(npy(images))
     (tmp_path / "few.npy").write_bytes(npy(images[600:610]))
-    many, few = (rows(oddigit("score", tmp_path / name, "--format", "jsonl")) for name in ("many.npy", "few.npy"))
+    many, few = (rows(score(tmp_path / name, "--format", "jsonl")) for name in ("many.npy", "few.npy"))
     assert [row["name"].partition("[")[2] for row in many] == [f"{index}]" for index in range(1000)]
     np.testing.assert_allclose([row["score"] for row in many[600:610]], [row["score"] for row in few], rtol=1e-5)
-
-
-def test_models_lists_what_is_in_the_store(oddigit):
-    """Name, version and threshold of every version."""
-    done = oddigit("models")
-    assert done.exit_code == 0
-    assert "mnist" in done.stdout
-    assert "0.01" in done.stdout
-
-
-def test_models_tells_which_version_is_not_usable(tiny_store, tmp_path):
-    """A damaged version stands in the list with the reason; the others are listed all the same."""
-    root = tmp_path / "[b]store"
-    shutil.copytree(tiny_store, root)
-    shutil.copytree(root / "mnist" / "1", root / "mnist" / "2")
-    (root / "mnist" / "2" / CARD).write_text("{}")
-    done = CliRunner().invoke(cli, ["models", "--store", str(root)])
-    assert done.exit_code == 0, repr(done.exception)
-    assert "not usable" in done.stdout
-
-
-def test_models_of_an_empty_store_says_what_to_do(tmp_path):
-    """Exit code 2 and the command that makes a detector."""
-    done = CliRunner().invoke(cli, ["models", "--store", str(tmp_path)])
-    assert done.exit_code == 2
-    assert "oddigit train" in done.stderr
-
-
-@pytest.mark.parametrize("command", ["", "train", "evaluate", "calibrate", "score", "models", "serve"])
-def test_every_command_has_help_that_reads_well(command):
-    """A sentence on what it does, and a sentence for every option."""
-    done = CliRunner().invoke(cli, [command, "--help"] if command else ["--help"], terminal_width=200)
-    assert done.exit_code == 0
-    assert len(done.stdout.splitlines()) > 5
 
 
 def test_the_command_works_as_a_user_types_it(tiny_store, samples):

@@ -1,0 +1,56 @@
+"""The command `calibrate`."""
+
+import json
+
+import numpy as np
+import torch
+from strokes import stroke_images
+
+from app.detection import store
+
+
+def normal_images(path, count, seed):
+    np.save(path, stroke_images(count, seed=seed))
+    return path
+
+
+def test_calibrate_on_other_normals(oddigit, trained, tmp_path):
+    """500 images of another kind give a version whose false-alarm rate on 500 further ones is as asked."""
+    first = normal_images(tmp_path / "first.npy", 500, 21)
+    further = normal_images(tmp_path / "further.npy", 500, 22)
+    options = ["--store", trained, "--model", "strokes", "--device", "cpu"]
+    result = oddigit("calibrate", "--data", first, *options, "--alpha", "0.05", "--name", "others")
+    assert result.exit_code == 0, result.output
+    card = store.load_card(trained / "others" / "1")
+    assert card.calibration_images == 500 and card.training["calibrated_from"] == "strokes/1"
+    options = ["--store", trained, "--model", "others", "--normal", further, "--out", tmp_path / "out", "--json"]
+    rates = {each["alpha"]: each["value"] for each in json.loads(oddigit("evaluate", *options).stdout)["false_alarms"]}
+    assert 0.02 <= rates[0.05] <= 0.09
+
+
+def test_calibrate_on_the_training_set_takes_unseen_images(oddigit, trained, strokes_file):
+    """On the set of its own training, a model is calibrated on the images that were held back."""
+    options = ["--store", trained, "--model", "strokes", "--name", "again", "--device", "cpu"]
+    result = oddigit("calibrate", "--data", strokes_file, *options, "--alpha", "0.1")
+    assert result.exit_code == 0, result.output
+    again, first = store.load(trained / "again" / "1"), store.load(trained / "strokes" / "1")
+    assert np.allclose(again.calibration.scores, first.calibration.scores, rtol=1e-5)
+
+
+def test_calibrate_says_how_many_images_are_needed(oddigit, trained, tmp_path):
+    """Too few images for the rate asked for are refused with their number."""
+    few = normal_images(tmp_path / "few.npy", 50, 23)
+    result = oddigit("calibrate", "--data", few, "--store", trained, "--model", "strokes", "--alpha", "0.01")
+    assert result.exit_code == 2 and "at least 99 calibration images" in result.stderr
+
+
+def test_adopt_weights(oddigit, trained, strokes_file, tmp_path):
+    """A bare state_dict becomes a version that holds the same weights."""
+    original = trained / "strokes" / "1" / store.WEIGHTS
+    options = ["--data", strokes_file, "--store", tmp_path, "--alpha", "0.05", "--device", "cpu", "--scorer", "mse"]
+    result = oddigit("calibrate", "--weights", original, *options)
+    assert result.exit_code == 0, result.output
+    adopted = torch.load(tmp_path / "strokes" / "1" / store.WEIGHTS, weights_only=True)
+    for name, tensor in torch.load(original, weights_only=True).items():
+        assert torch.equal(tensor, adopted[name])
+    assert store.load(tmp_path / "strokes" / "1").card.training == {"adopted_from": store.WEIGHTS}

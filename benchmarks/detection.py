@@ -32,7 +32,7 @@ from app.detection.store import StoreError, find, load
 from app.training.calibration import detect_all
 from app.training.datasets import DataError, LabelledImages, Pixels, Splits
 from app.training.evaluate import NamedImages, named_images
-from app.training.publishing import own_parts
+from app.training.publishing import own_splits
 from app.training.reporting.metrics import ranking
 
 PYOD = "pyod==3.6.7"
@@ -77,7 +77,7 @@ def main() -> None:
     options = parsed()
     try:
         detector = Detector(load(find(options.store, options.model)))
-        parts = own_parts(detector.bundle.card.data, options.data_dir)
+        parts = own_splits(detector.bundle.card.data, options.data_dir)
         sets = gathered(options, parts.test.images)
     except (StoreError, DataError) as error:
         sys.exit(str(error))

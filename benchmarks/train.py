@@ -29,7 +29,7 @@ from app.training.checkpoint import save_checkpoint
 from app.training.config import TrainConfig
 from app.training.datasets import DataError, load_dataset
 from app.training.progress import SilentProgress
-from app.training.train import Training, remember, run_epoch
+from app.training.train import Training, record_epoch, run_epoch
 
 
 def tutorial_epoch(data_dir: Path, device: torch.device) -> Callable[[], None]:
@@ -75,7 +75,7 @@ def our_whole_epoch(data_dir: Path, device: torch.device, folder: Path) -> Calla
 
     def epoch() -> None:
         run_epoch(training, config, images, SilentProgress())
-        remember(training, config, images, test, SilentProgress())
+        record_epoch(training, config, images, test, SilentProgress())
         save_checkpoint(training.state(), folder / "checkpoint.pth")
 
     return epoch

@@ -46,7 +46,7 @@ def calibrate(
         check_training_extra()
         from app.cli.tables import print_published
         from app.detection.store import find
-        from app.training.recalibrate import CalibrateConfig, adopt_weights, recalibrate
+        from app.training.recalibrate import CalibrateConfig, import_weights, recalibrate
 
         config = CalibrateConfig(
             data=data,
@@ -60,6 +60,6 @@ def calibrate(
             device=device,
         )
         if weights is not None:
-            print_published(adopt_weights(weights, config))
+            print_published(import_weights(weights, config))
         else:
             print_published(recalibrate(find(store, model, version), config))

@@ -4,6 +4,7 @@ import typer
 
 from app.cli.calibrate import calibrate
 from app.cli.evaluate import evaluate
+from app.cli.export import export
 from app.cli.models import models
 from app.cli.score import score
 from app.cli.serve import serve
@@ -15,7 +16,7 @@ cli = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (train, evaluate, calibrate, score, models, serve):
+for command in (train, evaluate, calibrate, score, models, export, serve):
     cli.command()(command)
 
 

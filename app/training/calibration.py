@@ -1,4 +1,4 @@
-"""A trained network and normal images in, a calibrated `Bundle` out. Training, adopting and recalibrating all end here.
+"""A trained network and normal images in, a calibrated `Bundle` out: the end of training, importing and recalibrating.
 
 Images are uint8 [N, S, S]. Nothing here changes the weights, reads a data set or writes a file.
 """

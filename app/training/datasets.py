@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from app.detection.detector import stack_features
 from app.detection.imaging.decode import ImageError, decode_image
-from app.training.config import CALIBRATION_SHARE as CALIBRATION_SHARE
+from app.training.config import CALIBRATION_SHARE
 from app.training.torchvision_datasets import NAMED_SETS, read_named_set
 
 Pixels = NDArray[np.uint8]

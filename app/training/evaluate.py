@@ -15,7 +15,7 @@ from app.detection.detector import Detections, Detector
 from app.detection.model_card import Card
 from app.training.calibration import RATES, detect_all
 from app.training.datasets import DataError, LabelledImages, Pixels, load_dataset
-from app.training.publishing import own_parts
+from app.training.publishing import own_splits
 from app.training.reporting import plots
 from app.training.reporting.metrics import Ranking, Share, Uniformity, ranking, roc, share, uniformity
 
@@ -105,7 +105,7 @@ def normal_test_images(card: Card, source: str | None, data_dir: Path) -> NamedI
         return named_images(source, data_dir)
     try:
         if "split_seed" in card.data:
-            return NamedImages(card.data["name"], own_parts(card.data, data_dir).test)
+            return NamedImages(card.data["name"], own_splits(card.data, data_dir).test)
         dataset = load_dataset(card.data["source"], data_dir=data_dir)
         if dataset.test is not None:
             return NamedImages(dataset.name, dataset.test)

@@ -1,6 +1,6 @@
 """Everything after the training loop: fitting the scorers, calibration, export, evaluation, report, publishing.
 
-Training, adopting weights and recalibrating all publish through this file.
+Training, importing weights and recalibrating all publish through this file.
 """
 
 from collections.abc import Mapping
@@ -96,7 +96,7 @@ def describe_data(source: str, dataset: DataSet, parts: Splits, seed: int, calib
     }
 
 
-def own_parts(data: Mapping[str, Any], data_dir: Path) -> Splits:
+def own_splits(data: Mapping[str, Any], data_dir: Path) -> Splits:
     """The parts of the data set that a card describes, split as they were.
 
     Raises:

@@ -1,4 +1,4 @@
-"""New versions without training: adopted weights, another calibration, or an older version with its ONNX models added."""
+"""New versions without training: imported weights, another calibration, or an older version with its ONNX models added."""
 
 import shutil
 from dataclasses import dataclass, replace
@@ -23,7 +23,8 @@ from app.training.calibration import (
     score_images,
     with_card,
 )
-from app.training.datasets import CALIBRATION_SHARE, DataSet, LabelledImages, load_dataset, split
+from app.training.config import CALIBRATION_SHARE
+from app.training.datasets import DataSet, LabelledImages, load_dataset, split
 from app.training.publishing import describe_data, fit_and_publish, publish_measured, trained_on
 
 
@@ -34,7 +35,7 @@ class CalibrateConfig:
     data: str = "mnist"
     data_dir: Path = Path("data")
     root: Path = Path("model_store")
-    name: str | None = None  # of the new version: the model's, or the data set's for adopted weights
+    name: str | None = None  # of the new version: the model's, or the data set's for imported weights
     alpha: float = 0.01
     seed: int = 0
     calibration_share: float = CALIBRATION_SHARE
@@ -42,7 +43,7 @@ class CalibrateConfig:
     device: str = "auto"
 
 
-def adopt_weights(weights: Path, config: CalibrateConfig) -> Path:
+def import_weights(weights: Path, config: CalibrateConfig) -> Path:
     """Publish a version from a bare state_dict file -> its folder. Scorer and threshold are fitted on `config.data`.
 
     Calibration images should be new to the network. If the weights were trained on the whole set, the images held back here
@@ -60,7 +61,7 @@ def adopt_weights(weights: Path, config: CalibrateConfig) -> Path:
     provenance = Provenance(
         name=config.name or dataset.name,
         alpha=config.alpha,
-        training={"adopted_from": weights.name},
+        training={"imported_from": weights.name},
         data=describe_data(config.data, dataset, splits, config.seed, config.calibration_share),
         losses=EpochLosses(),
     )

@@ -17,7 +17,7 @@ from app.network.autoencoder import Autoencoder
 from app.network.detector_network import Scorer
 from app.network.mse_scorer import MseScorer
 from app.network.residual_scorer import BANDS, ENERGIES, ResidualScorer, region_weights, shape_inputs
-from app.training.synthetic.anomalies import Change, augment_normal, synthetic_anomaly
+from app.training.synthetic.anomalies import Transform, augment_normal, synthetic_anomaly
 
 SCORERS = (ResidualScorer.name, MseScorer.name)
 
@@ -182,7 +182,7 @@ def _shape_inputs(scorer: ResidualScorer, fitted: ForwardPass) -> Tensor:
     return _in_chunks(lambda *chunk: shape_inputs(*scorer.features(*chunk)), fitted)
 
 
-def _synthetic_inputs(scorer: ResidualScorer, model: Autoencoder, images: Tensor, change: Change, g: Generator) -> Tensor:
+def _synthetic_inputs(scorer: ResidualScorer, model: Autoencoder, images: Tensor, change: Transform, g: Generator) -> Tensor:
     """The shape network's inputs for DRAWS images made from the normal ones by `change`."""
     side = math.isqrt(images.shape[1])
     parts = torch.split(torch.arange(DRAWS) % len(images), CHUNK)

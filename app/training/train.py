@@ -1,8 +1,8 @@
-"""The training: a `TrainConfig` in, a published version out. The loop is meant to be read from top to bottom.
+"""The training: a `TrainConfig` in, a published version out.
 
-The algorithm and its settings are the tutorial's: mean squared error, Adam, shuffled batches of 128. The data set is one
-tensor on the device, and nothing in the loop waits for a value, which makes the speed. The same configuration on the same
-machine and device gives the same weights, bit for bit, interrupted and resumed or not.
+The algorithm and its settings are the tutorial's: mean squared error, Adam, shuffled batches of 128. It is fast because the
+data set is one tensor on the device and the loop never waits for a value of the device. The same configuration on the same
+machine and device gives the same weights to the bit, whether the training was interrupted and resumed or not.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -25,25 +25,25 @@ from app.training.progress import Progress, SilentProgress
 from app.training.publishing import TrainingCurves, describe_data, fit_and_publish
 from app.training.reporting.report import PICTURES
 
-SAMPLE = 10_000  # fit images whose loss is taken after each epoch: all would make an epoch half as long again
+FIT_SAMPLE = 10_000  # fit images that the loss after an epoch is measured on; all of them would add 50 % to an epoch
 
 
 class TrainingInterrupted(KeyboardInterrupt):
-    """Stopped by Ctrl-C; the message says how to continue."""
+    """The training was stopped by Ctrl-C; the message says how to continue."""
 
 
 @dataclass
 class History:
-    """What a training leaves behind beside its weights."""
+    """The course of a training."""
 
-    steps: list[Tensor] = field(default_factory=list)  # the loss of every iteration: [steps] for each epoch
-    fit: list[float] = field(default_factory=list)  # mean squared error after each epoch (of a sample), untrained first
-    test: list[float] = field(default_factory=list)
+    steps: list[Tensor] = field(default_factory=list)  # for each epoch the loss of every iteration [steps]
+    fit: list[float] = field(default_factory=list)  # mean squared error of a fit sample: untrained, then each epoch
+    test: list[float] = field(default_factory=list)  # the same of all test images
     pictures: dict[int, Tensor] = field(default_factory=dict)  # epoch -> reconstructions, uint8 [K, S, S]
 
 
 class Training:
-    """A training under way: all that changes from epoch to epoch, and all that a checkpoint holds."""
+    """The state of a training: the network, the optimizer, the shuffling and the history. A checkpoint holds all of it."""
 
     def __init__(self, config: TrainConfig, device: torch.device) -> None:
         with torch.random.fork_rng(devices=[]):
@@ -57,11 +57,11 @@ class Training:
 
     @property
     def epoch(self) -> int:
-        """How many epochs are behind us."""
+        """The number of finished epochs."""
         return len(self.history.steps)
 
     def state(self) -> State:
-        """Everything needed to go on as if nothing had happened."""
+        """The content of a checkpoint."""
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -70,7 +70,7 @@ class Training:
         }
 
     def restore(self, state: State) -> None:
-        """Go back to where `state()` was taken."""
+        """Restore the content of a checkpoint."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.shuffle.set_state(state["shuffle"])
@@ -78,29 +78,29 @@ class Training:
 
 
 def train(config: TrainConfig, *, resume: bool = False, progress: Progress | None = None) -> Path:
-    """Train, calibrate, evaluate and publish; the folder of the new version comes back.
+    """Train, calibrate, evaluate and publish -> the folder of the new version.
 
     Raises:
         DataError, DeviceError, TrainingError, CheckpointError, MissingExtra: before anything is written.
-        CalibrationError: too few images for the alpha asked for; also before anything is written.
-        TrainingInterrupted: Ctrl-C; the checkpoint stays.
+        CalibrationError: there are too few images for this alpha; also before anything is written.
+        TrainingInterrupted: Ctrl-C was pressed; the checkpoint stays.
     """
     progress = progress or SilentProgress()
     device = torch.device(choose_device(config.device, "torch"))
     check_scorer(config.scorer)
     dataset = load_dataset(config.data, data_dir=config.data_dir)
     config = replace(config, name=config.name or dataset.name, device=str(device))
-    parts = split(dataset, config.seed, config.calibration_share)
-    check_calibration_size(config.alpha, len(parts.calibration))
+    splits = split(dataset, config.seed, config.calibration_share)
+    check_calibration_size(config.alpha, len(splits.calibration))
     training = Training(config, device)
     checkpoint = checkpoint_path(config, dataset)
     if resume:
         training.restore(load_checkpoint(checkpoint, config))
     try:
         with using_threads(config.threads), Interrupt() as interrupt:
-            run_epochs(training, config, parts, checkpoint, progress, interrupt)
+            run_epochs(training, config, splits, checkpoint, progress, interrupt)
         progress.say("Calibrating, evaluating and drawing the report ...")
-        folder = _publish(training, config, dataset, parts)
+        folder = _publish(training, config, dataset, splits)
     except KeyboardInterrupt:
         raise TrainingInterrupted(_how_to_continue(training, config, checkpoint)) from None
     remove_checkpoint(checkpoint)
@@ -108,31 +108,31 @@ def train(config: TrainConfig, *, resume: bool = False, progress: Progress | Non
 
 
 def run_epochs(
-    training: Training, config: TrainConfig, parts: Splits, checkpoint: Path, progress: Progress, interrupt: Interrupt
+    training: Training, config: TrainConfig, splits: Splits, checkpoint: Path, progress: Progress, interrupt: Interrupt
 ) -> None:
-    """Train until `config.epochs` are done, with a checkpoint after each.
+    """Train until `config.epochs` are done, and write a checkpoint after each epoch.
 
     Raises:
-        TrainingError: the loss is no number any more.
-        KeyboardInterrupt: Ctrl-C, after the epoch's checkpoint.
+        TrainingError: the loss is no longer a finite number.
+        KeyboardInterrupt: Ctrl-C was pressed; raised after the checkpoint of the epoch.
     """
     device = next(training.model.parameters()).device
-    fit, test = flatten(parts.fit.images, device), flatten(parts.test.images, device)  # [N, pixels] each
+    fit, test = flatten(splits.fit.images, device), flatten(splits.test.images, device)  # [N, pixels] each
     progress.start(training.epoch, config.epochs, len(fit))
     if training.epoch == 0:
-        remember(training, config, fit, test, progress)
+        record_epoch(training, config, fit, test, progress)
     while training.epoch < config.epochs:
         run_epoch(training, config, fit, progress)
-        remember(training, config, fit, test, progress)
+        record_epoch(training, config, fit, test, progress)
         save_checkpoint({**training.state(), "config": config.described()}, checkpoint)
         interrupt.check()
 
 
 def run_epoch(training: Training, config: TrainConfig, images: Tensor, progress: Progress) -> None:
-    """Learn from all images [N, pixels] once, in the order that the training's generator gives.
+    """Train on all images [N, pixels] once, in a random order drawn from `training.shuffle`.
 
     Raises:
-        TrainingError: the loss is no number any more.
+        TrainingError: the loss is no longer a finite number.
     """
     order = torch.randperm(len(images), generator=training.shuffle).to(images.device)
     batches = torch.split(order, config.batch_size)
@@ -152,7 +152,7 @@ def train_one_epoch(
     batches: Iterable[Tensor],
     advance: Callable[[int], None] = lambda images: None,
 ) -> Tensor:
-    """Learn from images [N, pixels] once, a batch of indices at a time -> the loss of each iteration [steps]."""
+    """Train on images [N, pixels] once; `batches` are their indices -> the loss of each iteration [steps]."""
     losses = []
     for batch in batches:
         originals = images[batch]  # [B, pixels]
@@ -160,38 +160,38 @@ def train_one_epoch(
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-        losses.append(loss.detach())  # not loss.item(): that would wait for the device
+        losses.append(loss.detach())  # loss.item() would wait for the device
         advance(len(batch))
     return torch.stack(losses)
 
 
 @torch.inference_mode()
 def mean_error(model: Autoencoder, images: Tensor) -> float:
-    """The mean squared error over images [N, pixels]."""
+    """The mean squared error of the reconstructions of images [N, pixels]."""
     sums = [nn.functional.mse_loss(model(chunk), chunk, reduction="sum") for chunk in torch.split(images, CHUNK)]
     return float(torch.stack(sums).double().sum() / images.numel())
 
 
-def remember(training: Training, config: TrainConfig, fit: Tensor, test: Tensor, progress: Progress) -> None:
-    """Note the losses after an epoch and, where it is due, draw the first test images."""
+def record_epoch(training: Training, config: TrainConfig, fit: Tensor, test: Tensor, progress: Progress) -> None:
+    """Record the losses after an epoch and, every `picture_every` epochs, the reconstructions of the first test images."""
     history = training.history
-    history.fit.append(mean_error(training.model, fit[:SAMPLE]))
+    history.fit.append(mean_error(training.model, fit[:FIT_SAMPLE]))
     history.test.append(mean_error(training.model, test))
     if training.epoch % config.picture_every == 0 or training.epoch == config.epochs:
         with torch.inference_mode():
-            drawn = (training.model(test[:PICTURES]).cpu() + 1) * 127.5
+            reconstructions = (training.model(test[:PICTURES]).cpu() + 1) * 127.5
         side = training.model.config.image_size
-        history.pictures[training.epoch] = drawn.round().clamp(0, 255).to(torch.uint8).view(-1, side, side)
+        history.pictures[training.epoch] = reconstructions.round().clamp(0, 255).to(torch.uint8).view(-1, side, side)
     progress.finish_epoch(training.epoch, history.fit[-1], history.test[-1])
 
 
-def _publish(training: Training, config: TrainConfig, dataset: DataSet, parts: Splits) -> Path:
+def _publish(training: Training, config: TrainConfig, dataset: DataSet, splits: Splits) -> Path:
     history = training.history
     provenance = Provenance(
         name=str(config.name),
         alpha=config.alpha,
         training=config.described(),
-        data=describe_data(config.data, dataset, parts, config.seed, config.calibration_share),
+        data=describe_data(config.data, dataset, splits, config.seed, config.calibration_share),
         losses=EpochLosses(fit=tuple(history.fit), test=tuple(history.test)),
     )
     curves = TrainingCurves(
@@ -199,7 +199,7 @@ def _publish(training: Training, config: TrainConfig, dataset: DataSet, parts: S
         reconstructions={epoch: pixels.numpy() for epoch, pixels in history.pictures.items()},
     )
     device = torch.device(config.device)
-    return fit_and_publish(training.model.eval(), config.scorer, parts, provenance, config.root, device, config.seed, curves)
+    return fit_and_publish(training.model.eval(), config.scorer, splits, provenance, config.root, device, config.seed, curves)
 
 
 def _how_to_continue(training: Training, config: TrainConfig, checkpoint: Path) -> str:
@@ -211,7 +211,7 @@ def _how_to_continue(training: Training, config: TrainConfig, checkpoint: Path) 
 
 @contextmanager
 def using_threads(count: int) -> Iterator[None]:
-    """Let torch use so many threads, for now."""
+    """Let torch use `count` CPU threads inside the block."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

@@ -44,13 +44,13 @@ def test_calibrate_says_how_many_images_are_needed(oddigit, trained, tmp_path):
     assert result.exit_code == 2 and "at least 99 calibration images" in result.stderr
 
 
-def test_adopt_weights(oddigit, trained, strokes_file, tmp_path):
+def test_import_weights(oddigit, trained, strokes_file, tmp_path):
     """A bare state_dict becomes a version that holds the same weights."""
     original = trained / "strokes" / "1" / store.WEIGHTS
     options = ["--data", strokes_file, "--store", tmp_path, "--alpha", "0.05", "--device", "cpu", "--scorer", "mse"]
     result = oddigit("calibrate", "--weights", original, *options)
     assert result.exit_code == 0, result.output
-    adopted = torch.load(tmp_path / "strokes" / "1" / store.WEIGHTS, weights_only=True)
+    imported = torch.load(tmp_path / "strokes" / "1" / store.WEIGHTS, weights_only=True)
     for name, tensor in torch.load(original, weights_only=True).items():
-        assert torch.equal(tensor, adopted[name])
-    assert store.load(tmp_path / "strokes" / "1").card.training == {"adopted_from": store.WEIGHTS}
+        assert torch.equal(tensor, imported[name])
+    assert store.load(tmp_path / "strokes" / "1").card.training == {"imported_from": store.WEIGHTS}

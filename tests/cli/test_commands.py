@@ -15,7 +15,7 @@ def test_commands_start_light():
     assert result.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("command", ["", "train", "evaluate", "calibrate", "score", "models", "serve"])
+@pytest.mark.parametrize("command", ["", "train", "evaluate", "calibrate", "score", "models", "export", "serve"])
 def test_every_command_has_help(oddigit, command):
     """A sentence on what it does, and a sentence for every option."""
     done = oddigit(*([command] if command else []), "--help", terminal_width=200)
@@ -29,7 +29,7 @@ def test_every_command_has_help(oddigit, command):
         (("train", "--data", "nowhere"), "There is no data set"),
         (("train", "--data", "{strokes}", "--alpha", "0.0001"), "calibration images"),
         (("train", "--data", "{strokes}", "--alpha", "2"), "alpha must lie"),
-        (("train", "--data", "{strokes}", "--device", "warp"), "no device"),
+        (("train", "--data", "{strokes}", "--device", "warp"), "is not a device"),
         (("train", "--data", "{strokes}", "--scorer", "guess"), "no scorer"),
         (("train", "--data", "{strokes}", "--name", "a/b"), "name must"),
         (("train", "--data", "{strokes}", "--alpha", "0.05", "--resume"), "no interrupted training"),

@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 Transform = Callable[[Tensor, Generator], Tensor]
-Change = Transform
 
 
 def augment_normal(images: Tensor, rng: Generator) -> Tensor:

@@ -1,0 +1,62 @@
+"""The command `export`."""
+
+import shutil
+from dataclasses import replace
+
+import pytest
+
+from app.detection import store
+from app.detection.bundle import DETECTOR_ONNX, ONNX_FILES
+
+
+@pytest.fixture(scope="module")
+def old_store(tiny_bundle, tmp_path_factory):
+    """A store with one version that has no ONNX models, as an older release published it."""
+    root = tmp_path_factory.mktemp("old")
+    files = {name: content for name, content in tiny_bundle.files.items() if name not in ONNX_FILES}
+    store.publish(replace(tiny_bundle, files=files), root)
+    return root
+
+
+def test_the_verified_onnx_model_is_copied(oddigit, tiny_store, tmp_path):
+    """The file is the version's detector.onnx, byte for byte."""
+    done = oddigit("export", "--to", tmp_path / "out.onnx", "--store", tiny_store)
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "out.onnx").read_bytes() == (tiny_store / "mnist" / "1" / DETECTOR_ONNX).read_bytes()
+
+
+def test_a_file_is_replaced_only_with_force(oddigit, tiny_store, tmp_path):
+    """Without --force an existing file stays as it is."""
+    target = tmp_path / "out.onnx"
+    target.write_text("mine")
+    done = oddigit("export", "--to", target, "--store", tiny_store)
+    assert (done.exit_code, target.read_text()) == (2, "mine")
+    assert "--force" in done.stderr
+    assert oddigit("export", "--to", target, "--store", tiny_store, "--force").exit_code == 0
+    assert target.read_bytes() != b"mine"
+
+
+def test_an_altered_model_is_not_exported(oddigit, tiny_store, tmp_path):
+    """The checksum is verified before anything is written."""
+    shutil.copytree(tiny_store, tmp_path / "store")
+    with (tmp_path / "store" / "mnist" / "1" / DETECTOR_ONNX).open("ab") as file:
+        file.write(b"x")
+    done = oddigit("export", "--to", tmp_path / "out.onnx", "--store", tmp_path / "store")
+    assert done.exit_code == 2 and "altered" in done.stderr
+    assert not (tmp_path / "out.onnx").exists()
+
+
+def test_an_older_version_gets_its_models_by_publishing_it_again(oddigit, old_store, tmp_path):
+    """Without detector.onnx the message names the command that adds it, and that command does."""
+    done = oddigit("export", "--to", tmp_path / "out.onnx", "--store", old_store)
+    assert done.exit_code == 2 and "--publish" in done.stderr
+    done = oddigit("export", "--publish", "--store", old_store)
+    assert done.exit_code == 0, done.output
+    assert oddigit("export", "--to", tmp_path / "out.onnx", "--store", old_store).exit_code == 0
+
+
+@pytest.mark.parametrize("options", [(), ("--publish", "--to", "out.onnx")])
+def test_one_of_both_actions_must_be_chosen(oddigit, tiny_store, options):
+    """Neither or both of --to and --publish are refused."""
+    done = oddigit("export", *options, "--store", tiny_store)
+    assert done.exit_code == 2 and "--publish" in done.stderr

@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any, get_args
 
 from fastapi import FastAPI, Security
+from fastapi.encoders import jsonable_encoder
 from fastapi.security import APIKeyHeader, HTTPBearer
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
@@ -17,17 +18,18 @@ from app.serving.errors import BY_STATUS, MEDIA_TYPE
 
 Entry = dict[str, Any]
 
-# Declares the two ways to send a key in the document. The middleware checks the key: auto_error=False leaves it to it.
+# The two ways to send a key, for the document alone: auto_error=False leaves the check to the middleware.
 API_KEY = [Security(APIKeyHeader(name="X-API-Key", auto_error=False)), Security(HTTPBearer(auto_error=False))]
 
 BINARY: Entry = {"type": "string", "format": "binary"}
 _RATE: Entry = {"type": "number", "minimum": LEAST_RATE, "exclusiveMaximum": 1}
-_REQUEST_MODELS = (schemas.DecodeRequest, schemas.InferRequest)
+_REFERENCE = "#/components/schemas/{model}"
+_REQUEST_MODELS: tuple[type[BaseModel], ...] = (schemas.DecodeRequest, schemas.InferRequest)
 
 
 def problems(*statuses: int) -> dict[int | str, Entry]:
     """The `responses` of an operation that can fail with these statuses, as RFC 9457 problems."""
-    content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
+    content = {MEDIA_TYPE: {"schema": {"$ref": _REFERENCE.format(model="Problem")}}}
     return {status: {"description": BY_STATUS[status].title, "content": content} for status in statuses}
 
 
@@ -39,7 +41,7 @@ def infer_problems(*statuses: int) -> dict[int | str, Entry]:
 def json_body(model: type[BaseModel]) -> Entry:
     """The `openapi_extra` of an operation that reads a JSON body itself, in order to limit its size before parsing."""
     assert model in _REQUEST_MODELS
-    schema = {"$ref": f"#/components/schemas/{model.__name__}"}
+    schema = {"$ref": _REFERENCE.format(model=model.__name__)}
     return {"requestBody": {"required": True, "content": {JSON: {"schema": schema}}}}
 
 
@@ -69,17 +71,15 @@ def _complete(app: FastAPI, generate: Callable[[], Entry], key_optional: bool) -
         return app.openapi_schema
     document: Entry = generate()
     components = document["components"]["schemas"]
-    template = "#/components/schemas/{model}"
-    _, definitions = models_json_schema([(model, "validation") for model in _REQUEST_MODELS], ref_template=template)
-    components |= definitions["$defs"]
+    _, definitions = models_json_schema([(model, "validation") for model in _REQUEST_MODELS], ref_template=_REFERENCE)
+    components |= jsonable_encoder(definitions["$defs"], exclude_none=True)  # as FastAPI does: no `default: null`
     for item in document["paths"].values():
         for operation in item.values():
             if "HTTPValidationError" in str(operation["responses"].get("422")):  # text parameters accept every value
                 del operation["responses"]["422"]
             if key_optional and "security" in operation:
                 operation["security"].insert(0, {})
-    for name in ("HTTPValidationError", "ValidationError"):
-        components.pop(name, None)
+    del components["HTTPValidationError"], components["ValidationError"]
     return document
 
 

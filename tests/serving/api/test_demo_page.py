@@ -1,5 +1,8 @@
 import re
 import shutil
+import threading
+from contextlib import contextmanager, nullcontext
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import httpx
 import pytest
@@ -7,7 +10,15 @@ from live import serving
 
 CHROMIUM = "/usr/bin/chromium"
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-FILES = {"/": "text/html", "/page.css": "text/css", "/page.js": "text/javascript"}
+FILES = {
+    "/": "text/html",
+    "/page.css": "text/css",
+    "/page.js": "text/javascript",
+    "/docs": "text/html",
+    "/docs.css": "text/css",
+    "/docs.js": "text/javascript",
+}
+KEY = "x" * 20
 
 
 @pytest.mark.parametrize("path", FILES)
@@ -27,17 +38,19 @@ def test_the_page_and_its_files_are_served_under_a_policy(client, path):
 
 def test_the_page_names_nothing_of_elsewhere(client):
     """No address of another server, no code and no style inside the page: the policy would block them."""
-    page, style, script = (client.get(path).text for path in FILES)
-    assert not re.search(r"(https?:)?//[a-z0-9]", page + style)
-    assert not re.search(r"https?://", script)
-    assert not re.search(r"<script(?![^>]*\ssrc=)|<style|\sstyle=|\son\w+=", page)
-    assert "eval(" not in script
-    assert "innerHTML" not in script
+    for name in ("", "docs"):
+        page = client.get(f"/{name}").text
+        style, script = (client.get(f"/{name or 'page'}.{kind}").text for kind in ("css", "js"))
+        assert not re.search(r"(https?:)?//[a-z0-9]", page + style)
+        assert not re.search(r"https?://", script)
+        assert not re.search(r"<script(?![^>]*\ssrc=)|<style|\sstyle=|\son\w+=", page)
+        assert "eval(" not in script
+        assert "innerHTML" not in script
 
 
 def test_the_page_asks_for_what_is_there(client):
     """Every file and every page that it links to is served."""
-    for link in re.findall(r'(?:src|href)="([^"]+)"', client.get("/").text):
+    for link in re.findall(r'(?:src|href)="([^"]+)"', client.get("/").text + client.get("/docs").text):
         if not link.startswith("data:"):
             assert client.get(f"/{link}").status_code == 200, link
 
@@ -139,8 +152,12 @@ def test_clearing_takes_everything_back(page, samples):
 
 def test_the_plane_draws_where_one_points(page):
     """Moving over the map shows what the network would draw there."""
-    page.locator("#map").hover()
-    page.locator("#decoded[src^='data:image/png']").wait_for()
+    drawn = page.locator("#decoded[src^='data:image/png']")
+    for step in range(100):  # the map may still be loading
+        page.locator("#map").hover(position={"x": 100 + step, "y": 100})
+        page.wait_for_timeout(100)
+        if drawn.count():
+            break
     assert page.locator("#decoded").evaluate("image => image.naturalWidth") == 28
 
 
@@ -164,13 +181,106 @@ def test_the_page_fits_a_phone(browser, server):
 
 
 def test_without_answers_the_page_says_so(browser, tiny_store, tmp_path):
-    """Where a key is asked for, the page tells that none was sent instead of staying silent."""
-    variables = {"ODDIGIT_STORE": str(tiny_store), "ODDIGIT_API_KEYS": "k:" + "x" * 20, "ODDIGIT_DRAIN_S": "0"}
+    """Where a key is asked for, both pages are public; they say that none was sent, and /docs takes one."""
+    variables = {"ODDIGIT_STORE": str(tiny_store), "ODDIGIT_API_KEYS": f"k:{KEY}", "ODDIGIT_DRAIN_S": "0"}
     with serving(tmp_path / "log", **variables) as server:
-        assert httpx.get(server.url, timeout=20).status_code == 200
+        assert [httpx.get(server.url + path).status_code for path in FILES] == [200] * len(FILES)
         page = browser.new_page()
+        page.goto(f"{server.url}/docs")
+        page.get_by_text("Send a key").wait_for()
+        page.locator("#key").fill(KEY)
+        page.locator("#key").press("Enter")
+        send(page, "get_model").get_by_text("200 OK").wait_for()
         page.goto(server.url)
         draw(page, (70, 60), (200, 60))
         verdict(page, "No answer")
         assert "key" in page.locator("#reason").inner_text()
         page.close()
+
+
+@contextmanager
+def prefix_proxy(server, prefix):
+    """The address of a reverse proxy that removes `prefix` from every path and knows no path without it."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.forward()
+
+        def do_POST(self):
+            self.forward()
+
+        def forward(self):
+            if not self.path.startswith(prefix + "/"):
+                self.send_error(404)
+                return
+            body = self.rfile.read(int(self.headers.get("content-length", 0)))
+            headers = {name: value for name, value in self.headers.items() if name.lower() != "connection"}
+            answer = httpx.request(self.command, server.url + self.path.removeprefix(prefix), headers=headers, content=body)
+            self.send_response(answer.status_code)
+            for name in ("content-type", "content-security-policy"):
+                if name in answer.headers:
+                    self.send_header(name, answer.headers[name])
+            self.end_headers()
+            self.wfile.write(answer.content)
+
+        def log_message(self, *arguments):
+            pass
+
+    proxy = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=proxy.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{proxy.server_port}{prefix}"
+    finally:
+        proxy.shutdown()
+        proxy.server_close()
+
+
+@pytest.fixture(params=["", "/some/prefix"], ids=["direct", "behind-a-prefix"])
+def address(request, browser, server):
+    """A page, and the address that it opens: the server's own or a proxy's with a path prefix. On leaving, every request of
+    the page went to that address."""
+    with prefix_proxy(server, request.param) if request.param else nullcontext(server.url) as url:
+        page = browser.new_page()
+        requests = []
+        page.on("request", lambda sent: requests.append(sent.url))
+        yield page, url
+        page.close()
+    assert requests
+    assert [sent for sent in requests if not sent.startswith((f"{url}/", "data:"))] == []
+
+
+def send(page, operation, **values):
+    """Open an operation of /docs, fill its parameters in and send it; the place where the response appears."""
+    view = page.locator(f"#{operation}")
+    view.locator("summary").click()
+    for name, value in values.items():
+        view.get_by_label(name).fill(value)
+    view.get_by_role("button", name="Send").click()
+    return view.locator(".result")
+
+
+def test_the_api_page_lists_and_sends_every_kind_of_request(address, client, samples):
+    """Each operation of the document is there; JSON, pictures and uploads come back; no request goes elsewhere."""
+    page, url = address
+    page.goto(f"{url}/docs")
+    page.locator("details").first.wait_for()
+    items = client.get("/openapi.json").json()["paths"].values()
+    ids = {operation["operationId"] for item in items for operation in item.values()}
+    assert set(page.locator("details").evaluate_all("all => all.map(one => one.id)")) == ids
+    send(page, "get_readiness").get_by_text('"status": "ready"').wait_for()
+    send(page, "decode").get_by_text('"images"').wait_for()
+    send(page, "get_report_picture", picture="loss.png").locator("img[src^='data:image/png']").wait_for()
+    page.locator("#score summary").click()
+    page.locator("#score input[type=file]").set_input_files(samples / "seven.png")
+    assert f"curl -X POST '{url}/score' -F 'file=@seven.png'" in page.locator("#score .curl").inner_text()
+    page.locator("#score button").click()
+    page.locator("#score .result").get_by_text('"is_anomaly": false').wait_for()
+
+
+def test_the_demo_page_works_under_a_prefix(address, samples):
+    """Its files, questions and map come from below the prefix."""
+    page, url = address
+    page.goto(f"{url}/")
+    page.locator("#model").filter(has_text="mnist/").wait_for()
+    page.set_input_files("#file", samples / "cat.png")
+    verdict(page, "Not a digit")

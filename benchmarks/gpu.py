@@ -1,0 +1,139 @@
+"""The detector on a GPU against the CPU: equal scores, images a second, and the seconds of a training.
+
+    python benchmarks/gpu.py --data-dir ../shared/data                 # CUDA against ONNX Runtime on the CPU
+    python benchmarks/gpu.py --data-dir ../shared/data --device cpu    # torch on the CPU against ONNX Runtime
+
+Prints the card's name, then
+- parity: the largest relative difference of a score, and how many verdicts differ, on the MNIST test images and on each .npz
+  under anomalies/ of the data folder;
+- speed of `Detector.detect` for several batch sizes, the two runtimes in turn, and what `ODDIGIT_DEVICE` makes of the server:
+  an .npy of 10,000 images over HTTP;
+- with --train, the seconds of the tutorial's 100 epochs on 60,000 images.
+"""
+
+import argparse
+import io
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from app.detection import store
+from app.detection.detector import Detector
+from app.detection.runtimes import DeviceError, choose_device
+from app.training.calibration import flatten
+from app.training.config import TrainConfig
+from app.training.datasets import load_dataset
+from app.training.progress import SilentProgress
+from app.training.train import Training, run_epoch
+
+ROOT, PORT = Path(__file__).parents[1], 8099
+BATCHES = (1, 8, 16, 32, 64, 256, 2048)
+ROUNDS = 7  # the two runtimes in turn; the median is printed
+
+
+def parity(cpu: Detector, other: Detector, sets: dict[str, np.ndarray]) -> None:
+    """Scores and verdicts of both on each set, [N, 28, 28]."""
+    threshold = cpu.bundle.card.threshold
+    print("| set | images | largest relative difference of a score | verdicts that differ |")
+    print("|---|---:|---:|---:|")
+    for name, images in sets.items():
+        ours, theirs = cpu.detect(images).scores, other.detect(images).scores
+        difference = np.abs(theirs / ours - 1).max()
+        print(f"| {name} | {len(images):,} | {difference:.1e} | {int(((ours > threshold) != (theirs > threshold)).sum())} |")
+
+
+def speed(detectors: dict[str, Detector], images: np.ndarray) -> None:
+    """Microseconds an image of `detect`, the detectors in turn."""
+    print("\n| images in a batch | " + " | ".join(f"{name}, us an image" for name in detectors) + " |")
+    print("|---:|" + "---:|" * len(detectors))
+    for size in BATCHES:
+        batch = np.ascontiguousarray(images[:size])
+        calls = max(3, 2000 // size)
+        times: dict[str, list[float]] = {name: [] for name in detectors}
+        for _ in range(ROUNDS):
+            for name, detector in detectors.items():
+                times[name].append(seconds(lambda detector=detector, batch=batch: detector.detect(batch), calls) / calls / size)
+        print(f"| {size:,} | " + " | ".join(f"{statistics.median(each) * 1e6:.1f}" for each in times.values()) + " |")
+
+
+def seconds(call: Callable[[], object], times: int) -> float:
+    began = time.perf_counter()
+    for _ in range(times):
+        call()
+    return time.perf_counter() - began
+
+
+def served(device: str, images: np.ndarray) -> float:
+    """Images a second of /score for one .npy, over HTTP on this machine."""
+    body = io.BytesIO()
+    np.save(body, images)
+    command = [sys.executable, "-m", "app", "serve", "--port", str(PORT), "--device", device]
+    server = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
+    try:
+        wait_until_ready(server)
+        with httpx.Client(timeout=120, headers={"content-type": "application/x-npy", "accept": "application/x-npy"}) as client:
+            ask = lambda: client.post(f"http://127.0.0.1:{PORT}/score", content=body.getvalue()).raise_for_status()  # noqa: E731
+            ask()
+            return 10 * len(images) / seconds(ask, 10)
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def wait_until_ready(server: subprocess.Popen[bytes]) -> None:
+    while server.poll() is None:
+        try:
+            httpx.get(f"http://127.0.0.1:{PORT}/readyz").raise_for_status()
+            return
+        except httpx.HTTPError:
+            time.sleep(0.1)
+    sys.exit("The server did not start.")
+
+
+def training_seconds(images: np.ndarray, device: torch.device) -> float:
+    """100 epochs over all training images."""
+    training, config = Training(TrainConfig(device=str(device)), device), TrainConfig(device=str(device))
+    pixels = flatten(images, device)
+    began = time.perf_counter()
+    for _ in range(100):
+        run_epoch(training, config, pixels, SilentProgress())
+    return time.perf_counter() - began
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-dir", type=Path, default=Path("data"))
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--train", action="store_true", help="also train for 100 epochs")
+    options = parser.parse_args()
+    try:
+        device = torch.device(choose_device(options.device, "torch"))
+    except DeviceError as error:
+        sys.exit(f"{error} Nothing was measured.")
+    print(torch.cuda.get_device_name(device) if device.type == "cuda" else f"torch on {device}", f"torch {torch.__version__}\n")
+    bundle = store.load(store.find(ROOT / "model_store", "mnist"))
+    cpu, other = Detector(bundle, "cpu", "onnx"), Detector(bundle, str(device), "torch")
+    mnist = load_dataset("mnist", data_dir=options.data_dir)
+    files = sorted((options.data_dir / "anomalies").glob("*.npz"))
+    parity(cpu, other, {"mnist test": mnist.test_or_all.images, **{file.stem: np.load(file)["images"] for file in files}})
+    speed({"ONNX Runtime, cpu": cpu, f"torch, {device}": other}, mnist.test_or_all.images)
+    if device.type != "cpu":
+        for name in ("cpu", str(device)):
+            print(
+                f"\n/score of one .npy of 10,000 images, {name}: {served(name, mnist.test_or_all.images):,.0f} images a second"
+            )
+    if options.train:
+        print(f"\n100 epochs of 60,000 images: {training_seconds(mnist.train.images, device):.1f} s")
+
+
+if __name__ == "__main__":
+    main()

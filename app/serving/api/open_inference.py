@@ -32,7 +32,7 @@ from app.serving.http.shutdown import Draining
 from app.serving.settings import Settings
 
 _INLINE_BYTES = 16 * 1024  # larger bodies are parsed on a thread
-_PLATFORM = "pytorch_autoencoder"
+_PLATFORMS = {"onnx": "onnxruntime_onnx", "torch": "pytorch_state_dict"}  # by the detector's runtime
 _VERDICT_OUTPUTS = frozenset({"score", "p_value", "is_anomaly"})
 
 
@@ -159,7 +159,7 @@ def _metadata(detector: Detector) -> schemas.InferModel:
     return schemas.InferModel(
         name=card.name,
         versions=[str(card.version)],
-        platform=_PLATFORM,
+        platform=_PLATFORMS[detector.runtime],
         inputs=[schemas.InferTensor(name="images", datatype="UINT8", shape=[-1, size, size])],
         outputs=[
             schemas.InferTensor(name=name, datatype=datatype, shape=shape)

@@ -1,9 +1,13 @@
 import json
+import re
+from importlib.metadata import version
 
 import pytest
 
+from app.main import create_app
 from app.serving.api.query import LEAST_RATE
 from app.serving.errors import MEDIA_TYPE
+from app.serving.settings import Settings
 
 
 @pytest.fixture(scope="module")
@@ -66,14 +70,26 @@ def test_every_reference_leads_somewhere(document):
             target = target[step]
 
 
-def test_operations_have_names_of_their_own(document):
-    """Clients made from the document get one function an operation."""
+def test_operations_have_readable_names_of_their_own(document):
+    """Generated clients have one function an operation, named without its method or path."""
     names = [operation["operationId"] for _, _, operation in operations(document)]
     assert len(set(names)) == len(names)
+    assert all(re.fullmatch(r"[a-z][a-z0-9]*(_[a-z]+)*", name) for name in names)
+    assert not any(name.endswith(("_get", "_post")) for name in names)
 
 
-def test_the_documentation_page_is_served(client):
-    """/docs is a page."""
-    response = client.get("/docs")
-    assert response.status_code == 200
-    assert "text/html" in response.headers["content-type"]
+@pytest.mark.parametrize("keys", [None, "test:" + "k" * 20])
+def test_an_operation_asks_for_a_key_where_the_server_does(keys):
+    """With keys, every operation but the public ones takes X-API-Key or Bearer; without keys, sending one is optional."""
+    document = create_app(Settings(api_keys=keys)).openapi()
+    assert {scheme["type"] for scheme in document["components"]["securitySchemes"].values()} == {"apiKey", "http"}
+    secured = {path: operation["security"] for path, _, operation in operations(document) if "security" in operation}
+    public = {"/livez", "/readyz", "/problems/{type}", "/v2/health/live", "/v2/health/ready"}
+    assert set(secured) == set(document["paths"]) - public
+    expected = [{"APIKeyHeader": []}, {"HTTPBearer": []}]
+    assert all(security == (expected if keys else [{}, *expected]) for security in secured.values())
+
+
+def test_there_is_one_version_string(document, client):
+    """The installed package, the document and the Open Inference Protocol name the same version."""
+    assert document["info"]["version"] == client.get("/v2").json()["version"] == version("oddigit")

@@ -147,7 +147,8 @@ def _read_all(paths: list[Path], preprocess: "Preprocess", size: int) -> Iterato
 
 
 def _read_file(file: Path, preprocess: "Preprocess", size: int) -> Iterator[Input]:
-    from app.detection.imaging.decode import ImageError, decode_array, decode_image
+    from app.detection.imaging.decode import decode_array, decode_image
+    from app.detection.imaging.errors import ImageError
     from app.detection.imaging.preprocess import PreprocessedImage
 
     try:

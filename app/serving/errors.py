@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 
 from pydantic import ValidationError
 
-from app.detection.imaging.decode import ImageError, ImageTooLarge, TooManyImages, UnsupportedImage
+from app.detection.imaging.errors import ImageError, ImageTooLarge, TooManyImages, UnsupportedImage
 
 MEDIA_TYPE = "application/problem+json"
 

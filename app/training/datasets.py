@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.detection.detector import stack_features
-from app.detection.imaging.decode import ImageError, decode_image
+from app.detection.imaging.decode import decode_image
+from app.detection.imaging.errors import ImageError
 from app.training.config import CALIBRATION_SHARE
 from app.training.torchvision_datasets import NAMED_SETS, read_named_set
 

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from app.detection.imaging.decode import ImageTooLarge, TooManyImages, UndecodableImage, UnsupportedImage
+from app.detection.imaging.errors import ImageTooLarge, TooManyImages, UndecodableImage, UnsupportedImage
 from app.serving import schemas
 from app.serving.errors import BY_STATUS, PROBLEMS, InvalidBody, TooLarge, UnsupportedType, from_image_error
 

@@ -1,39 +1,24 @@
-"""Untrusted bytes -> pixels; pixels -> PNG. The only decoder of images.
+"""Decodes untrusted image files, and encodes PNGs. No other file of the program decodes images.
 
-In: the bytes of one picture, or of one .npy array, from anyone. Out: uint8 pixels, or an `ImageError` whose
-message is a sentence for the sender. The type and the pixel count are read from the header before anything is unpacked,
-and no metadata is trusted beyond the orientation. The file knows no HTTP, no model and not what a digit looks like:
-`prepare.py` does that part.
+Input: the bytes of one image file or of one .npy array. Output: uint8 images of the model's size, or an `ImageError` whose
+message is a sentence for the client. File type and pixel count are read from the header before anything is decompressed.
+Of the metadata only the EXIF orientation is used.
 """
 
 import io
 import warnings
 import zlib
+from contextlib import suppress
 from typing import Literal, assert_never
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import ExifTags, Image
 from PIL.ImageFile import ImageFile
 
-from app.detection.imaging.file_headers import ImageError as ImageError
-from app.detection.imaging.file_headers import ImageTooLarge as ImageTooLarge
-from app.detection.imaging.file_headers import TooManyImages as TooManyImages
-from app.detection.imaging.file_headers import UndecodableImage as UndecodableImage
-from app.detection.imaging.file_headers import UnsupportedImage as UnsupportedImage
-from app.detection.imaging.file_headers import (
-    check_bmp,
-    check_tiff,
-    claimed_size,
-    essential_png,
-    exif_orientation,
-    npy_field,
-    npy_header,
-    npy_shape,
-    sniff,
-)
-from app.detection.imaging.preprocess import WORKING_SIDE, preprocess_digit
-from app.detection.imaging.preprocess import PreprocessedImage as PreprocessedImage
+from app.detection.imaging.errors import ImageError, ImageTooLarge, TooManyImages, UndecodableImage
+from app.detection.imaging.file_headers import check_bmp, check_tiff, declared_size, read_npy_header, sniff, strip_png
+from app.detection.imaging.preprocess import WORKING_SIDE, PreprocessedImage, preprocess_digit
 
 Preprocess = Literal["auto", "none", "digit"]
 Pixels = NDArray[np.uint8]
@@ -45,46 +30,44 @@ MAX_PIXELS = 25_000_000
 def decode_image(
     data: bytes, *, preprocess: Preprocess = "auto", max_pixels: int = MAX_PIXELS, size: int = 28
 ) -> PreprocessedImage:
-    """Decode one picture and bring it to the shape that the model reads.
+    """Decode one image file to the size that the model reads.
 
-    `data` holds a PNG, JPEG, WebP, BMP, GIF (first frame) or TIFF (first page). It is shown as a viewer would show it:
-    turned as its EXIF says, transparency over white, 16 bits scaled to 8. `none` resizes it to size x size grey, no more;
-    `digit` prepares it as MNIST's makers did; `auto` leaves a grey size x size image as it is, bit for bit, and treats
-    anything else as `digit`.
+    `data` holds a PNG, JPEG, WebP, BMP, GIF (first frame) or TIFF (first page). The EXIF orientation is applied, transparency
+    is composited on white, 16 bits are scaled to 8. Then `none` only resizes the image to size x size grey; `digit` applies
+    the preprocessing of MNIST; `auto` keeps a grey size x size image bit for bit and treats any other image as `digit`.
 
     Returns a `PreprocessedImage`: image uint8 [size, size] (0 = background, 255 = ink).
-    Raises UndecodableImage, UnsupportedImage or ImageTooLarge; nothing else, whatever the bytes.
+    Raises UndecodableImage, UnsupportedImage or ImageTooLarge, and no other exception for any input.
     """
     if preprocess != "digit" and size == 28 and (plain := _plain_png(data)) is not None:
         return PreprocessedImage(plain)
     kind = sniff(data)
     try:
-        shown, steps = _show(_open(data, kind, max_pixels))
+        shown, steps = _to_display_mode(_open(data, kind, max_pixels))
         pixels = np.asarray(shown)
     except ImageError:
         raise
     except Image.DecompressionBombError as error:
         raise ImageTooLarge(f"more pixels than the {max_pixels:,} that are accepted") from error
-    except Exception as error:  # Pillow answers bad data with a dozen types, SyntaxError and MemoryError among them
-        raise UndecodableImage(_complaint(kind, error)) from error
-    return _bring_to_size(pixels, steps, preprocess, size)
+    except Exception as error:  # Pillow raises many types, SyntaxError and MemoryError among them
+        raise UndecodableImage(_error_text(kind, error)) from error
+    return _to_model_size(pixels, steps, preprocess, size)
 
 
 def encode_png(pixels: Pixels) -> bytes:
-    """uint8 [H, W] (grey) or [H, W, 3] (RGB) -> the bytes of a PNG."""
+    """Encode uint8 [H, W] (grey) or [H, W, 3] (RGB) as a PNG."""
     out = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(pixels)).save(out, "PNG")
     return out.getvalue()
 
 
 def decode_array(data: bytes, *, max_images: int = 100_000, size: int = 28) -> Pixels:
-    """The bytes of a .npy file -> uint8 [N, size, size], a read-only view of `data` where its order allows.
+    """Decode a .npy file to uint8 [N, size, size]: a read-only view of `data` if its memory order is C, else a copy.
 
-    Accepts uint8 of shape [N, size, size] or [size, size], versions 1 to 3 of the format (NEP 1). Nothing is unpickled and
-    nothing is allocated on the header's word. Raises UndecodableImage, or TooManyImages.
+    Accepts uint8 arrays of shape [N, size, size] or [size, size]. Unpickles nothing, and checks the length of the data before
+    it allocates memory. Raises UndecodableImage or TooManyImages.
     """
-    header, start = npy_header(data)
-    shape = npy_shape(header)
+    shape, order, offset = read_npy_header(data)
     count = 1 if len(shape) == 2 else shape[0] if len(shape) == 3 else 0
     if shape[-2:] != (size, size) or len(shape) not in (2, 3):
         raise UndecodableImage(f"the array's shape is not [N, {size}, {size}] or [{size}, {size}]")
@@ -92,33 +75,32 @@ def decode_array(data: bytes, *, max_images: int = 100_000, size: int = 28) -> P
         raise UndecodableImage("the array holds no images")
     if count > max_images:
         raise TooManyImages(f"{count:,} images in one array; at most {max_images:,} are accepted")
-    if len(data) - start != count * size * size:
+    if len(data) - offset != count * size * size:
         raise UndecodableImage(f"the array's header promises {count:,} images, its data are of another length")
-    flat = np.frombuffer(data, np.uint8, offset=start)
-    order: Literal["F", "C"] = "F" if b"True" in npy_field(header, b"fortran_order", rb"True|False") else "C"
+    flat = np.frombuffer(data, np.uint8, offset=offset)
     return np.ascontiguousarray(flat.reshape(shape, order=order).reshape(count, size, size))
 
 
-def _complaint(kind: str, error: Exception) -> str:
+def _error_text(kind: str, error: Exception) -> str:
     text = str(error).lower()
-    cut = any(word in text for word in ("truncated", "not enough", "incomplete", "broken data stream"))
-    return f"{'truncated' if cut else 'damaged'} {kind}"
+    truncated = any(word in text for word in ("truncated", "not enough", "incomplete", "broken data stream"))
+    return f"{'truncated' if truncated else 'damaged'} {kind}"
 
 
-# ------------------------------------------------------------------------------------------------- the header, then Pillow
+# ------------------------------------------------------------------------------------------------- opening files
 
-# Pillow's remarks on odd metadata: in the sender's words, without end in the log and in the registry of those that were made.
-# For good, since catch_warnings swaps state that threads share.
+# Pillow warns about odd metadata with text from the file, which would fill the log. The filter is set once for the process,
+# because catch_warnings changes state that threads share.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def _open(data: bytes, kind: str, max_pixels: int) -> Image.Image:
-    """Header -> limits -> pixels, in this order. The picture comes back loaded, its orientation still to be applied."""
-    claimed = claimed_size(data, kind)
-    if claimed is not None:  # before Pillow: opening a WebP allocates its canvas
-        _check_size(*claimed, max_pixels)
+    """Check the header, check the limits, then load the pixels. The EXIF orientation is not applied yet."""
+    declared = declared_size(data, kind)
+    if declared is not None:  # before Image.open, which allocates the canvas of a WebP
+        _check_size(*declared, max_pixels)
     if kind == "PNG":
-        data = essential_png(data)
+        data = strip_png(data)
     elif kind == "BMP":
         check_bmp(data)
     elif kind == "TIFF":
@@ -128,7 +110,7 @@ def _open(data: bytes, kind: str, max_pixels: int) -> Image.Image:
     if kind == "TIFF":
         _check_tiles(image, max_pixels)
     if isinstance(image, ImageFile):
-        image.draft(None, (2 * WORKING_SIDE, 2 * WORKING_SIDE))  # a JPEG need not be unpacked at its full size
+        image.draft(None, (2 * WORKING_SIDE, 2 * WORKING_SIDE))  # decode a large JPEG at a reduced size
     image.load()
     return image
 
@@ -141,7 +123,7 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
 
 
 def _check_tiles(image: Image.Image, max_pixels: int) -> None:
-    """A TIFF's tiles are allocated whole, however small the picture."""
+    """Apply the pixel limit to the tiles of a TIFF: Pillow allocates whole tiles, also for a small image."""
     tags = getattr(image, "tag_v2", {})
     width, height = tags.get(322), tags.get(323)
     if isinstance(width, int) and isinstance(height, int):
@@ -155,9 +137,9 @@ _PLAIN_TAIL = b"\x00\x00\x00\x00IEND\xaeB`\x82"
 
 
 def _plain_png(data: bytes) -> Pixels | None:
-    """[28, 28] from the commonest upload, a grey 8-bit PNG of one IDAT chunk; None for anything else, or anything odd.
+    """Fast path for a grey 8-bit 28x28 PNG with one IDAT chunk: uint8 [28, 28]. Returns None for any other file.
 
-    Half the time of `Image.open`, whose work is mostly the parsing that these comparisons do.
+    Takes half the time of `Image.open`, which spends most of it on parsing.
     """
     if data[:33] != _PLAIN_HEAD or data[-12:] != _PLAIN_TAIL or data[37:41] != b"IDAT":
         return None
@@ -168,14 +150,15 @@ def _plain_png(data: bytes) -> Pixels | None:
         if len(zlib.decompressobj().decompress(data[41:end], 28 * 29)) < 28 * 29:
             return None
         image = Image.frombytes("L", (28, 28), data[41:end], "zip", "L", 0)
-    except Exception:  # the long way round finds the words for it
+    except Exception:  # the general path raises the error with its message
         return None
     return np.frombuffer(image.tobytes(), np.uint8).reshape(28, 28)
 
 
-# ----------------------------------------------------------------------------------------------- as a viewer would show it
+# ----------------------------------------------------------------------------------------------- display mode
 
-_TURNS = {
+_MAX_EXIF_BYTES = 65_536  # Pillow reads 5,000 entries in at most 30 ms
+_TRANSPOSES = {  # by EXIF orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -186,57 +169,66 @@ _TURNS = {
 }
 
 
-def _show(image: Image.Image) -> tuple[Image.Image, tuple[str, ...]]:
-    """Any mode -> L or RGB, no longer than twice the working side, and what was done to it."""
+def _to_display_mode(image: Image.Image) -> tuple[Image.Image, tuple[str, ...]]:
+    """Convert to L or RGB, reduce a large image, apply the EXIF orientation. Returns the image and the names of the steps."""
     steps: tuple[str, ...] = ()
-    turn = _TURNS.get(exif_orientation(image.info.get("exif", b"")))
-    image = _eight_bits(image)
+    transpose = _TRANSPOSES.get(_exif_orientation(image))
+    image = _to_8bit(image)
     if image.has_transparency_data or image.mode in ("LA", "PA", "La", "RGBa"):
-        image, steps = _over_white(image), ("composited_on_white",)
+        image, steps = _composite_on_white(image), ("composited_on_white",)
     elif image.mode == "1":
         image = image.convert("L")
     elif image.mode not in ("L", "RGB"):
         image = image.convert("RGB")
-    image = _shrink(image)
-    if turn is not None:
-        image, steps = image.transpose(turn), (*steps, "turned")
+    image = _reduce(image)
+    if transpose is not None:
+        image, steps = image.transpose(transpose), (*steps, "turned")
     return image, steps
 
 
-def _shrink(image: Image.Image) -> Image.Image:
+def _exif_orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation, 1 to 8; 1 if there is none or the EXIF data are damaged."""
+    exif = Image.Exif()
+    with suppress(Exception):  # damaged metadata do not make an image unreadable
+        exif.load(image.info.get("exif", b"")[:_MAX_EXIF_BYTES])
+        return int(exif.get(ExifTags.Base.Orientation, 1))
+    return 1
+
+
+def _reduce(image: Image.Image) -> Image.Image:
     factor = max(image.size) // (2 * WORKING_SIDE)
     return image.reduce(factor) if factor > 1 else image
 
 
-def _over_white(image: Image.Image) -> Image.Image:
-    """Premultiplied first, so that a large picture is shrunk before it is composited: colour + (255 - alpha) is over white."""
+def _composite_on_white(image: Image.Image) -> Image.Image:
+    """Composite an image with transparency on white. A large one is premultiplied and reduced first, which is faster."""
     image = image.convert("RGBA")
     if max(image.size) > 2 * WORKING_SIDE:
-        small = np.asarray(_shrink(image.convert("RGBa"))).astype(np.uint16)
+        small = np.asarray(_reduce(image.convert("RGBa"))).astype(np.uint16)
         return Image.fromarray(np.minimum(small[..., :3] + (255 - small[..., 3:]), 255).astype(np.uint8))
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
 
 
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """Wide grey modes -> L: 16 bits keep their high byte, as viewers do; floats and 32 bits are read by their largest value."""
+def _to_8bit(image: Image.Image) -> Image.Image:
+    """Scale grey modes of 16 and 32 bits to mode L; the range of 32-bit integers and floats follows from the largest value."""
     if not image.mode.startswith(("I", "F")):
         return image
     values = np.nan_to_num(np.asarray(image).astype(np.float32), nan=0.0, posinf=0.0, neginf=0.0)
-    top = float(values.max())
-    full = 65535.0 if image.mode.startswith("I;16") else next((f for f in (1.0, 255.0, 65535.0) if top <= f), top)
-    if image.mode == "I" and top <= 1:
-        full = 255.0
-    shown = np.clip(np.rint(values * (255.0 / full)), 0, 255).astype(np.uint8)
-    clear = image.info.get("transparency")
-    if isinstance(clear, int):
-        shown[values == clear] = 255
-    return Image.fromarray(shown)
+    largest = float(values.max())
+    full_scale = 65535.0 if image.mode.startswith("I;16") else next((f for f in (1.0, 255.0, 65535.0) if largest <= f), largest)
+    if image.mode == "I" and largest <= 1:
+        full_scale = 255.0
+    scaled = np.clip(np.rint(values * (255.0 / full_scale)), 0, 255).astype(np.uint8)
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):
+        scaled[values == transparent] = 255
+    return Image.fromarray(scaled)
 
 
 # ------------------------------------------------------------------------------------------------------- to the model's size
 
 
-def _bring_to_size(pixels: Pixels, steps: tuple[str, ...], preprocess: Preprocess, size: int) -> PreprocessedImage:
+def _to_model_size(pixels: Pixels, steps: tuple[str, ...], preprocess: Preprocess, size: int) -> PreprocessedImage:
     match preprocess:
         case "auto":
             grey = _as_grey(pixels) if pixels.shape[:2] == (size, size) else None
@@ -250,12 +242,12 @@ def _bring_to_size(pixels: Pixels, steps: tuple[str, ...], preprocess: Preproces
 
 
 def _as_grey(pixels: Pixels) -> Pixels | None:
-    """[H, W] of a picture without colour, else None."""
+    """Return the grey values [H, W] of an image without colour, else None."""
     if pixels.ndim == 2:
         return pixels
     grey = pixels[..., 1]
     spread = np.ptp(pixels, axis=2).max()
-    return grey if spread <= 2 else None  # a lossy WebP of a grey picture strays by 1
+    return grey if spread <= 2 else None  # a lossy WebP of a grey image has channels that differ by 1
 
 
 def _resized(image: Image.Image, steps: tuple[str, ...], size: int) -> PreprocessedImage:

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from starlette.requests import Request
 
 from app.detection.detector import stack_features
-from app.detection.imaging.decode import ImageError, Preprocess, decode_array, decode_image
-from app.detection.imaging.file_headers import decoding_is_quick
+from app.detection.imaging.decode import Preprocess, decode_array, decode_image
+from app.detection.imaging.errors import ImageError
+from app.detection.imaging.file_headers import decodes_quickly
 from app.detection.imaging.preprocess import PreprocessedImage
 from app.serving.api.query import NPY
 from app.serving.api.responses import ImageInfo
@@ -95,7 +96,7 @@ class Uploads:
                 array = decode_array(body.data, max_images=self._settings.max_array_images, size=size)
                 return Upload([ImageInfo(str(index)) for index in range(len(array))], array=array)
             decode = partial(self._decode, preprocess=preprocess, size=size)
-            inline = decoding_is_quick(body.data)  # quicker than to hand it to a thread and back
+            inline = decodes_quickly(body.data)  # quicker than to hand it to a thread and back
             prepared = decode(body.data) if inline else await self._off_loop(len(body.data), decode, body.data)
         except ImageError as error:
             raise from_image_error(error) from None
@@ -111,7 +112,7 @@ class Uploads:
         small = len(body.data) <= _INLINE_BYTES
         parts = parse() if small else await self._off_loop(len(body.data), parse)
         work = partial(self._decode_parts, parts, preprocess, size, until)
-        inline = small and len(parts) == 1 and decoding_is_quick(parts[0].data)
+        inline = small and len(parts) == 1 and decodes_quickly(parts[0].data)
         outcomes = work() if inline else await self._off_loop(len(body.data), work)
         failed = {
             index: (part.name, outcome)

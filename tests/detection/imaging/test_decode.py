@@ -13,17 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from app.detection.imaging.decode import (
-    ImageError,
-    ImageTooLarge,
-    TooManyImages,
-    UndecodableImage,
-    UnsupportedImage,
-    decode_array,
-    decode_image,
-    encode_png,
-)
-from app.detection.imaging.file_headers import decoding_is_quick
+from app.detection.imaging.decode import decode_array, decode_image, encode_png
+from app.detection.imaging.errors import ImageError, ImageTooLarge, TooManyImages, UndecodableImage, UnsupportedImage
+from app.detection.imaging.file_headers import decodes_quickly
 
 FORMATS = ["PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF"]
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -145,6 +137,30 @@ def test_exif_orientation_is_applied():
         file = saved(upright.transpose(Image.Transpose.ROTATE_90), kind, exif=exif, **options)
         turned = decode_image(file, preprocess="none").image.astype(int)
         assert np.abs(turned - decode_image(saved(upright), preprocess="none").image).mean() < 2.5
+
+
+def exif_entries(*entries: tuple[int, int, int, int], tail: bytes = b"") -> bytes:
+    """EXIF data with these entries: tag, type, count, value."""
+    rows = b"".join(struct.pack("<HHII", *entry) for entry in entries)
+    return b"Exif\x00\x00II*\x00\x08\x00\x00\x00" + struct.pack("<H", len(entries)) + rows + bytes(4) + tail
+
+
+@pytest.mark.parametrize(
+    "exif",
+    [
+        b"Exif\x00\x00",
+        b"no directory",
+        exif_entries((0x0112, 3, 1, 6))[:20],
+        exif_entries((0x0112, 3, 1, 77)),
+        exif_entries((0x0112, 2, 4, 0x41414141)),
+        exif_entries((0x0112, 5, 1, 0)),
+        exif_entries(*((1000 + i, 7, 60_000, 8) for i in range(60_000)), tail=bytes(60_000)),
+    ],
+    ids=["empty", "no signature", "truncated", "value 77", "text", "division by zero", "60,000 entries"],
+)
+def test_a_damaged_orientation_is_ignored(exif):
+    """EXIF data without a readable orientation leave the image as it is, and raise no error."""
+    assert decode_image(png(28, 28, chunk(b"eXIf", exif.removeprefix(b"Exif\x00\x00")))).preprocess == ()
 
 
 def test_the_first_frame_stands_for_an_animation():
@@ -285,7 +301,7 @@ def test_large_run_lengths_are_refused(shape, method):
 )
 def test_what_is_quick_to_decode_is_small_by_its_header(quick, data):
     """Few bytes alone say nothing; only types whose header bounds the work are quick."""
-    assert decoding_is_quick(data) == quick
+    assert decodes_quickly(data) == quick
 
 
 @pytest.mark.parametrize("name", ["text bomb", "utf text bomb", "profile bomb", "many small bombs"])

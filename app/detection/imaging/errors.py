@@ -1,0 +1,28 @@
+"""Errors of the image decoders. Each message is a sentence for the client that sent the image.
+
+ImageError
+ +- UndecodableImage   damaged, truncated, or not an image
+ +- UnsupportedImage   a known type that is not accepted (SVG, PDF, HEIC, ...)
+ +- ImageTooLarge      more pixels than the limit
+ +- TooManyImages      more images in one array than the limit
+"""
+
+
+class ImageError(ValueError):
+    """An upload that cannot be used; the message says why."""
+
+
+class UndecodableImage(ImageError):
+    """The file is damaged, truncated, or not an image."""
+
+
+class UnsupportedImage(ImageError):
+    """The file is of a known type that is not accepted."""
+
+
+class ImageTooLarge(ImageError):
+    """The header declares more pixels than the limit."""
+
+
+class TooManyImages(ImageError):
+    """The array holds more images than the limit."""

@@ -1,5 +1,6 @@
 """Each file in examples/ runs as its first lines say, against a real server."""
 
+import base64
 import json
 import re
 import shutil
@@ -7,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from live import ROOT, environment
+from live import ROOT, environment, run
 
 EXAMPLES = ROOT / "examples"
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -18,7 +19,7 @@ CLIENTS = {"Python": (sys.executable, EXAMPLES / "client.py"), "JavaScript": ("n
 def run_example(server, samples, tmp_path):
     """Run one example about a seven and a cat in an empty folder; returns what it prints and the folder."""
 
-    def run(*command, images=("seven.png", "cat.png")):
+    def run_one(*command, images=("seven.png", "cat.png")):
         if shutil.which(command[0]) is None:
             pytest.skip(f"{command[0]} is not installed")
         done = subprocess.run(
@@ -31,7 +32,7 @@ def run_example(server, samples, tmp_path):
         )
         return done, tmp_path
 
-    return run
+    return run_one
 
 
 @pytest.mark.parametrize("command", CLIENTS.values(), ids=CLIENTS)
@@ -64,3 +65,23 @@ def test_a_client_repeats_the_explanation_of_a_refused_request(run_example, comm
     done, _ = run_example(*command, images=("draw.py",))
     assert done.returncode != 0
     assert re.search(r"400 The image could not be decoded|415 ", done.stderr)
+
+
+def test_onnx_runtime_alone_gives_the_server_s_scores(client, samples, tmp_path):
+    """The exported file scores a 28x28 image as the server does; the README shows the same lines."""
+    prepared = []
+    for name in ("seven.png", "cat.png"):
+        answer = client.post("/reconstruct", files={"file": (samples / name).read_bytes()}).json()
+        image = tmp_path / name
+        image.write_bytes(base64.b64decode(answer["results"][0]["input"]))
+        prepared.append(image)
+    export = run(sys.executable, "-m", "app", "export", "--to", str(tmp_path / "detector.onnx"))
+    assert export.returncode == 0, export.stderr
+
+    example = EXAMPLES / "onnxruntime_only.py"
+    done = run(sys.executable, str(example), str(tmp_path / "detector.onnx"), *map(str, prepared))
+    assert done.returncode == 0, done.stderr
+    answer = client.post("/score", files=[("file", image.read_bytes()) for image in prepared]).json()
+    printed = [float(score) for score in re.findall(r"score ([\d.]+)", done.stdout)]
+    assert printed == pytest.approx([result["score"] for result in answer["results"]], abs=1e-4)
+    assert example.read_text().partition('"""\n\n')[2] in (ROOT / "README.md").read_text()

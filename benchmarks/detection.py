@@ -1,12 +1,12 @@
 """The detector against what would be picked instead: `python benchmarks/detection.py --data-dir ../shared/data [SETS ...]`.
 
-Normal images are the detector's own test images, MNIST's. SETS are what is no digit: folders, .npy, .npz, torchvision's names;
-unless given, all of DATA_DIR/anomalies. To them come strangers made from the test images, and DATA_DIR/digits: digits from
-elsewhere, of which few should be flagged. Contenders: a published detector (the shipped one, or --store and --model), the mean
-squared error of its network, and PyOD's AutoEncoder, KNN, PCA, IForest and ECOD with their defaults (but for PCA, see
-rivals/pyod_scores.py) in an environment of their own under build/rivals, made on first use. All learn from the same images,
-but ECOD, which would take longest, from a part of them (--train-images; the table tells), and all get a conformal threshold
-from the same held-back images. About twelve minutes on two idle cores.
+Normal images are the detector's own test images, MNIST's. SETS are sets of images that are no digits: folders, .npy, .npz or
+torchvision's names; by default all of DATA_DIR/anomalies. Two groups are added: anomalies made of the test images, and
+DATA_DIR/digits, digits of other sources, of which few should be flagged. Contenders: a published detector (the shipped one, or
+--store and --model), the mean squared error of its network, and PyOD's AutoEncoder, KNN, PCA, IForest and ECOD with their
+defaults (except PCA, see rivals/pyod_scores.py) in an environment of their own under build/rivals, made on first use. All are
+fitted on the same images, except ECOD, which would take longest, on some of them (--train-images; the table shows the number).
+All get a conformal threshold from the same held-back images. About twelve minutes on two idle cores.
 """
 
 import argparse
@@ -42,7 +42,7 @@ Scores = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Sets:
-    """What is judged; in each group by name."""
+    """The image sets that every contender scores."""
 
     foreign: list[NamedImages]
     made: list[NamedImages]
@@ -54,8 +54,8 @@ class Sets:
 
 
 @dataclass(frozen=True)
-class Judged:
-    """What one contender makes of everything."""
+class ContenderScores:
+    """The scores of one contender."""
 
     contender: str
     learnt_from: int  # images
@@ -77,17 +77,17 @@ def main() -> None:
     options = parsed()
     try:
         detector = Detector(load(find(options.store, options.model)))
-        parts = own_splits(detector.bundle.card.data, options.data_dir)
-        sets = gathered(options, parts.test.images)
+        splits = own_splits(detector.bundle.card.data, options.data_dir)
+        sets = gathered(options, splits.test.images)
     except (StoreError, DataError) as error:
         sys.exit(str(error))
-    judged = our_scores(detector, parts, sets)
-    for found in rival_scores(parts, sets, options.train_images, options.rivals):
-        judged.append(found)
+    contenders = our_scores(detector, splits, sets)
+    for found in rival_scores(splits, sets, options.train_images, options.rivals):
+        contenders.append(found)
         print(f"{found.contender}: {found.seconds:.0f} s", file=sys.stderr)
-    results = {each.contender: figures(each, sets, options.alpha) for each in judged}
+    results = {each.contender: figures(each, sets, options.alpha) for each in contenders}
     sizes = {each.name: len(each.labelled) for each in sets.all}
-    normal = f"{detector.bundle.card.data['name']} test ({len(parts.test):,})"
+    normal = f"{detector.bundle.card.data['name']} test ({len(splits.test):,})"
     print(tables(results, sizes, normal, options.alpha))
     if options.json:
         options.json.write_text(json.dumps({"alpha": options.alpha, "images": sizes, "contenders": results}, indent=2) + "\n")
@@ -189,20 +189,20 @@ MADE: dict[str, Callable[[Pixels, np.random.Generator], NDArray[Any]]] = {
 # ----------------------------------------------------------------------------------------------------------------- scores
 
 
-def our_scores(detector: Detector, parts: Splits, sets: Sets) -> list[Judged]:
+def our_scores(detector: Detector, splits: Splits, sets: Sets) -> list[ContenderScores]:
     """The detector's own scores, and the plain error of the same network."""
     began = time.perf_counter()
-    piles = [parts.calibration, parts.test, *(each.labelled for each in sets.all)]
+    piles = [splits.calibration, splits.test, *(each.labelled for each in sets.all)]
     found = [detect_all(detector, pile) for pile in piles]
     seconds = time.perf_counter() - began
     columns = {"Oddigit": [each.scores for each in found], "plain error": [each.reconstruction_errors for each in found]}
     return [
-        Judged(name, len(parts.fit), seconds, calibration, normal, rest)
+        ContenderScores(name, len(splits.fit), seconds, calibration, normal, rest)
         for name, (calibration, normal, *rest) in columns.items()
     ]
 
 
-def rival_scores(parts: Splits, sets: Sets, train_images: int, wanted: Sequence[str]) -> Iterator[Judged]:
+def rival_scores(splits: Splits, sets: Sets, train_images: int, wanted: Sequence[str]) -> Iterator[ContenderScores]:
     """One after the other; a rival that fails is told of and left out."""
     if not wanted:
         return
@@ -212,18 +212,18 @@ def rival_scores(parts: Splits, sets: Sets, train_images: int, wanted: Sequence[
     except (subprocess.CalledProcessError, OSError) as error:
         print(f"{PYOD} cannot be installed and is left out: {error}")
         return
-    piles = [parts.calibration.images, parts.test.images, *(each.images for each in sets.all)]
+    piles = [splits.calibration.images, splits.test.images, *(each.images for each in sets.all)]
     borders = np.cumsum([len(pile) for pile in piles])[:-1]
     with tempfile.TemporaryDirectory() as folder:
         asked = Path(folder) / "images.npy"
         np.save(asked, np.concatenate(piles))
         for name in wanted:
-            fit = parts.fit.images[: train_images if name == "ECOD" else None]  # it sorts all of them at every call
+            fit = splits.fit.images[: train_images if name == "ECOD" else None]  # it sorts all of them at every call
             began = time.perf_counter()
             scores = one_rival(python, name, fit, asked)
             if scores is not None:
                 calibration, normal, *rest = np.split(scores, borders)
-                yield Judged(f"PyOD {name}", len(fit), time.perf_counter() - began, calibration, normal, rest)
+                yield ContenderScores(f"PyOD {name}", len(fit), time.perf_counter() - began, calibration, normal, rest)
 
 
 def one_rival(python: Path, name: str, fit: Pixels, asked: Path) -> Scores | None:
@@ -245,7 +245,7 @@ def one_rival(python: Path, name: str, fit: Pixels, asked: Path) -> Scores | Non
 # ----------------------------------------------------------------------------------------------------------------- tables
 
 
-def figures(found: Judged, sets: Sets, alpha: float) -> dict[str, Any]:
+def figures(found: ContenderScores, sets: Sets, alpha: float) -> dict[str, Any]:
     """All figures of one contender, group by group and set by set."""
     names = [each.name for each in sets.all]
     auroc = dict(zip(names, map(found.auroc, found.sets), strict=True))

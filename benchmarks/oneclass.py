@@ -59,7 +59,7 @@ def main() -> None:
     except DataError as error:
         sys.exit(str(error))
     began = time.perf_counter()
-    runs = [{digit: judged(mnist, digit, options.epochs, seed) for digit in options.digits} for seed in options.seed]
+    runs = [{digit: evaluate_digit(mnist, digit, options.epochs, seed) for digit in options.digits} for seed in options.seed]
     taken = time.perf_counter() - began
     if options.json:
         by_seed = zip(options.seed, runs, strict=True)
@@ -71,8 +71,8 @@ def main() -> None:
     )
 
 
-def judged(mnist: DataSet, digit: int, epochs: int, seed: int) -> Aurocs:
-    """Learn from the training images of `digit`, and rank all test images."""
+def evaluate_digit(mnist: DataSet, digit: int, epochs: int, seed: int) -> Aurocs:
+    """Train on the training images of `digit`, and rank all test images."""
     began = time.perf_counter()
     config = TrainConfig(epochs=epochs, seed=seed)
     fit = flatten(mnist.train.images[labels(mnist.train.labels) == digit], CPU)  # [about 6,000, pixels]

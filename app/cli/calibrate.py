@@ -5,44 +5,30 @@ from typing import Annotated
 
 import typer
 
-from app.cli.options import (
-    CALIBRATION_SHARE,
-    DATA_SETS,
-    SHIPPED_STORE,
-    AlphaOption,
-    DataDirOption,
-    DeviceOption,
-    ModelOption,
-    ScorerOption,
-    SeedOption,
-    ShareOption,
-    StoreOption,
-    VersionOption,
-    errors_as_sentences,
-)
+from app.cli import options
 from app.training.optional import check_training_extra
 
 
 def calibrate(
-    data: Annotated[str, typer.Option(help=f"Normal images: {DATA_SETS}.")],
+    data: Annotated[str, typer.Option(help=f"Normal images: {options.DATA_SETS}.")],
     weights: Annotated[Path | None, typer.Option(help="Import this state_dict file (.pth) instead of --model.")] = None,
-    model: ModelOption = "mnist",
-    version: VersionOption = None,
-    data_dir: DataDirOption = Path("data"),
-    store: StoreOption = SHIPPED_STORE,
+    model: options.Model = "mnist",
+    version: options.Version = None,
+    data_dir: options.DataDir = Path("data"),
+    store: options.Store = options.SHIPPED_STORE,
     name: Annotated[str | None, typer.Option(help="Name of the new version; unset, the model's or the data set's.")] = None,
-    alpha: AlphaOption = 0.01,
-    seed: SeedOption = 0,
-    calibration_share: ShareOption = CALIBRATION_SHARE,
-    scorer: ScorerOption = "residual",
-    device: DeviceOption = "auto",
+    alpha: options.Alpha = 0.01,
+    seed: options.Seed = 0,
+    calibration_share: options.Share = options.CALIBRATION_SHARE,
+    scorer: options.Scorer = "residual",
+    device: options.Device = "auto",
 ) -> None:
     """Publish a version without training: imported weights, or a detector with a threshold from other normal images.
 
     With --weights, the scorer is learnt from --data, and a held-back share of --data calibrates. Without --weights, all
     images of --data calibrate a detector of the store, whose weights and scorer stay as they are.
     """
-    with errors_as_sentences():
+    with options.errors_as_sentences():
         check_training_extra()
         from app.cli.tables import print_published
         from app.detection.store import find

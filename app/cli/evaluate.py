@@ -8,16 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from app.cli.options import (
-    DATA_SETS,
-    SHIPPED_STORE,
-    DataDirOption,
-    DeviceOption,
-    ModelOption,
-    StoreOption,
-    VersionOption,
-    errors_as_sentences,
-)
+from app.cli import options
 from app.training.optional import check_training_extra
 
 if TYPE_CHECKING:
@@ -25,21 +16,21 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    anomalies: Annotated[list[str] | None, typer.Argument(help=f"Sets of anomalies; each: {DATA_SETS}.")] = None,
-    model: ModelOption = "mnist",
-    version: VersionOption = None,
+    anomalies: Annotated[list[str] | None, typer.Argument(help=f"Sets of anomalies; each: {options.DATA_SETS}.")] = None,
+    model: options.Model = "mnist",
+    version: options.Version = None,
     normal: Annotated[str | None, typer.Option(help="Normal images; unset, the model's own test images.")] = None,
-    data_dir: DataDirOption = Path("data"),
-    store: StoreOption = SHIPPED_STORE,
+    data_dir: options.DataDir = Path("data"),
+    store: options.Store = options.SHIPPED_STORE,
     out: Annotated[Path, typer.Option(help="Folder for pictures and evaluation.json.")] = Path("evaluation"),
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON rather than tables.")] = False,
-    device: DeviceOption = "auto",
+    device: options.Device = "auto",
 ) -> None:
     """Measure a detector: false alarms on normal images, and how well it finds each set of anomalies.
 
     Intervals are 95 % (Clopper-Pearson). The published version is never changed: pictures and figures go to --out.
     """
-    with errors_as_sentences():
+    with options.errors_as_sentences():
         check_training_extra()
         from app.cli.tables import print_evaluation
         from app.detection.detector import Detector

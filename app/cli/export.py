@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from app.cli.options import SHIPPED_STORE, ModelOption, StoreOption, VersionOption, errors_as_sentences
+from app.cli import options
 
 
 class ExportError(RuntimeError):
@@ -17,9 +17,9 @@ def export(
     publish: Annotated[
         bool, typer.Option("--publish", help="Publish a version without ONNX models again, with them (needs torch).")
     ] = False,
-    model: ModelOption = "mnist",
-    version: VersionOption = None,
-    store: StoreOption = SHIPPED_STORE,
+    model: options.Model = "mnist",
+    version: options.Version = None,
+    store: options.Store = options.SHIPPED_STORE,
     force: Annotated[bool, typer.Option("--force", help="Replace FILE if it exists.")] = False,
 ) -> None:
     """Copy the detector as an ONNX model, after its checksum is verified; or add the ONNX models to an older version.
@@ -29,7 +29,7 @@ def export(
     """
     if (to is None) != publish:
         raise typer.BadParameter("give one of --to FILE and --publish")
-    with errors_as_sentences():
+    with options.errors_as_sentences():
         from app.detection.store import find
 
         folder = find(store, model, version)

@@ -2,10 +2,10 @@
 
 import typer
 
-from app.cli.options import SHIPPED_STORE, StoreOption
+from app.cli import options
 
 
-def models(store: StoreOption = SHIPPED_STORE) -> None:
+def models(store: options.Store = options.SHIPPED_STORE) -> None:
     """List the detectors in the store."""
     from rich.markup import escape
     from rich.table import Table

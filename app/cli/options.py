@@ -12,19 +12,19 @@ from app.training.config import CALIBRATION_SHARE as CALIBRATION_SHARE
 SHIPPED_STORE = Path(__file__).parents[2] / "model_store"
 DATA_SETS = "mnist, fashion-mnist, kmnist, emnist-digits, a folder of images, an .npy or an .npz"
 
-StoreOption = Annotated[Path, typer.Option(help="Folder of detectors.", show_default="model_store")]
-ModelOption = Annotated[str, typer.Option(help="Which detector of the store.")]
-VersionOption = Annotated[int | None, typer.Option(min=1, help="The detector's version; unset, the highest.")]
-DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
-DataDirOption = Annotated[Path, typer.Option(help="Where named data sets lie or are downloaded to.")]
-SeedOption = Annotated[
+Store = Annotated[Path, typer.Option(help="Folder of detectors.", show_default="model_store")]
+Model = Annotated[str, typer.Option(help="Which detector of the store.")]
+Version = Annotated[int | None, typer.Option(min=1, help="The detector's version; unset, the highest.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
+DataDir = Annotated[Path, typer.Option(help="Where named data sets lie or are downloaded to.")]
+Seed = Annotated[
     int, typer.Option(min=0, max=2**32 - 1, help="Decides the split, the initial weights and the order of the images.")
 ]
-AlphaOption = Annotated[float, typer.Option(help="False-alarm rate that the threshold is set for, between 0 and 1.")]
-ShareOption = Annotated[
+Alpha = Annotated[float, typer.Option(help="False-alarm rate that the threshold is set for, between 0 and 1.")]
+Share = Annotated[
     float, typer.Option(help="Share of the training images that is held back to calibrate with.", show_default="1/3")
 ]
-ScorerOption = Annotated[str, typer.Option(help="How the reconstruction error becomes a score: residual or mse.")]
+Scorer = Annotated[str, typer.Option(help="How the reconstruction error becomes a score: residual or mse.")]
 
 
 @contextmanager

@@ -4,12 +4,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
 from app.training.progress import Progress
-
-_BAR_STEPS = 20  # updates of the bar in one epoch
 
 
 class LineProgress:
@@ -40,32 +38,25 @@ class BarProgress:
 
     def __init__(self) -> None:
         self.display = RichProgress(
-            TextColumn("[bold]epoch"),
-            MofNCompleteColumn(),
+            TextColumn("[bold]epoch {task.fields[epoch]}/{task.fields[epochs]}"),
             BarColumn(),
             TextColumn("fit {task.fields[fit]}  test {task.fields[test]}  {task.fields[speed]} images/s"),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
         )
-        self._task = self.display.add_task("", total=None, fit="-", test="-", speed="-")
+        self._task = self.display.add_task("", total=None, epoch=0, epochs="?", fit="-", test="-", speed="-")
 
     def start(self, epoch: int, epochs: int, images: int) -> None:
-        self._images = images
-        self._images_done = 0
-        self._start_time = time.perf_counter()
-        self.display.update(self._task, total=epochs, completed=epoch)
+        self.display.update(self._task, total=epochs * images, completed=epoch * images, epoch=epoch, epochs=epochs)
 
     def advance(self, images: int) -> None:
-        before = self._images_done * _BAR_STEPS // self._images
-        self._images_done += images
-        if self._images_done * _BAR_STEPS // self._images > before:
-            self.display.advance(self._task, 1 / _BAR_STEPS)
+        self.display.advance(self._task, images)
 
     def finish_epoch(self, epoch: int, fit: float, test: float) -> None:
-        seconds = time.perf_counter() - self._start_time
-        speed = f"{self._images_done / seconds:,.0f}" if self._images_done else "-"
-        self.display.update(self._task, completed=epoch, fit=f"{fit:.4f}", test=f"{test:.4f}", speed=speed)
+        speed = self.display.tasks[0].speed  # images per second, None in the beginning
+        shown_speed = f"{speed:,.0f}" if speed else "-"
+        self.display.update(self._task, epoch=epoch, fit=f"{fit:.4f}", test=f"{test:.4f}", speed=shown_speed)
 
     def say(self, sentence: str) -> None:
         self.display.console.print(sentence, highlight=False)

@@ -5,6 +5,7 @@ import enum
 import io
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from app.cli.options import SHIPPED_STORE, DeviceOption, ModelOption, StoreOption, VersionOption, errors_as_sentences
+from app.cli import options
 
 if TYPE_CHECKING:
     from app.detection.detector import Detector
@@ -52,12 +53,12 @@ class Input(NamedTuple):
 
 def score(
     paths: Annotated[list[Path], typer.Argument(help="Images, folders of images, .npy arrays; in any mixture.")],
-    store: StoreOption = SHIPPED_STORE,
-    model: ModelOption = "mnist",
-    version: VersionOption = None,
+    store: options.Store = options.SHIPPED_STORE,
+    model: options.Model = "mnist",
+    version: options.Version = None,
     alpha: Annotated[float | None, typer.Option(help="False-alarm rate of the verdict; unset, the model's own.")] = None,
     preprocess: Annotated[Preparation, typer.Option(help="How each image is prepared.")] = Preparation.auto,
-    device: DeviceOption = "auto",
+    device: options.Device = "auto",
     output: Annotated[Format, typer.Option("--format", help="How to write the results.")] = Format.table,
     fail_on_anomaly: Annotated[bool, typer.Option("--fail-on-anomaly", help="Exit with 1 on an anomaly.")] = False,
 ) -> None:
@@ -67,7 +68,7 @@ def score(
     """
     if alpha is not None and not 0 < alpha < 1:
         raise typer.BadParameter("must lie between 0 and 1, both excluded", param_hint="--alpha")
-    with errors_as_sentences():
+    with options.errors_as_sentences():
         from app.detection.detector import Detector
         from app.detection.store import find, load
 
@@ -76,32 +77,27 @@ def score(
         detector = Detector(bundle, device)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a file's name need not be valid text
-    rows = RowCounter(_score_all(detector, _read_all(paths, preprocess.value, detector.image_size), threshold))
+    counts: Counter[str] = Counter()
+    inputs = _read_all(paths, preprocess.value, detector.image_size)
+    rows = _counted(_score_all(detector, inputs, threshold), counts)
     if output is Format.table:
         _write_table(rows, f"{bundle.label}: an anomaly scores above {threshold:.4g}")
     elif output is Format.jsonl:
         _write_jsonl(rows)
     else:
         _write_csv(rows)
-    if rows.failed:
+    if counts["failed"]:
         raise typer.Exit(2)
-    if fail_on_anomaly and rows.anomalies:
+    if fail_on_anomaly and counts["anomalies"]:
         raise typer.Exit(1)
 
 
-class RowCounter:
-    """Passes rows on and counts the files that could not be read and the anomalies."""
-
-    def __init__(self, rows: Iterator[Row]) -> None:
-        self._rows = rows
-        self.failed = 0
-        self.anomalies = 0
-
-    def __iter__(self) -> Iterator[Row]:
-        for row in self._rows:
-            self.failed += "error" in row
-            self.anomalies += row.get("is_anomaly", False)
-            yield row
+def _counted(rows: Iterator[Row], counts: Counter[str]) -> Iterator[Row]:
+    """Pass the rows on and count those with an error and the anomalies."""
+    for row in rows:
+        counts["failed"] += "error" in row
+        counts["anomalies"] += row.get("is_anomaly", False)
+        yield row
 
 
 def _score_all(detector: "Detector", inputs: Iterator[Input], threshold: float) -> Iterator[Row]:
@@ -165,7 +161,7 @@ def _read_file(file: Path, preprocess: "Preprocess", size: int) -> Iterator[Inpu
         yield Input(str(file), error=error.strerror or "cannot be read")
 
 
-def _write_table(rows: RowCounter, title: str) -> None:
+def _write_table(rows: Iterator[Row], title: str) -> None:
     from rich.markup import escape
     from rich.table import Table
 
@@ -181,12 +177,12 @@ def _write_table(rows: RowCounter, title: str) -> None:
     console(pipe_width=160).print(table)
 
 
-def _write_jsonl(rows: RowCounter) -> None:
+def _write_jsonl(rows: Iterator[Row]) -> None:
     for row in rows:
         print(json.dumps(row))
 
 
-def _write_csv(rows: RowCounter) -> None:
+def _write_csv(rows: Iterator[Row]) -> None:
     writer = csv.DictWriter(sys.stdout, _COLUMNS, restval="")
     writer.writeheader()
     for row in rows:

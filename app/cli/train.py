@@ -6,36 +6,24 @@ from typing import Annotated
 
 import typer
 
-from app.cli.options import (
-    CALIBRATION_SHARE,
-    DATA_SETS,
-    SHIPPED_STORE,
-    AlphaOption,
-    DataDirOption,
-    DeviceOption,
-    ScorerOption,
-    SeedOption,
-    ShareOption,
-    StoreOption,
-    errors_as_sentences,
-)
+from app.cli import options
 from app.training.optional import check_training_extra
 
 
 def train(
-    data: Annotated[str, typer.Option(help=f"Normal images: {DATA_SETS}.")] = "mnist",
-    data_dir: DataDirOption = Path("data"),
-    store: StoreOption = SHIPPED_STORE,
+    data: Annotated[str, typer.Option(help=f"Normal images: {options.DATA_SETS}.")] = "mnist",
+    data_dir: options.DataDir = Path("data"),
+    store: options.Store = options.SHIPPED_STORE,
     name: Annotated[str | None, typer.Option(help="Name of the detector; unset, the data set's.")] = None,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = 100,
     batch_size: Annotated[int, typer.Option(min=1, help="Images in one training step.")] = 128,
     learning_rate: Annotated[float, typer.Option(help="Adam's step size.")] = 1e-3,
     weight_decay: Annotated[float, typer.Option(help="Adam's L2 penalty on the weights.")] = 1e-5,
-    seed: SeedOption = 0,
-    alpha: AlphaOption = 0.01,
-    calibration_share: ShareOption = CALIBRATION_SHARE,
-    scorer: ScorerOption = "residual",
-    device: DeviceOption = "auto",
+    seed: options.Seed = 0,
+    alpha: options.Alpha = 0.01,
+    calibration_share: options.Share = options.CALIBRATION_SHARE,
+    scorer: options.Scorer = "residual",
+    device: options.Device = "auto",
     picture_every: Annotated[int, typer.Option(min=1, help="Epochs between two pictures of reconstructions.")] = 10,
     threads: Annotated[
         int, typer.Option(min=1, help="CPU threads; more rarely helps and changes the last bits of the weights.")
@@ -47,7 +35,7 @@ def train(
     A checkpoint is written after each epoch. After Ctrl-C or a crash, the same command with --resume continues, and
     ends with the same weights, bit for bit.
     """
-    with errors_as_sentences():
+    with options.errors_as_sentences():
         check_training_extra()
         from app.cli.progress import terminal_progress
         from app.cli.tables import print_published

@@ -72,7 +72,7 @@ class Evaluation:
         if not self.sets:
             return {}
         rows = [
-            {**each.ranking._asdict(), "caught": each.caught.value, "plain_error_auroc": each.plain_error.auroc}
+            {**asdict(each.ranking), "caught": each.caught.value, "plain_error_auroc": each.plain_error.auroc}
             for each in self.sets
         ]
         return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
@@ -80,18 +80,10 @@ class Evaluation:
     def as_json(self) -> dict[str, Any]:
         """The figures as dicts, lists, strings and finite numbers."""
         content = asdict(self)
-        content["uniformity"] = self.uniformity._asdict()
-        content["false_alarms"] = [{"alpha": each.alpha, **each.measured._asdict()} for each in self.false_alarms]
-        content["sets"] = [
-            {
-                "name": each.name,
-                "images": each.images,
-                **each.ranking._asdict(),
-                "plain_error": each.plain_error._asdict(),
-                "caught": each.caught._asdict(),
-            }
-            for each in self.sets
-        ]
+        for alarms in content["false_alarms"]:
+            alarms |= alarms.pop("measured")
+        for figures in content["sets"]:
+            figures |= figures.pop("ranking")
         return {**content, "mean": self.mean}
 
 

@@ -3,7 +3,7 @@
 Scores are float [N], higher = more anomalous; anomalies are the positive class.
 """
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,8 @@ from app.training.optional import needs_training_extra
 Scores = NDArray[np.float32]
 
 
-class Ranking(NamedTuple):
+@dataclass(frozen=True)
+class Ranking:
     """How well scores separate anomalies from normal images, over all thresholds."""
 
     auroc: float
@@ -21,7 +22,8 @@ class Ranking(NamedTuple):
     fpr_at_95_tpr: float  # false-alarm rate at the threshold that catches 95 % of the anomalies
 
 
-class Share(NamedTuple):
+@dataclass(frozen=True)
+class Share:
     """A share of a sample with its 95 % confidence interval (Clopper & Pearson, 1934)."""
 
     value: float
@@ -29,7 +31,8 @@ class Share(NamedTuple):
     high: float
 
 
-class Uniformity(NamedTuple):
+@dataclass(frozen=True)
+class Uniformity:
     """P-values of Kolmogorov-Smirnov tests on normal images; small ones speak against the calibration."""
 
     against_uniform: float  # ignores the calibration set's sampling error: too strict when N is near its size

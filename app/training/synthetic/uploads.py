@@ -41,9 +41,9 @@ def synthesise_uploads(images: Pixels, *, seed: int) -> Uploads:
         preprocess_digit(draw_upload(image, np.random.default_rng(stream)), size=size)
         for image, stream in zip(images, streams, strict=True)
     ]
-    pictures = np.asarray([upload.image for upload in prepared], np.uint8).reshape(-1, size, size)
-    seen = np.asarray([upload.features for upload in prepared], np.float32).reshape(-1, len(FEATURE_NAMES))
-    return Uploads(pictures, seen)
+    pixels = np.asarray([upload.image for upload in prepared], np.uint8).reshape(-1, size, size)
+    features = np.asarray([upload.features for upload in prepared], np.float32).reshape(-1, len(FEATURE_NAMES))
+    return Uploads(pixels, features)
 
 
 def draw_upload(image: Pixels, rng: Rng) -> Pixels:

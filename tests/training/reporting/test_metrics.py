@@ -1,11 +1,13 @@
 """The metrics are right where they can be worked out by hand."""
 
+from dataclasses import astuple
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.training.reporting.metrics import ranking, roc, share, uniformity
+from app.training.reporting.metrics import Ranking, ranking, roc, share, uniformity
 
 
 def scores(*values):
@@ -14,7 +16,7 @@ def scores(*values):
 
 def test_perfect_ranking():
     """When every anomaly scores above every normal, nothing is missed."""
-    assert ranking(scores(1, 2, 3), scores(4, 5)) == (1.0, 1.0, 0.0)
+    assert ranking(scores(1, 2, 3), scores(4, 5)) == Ranking(auroc=1.0, aupr=1.0, fpr_at_95_tpr=0.0)
 
 
 def test_ranking_by_hand():
@@ -40,7 +42,7 @@ def test_auroc_is_the_share_of_pairs_in_order(normal, anomalous):
 def test_clopper_pearson(hits, total, low, high):
     """The interval of a share agrees with published tables, at the ends too."""
     found = share(np.arange(total) < hits)
-    assert found == pytest.approx((hits / total, low, high), abs=1e-4)
+    assert astuple(found) == pytest.approx((hits / total, low, high), abs=1e-4)
 
 
 def test_uniformity_tells_calibrated_from_shifted():
@@ -51,5 +53,5 @@ def test_uniformity_tells_calibrated_from_shifted():
     def p_values(values):
         return (1 + (calibration >= values[:, None]).sum(1)) / 2001
 
-    assert min(uniformity(p_values(test), test, calibration)) > 0.01
-    assert max(uniformity(p_values(test + 1), test + 1, calibration)) < 0.01
+    assert min(astuple(uniformity(p_values(test), test, calibration))) > 0.01
+    assert max(astuple(uniformity(p_values(test + 1), test + 1, calibration))) < 0.01

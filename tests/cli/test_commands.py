@@ -6,12 +6,21 @@ import sys
 import pytest
 from live import ROOT
 
+SCORE_AND_LIST_HEAVY_MODULES = """
+import sys
+from typer.testing import CliRunner
+from app.cli.commands import cli
+done = CliRunner().invoke(cli, ["score", *sys.argv[1:]])
+assert done.exit_code == 0, done.output
+print([name for name in ("torch", "torchvision", "matplotlib", "sklearn", "scipy", "onnx") if name in sys.modules])
+"""
 
-def test_commands_start_light():
-    """Reading the help loads neither torch nor any of the training's packages."""
-    heavy = ("torch", "torchvision", "matplotlib", "sklearn", "scipy")
-    code = f"import sys, app.cli.commands; print([name for name in {heavy} if name in sys.modules])"
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+
+def test_scoring_on_a_cpu_loads_no_torch(tiny_store, samples):
+    """Neither the command line nor `score` imports torch or another package of the training extra."""
+    arguments = [str(samples / "seven.png"), "--store", str(tiny_store), "--device", "cpu"]
+    command = [sys.executable, "-c", SCORE_AND_LIST_HEAVY_MODULES, *arguments]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
 
 

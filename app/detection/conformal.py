@@ -1,8 +1,8 @@
-"""Conformal calibration: scores of held-back normal images in, p-values and thresholds out. Knows no model and no image.
+"""Conformal calibration: turns the scores of held-back normal images into p-values and thresholds.
 
 For a score s against n calibration scores the p-value is (1 + #{calibration >= s}) / (n + 1), and the threshold for a
 false-alarm rate alpha is the k-th largest calibration score with k = floor(alpha (n + 1)). Then `score > threshold` and
-`p_value <= alpha` say the same, and on exchangeable normals the false-alarm rate is at most alpha, whatever the score is
+`p_value <= alpha` say the same, and on exchangeable normal images the false-alarm rate is at most alpha, for any score
 (Vovk, Gammerman & Shafer, Algorithmic Learning in a Random World, 2005; Bates et al., Testing for outliers with conformal
 p-values, Annals of Statistics 2023).
 """
@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 
 
 class CalibrationError(ValueError):
-    """The calibration images cannot give what is asked; the message says how many could."""
+    """The calibration scores are invalid, or too few for the alpha; the message says how many are needed."""
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Sorted scores of normal images that neither the weights nor the scorer were fitted on: float32 [n], ascending."""
+    """Scores of normal images that were used to fit neither the network nor the scorer: float32 [n], ascending."""
 
     scores: NDArray[np.float32]
 
@@ -47,18 +47,17 @@ class Calibration:
 
     @cached_property
     def _p_values(self) -> NDArray[np.float64]:
-        """p-value by how many calibration scores lie below: [n + 1], descending from 1 to 1 / (n + 1)."""
+        """The p-values [n + 1], indexed by the number of calibration scores below the score: from 1 down to 1 / (n + 1)."""
         return np.arange(self.n + 1, 0, -1) / (self.n + 1)
 
     def p_values(self, scores: NDArray[np.float32]) -> NDArray[np.float64]:
-        """Scores [N] -> p-values [N] in [1 / (n + 1), 1]: how often a normal image scores at least this high."""
+        """Return the p-values [N] of scores [N], in [1 / (n + 1), 1]: how often a normal image scores at least as high."""
         return self._p_values[np.searchsorted(self.scores, scores, side="left")]
 
     def threshold(self, alpha: float) -> float:
-        """The score above which an image is called an anomaly at false-alarm rate `alpha`, 0 < alpha < 1.
+        """Return the score above which an image is an anomaly, at a false-alarm rate of at most `alpha`, 0 < alpha < 1.
 
-        Raises:
-            CalibrationError: there are too few calibration images for a rate that small.
+        Raises CalibrationError if there are too few calibration images for this alpha.
         """
         rank = self._rank(alpha)
         if rank < 1:
@@ -69,7 +68,7 @@ class Calibration:
         return float(self.scores[self.n - rank])
 
     def _rank(self, alpha: float) -> int:
-        """The largest k with k / (n + 1) <= alpha in floating point, so that threshold and p-values agree to the bit."""
+        """Return the largest k <= n with k / (n + 1) <= alpha in floating point, so that threshold and p-values agree."""
         rank = int(alpha * (self.n + 1))
         while (rank + 1) / (self.n + 1) <= alpha:
             rank += 1
@@ -79,11 +78,11 @@ class Calibration:
 
 
 def benjamini_hochberg(p_values: NDArray[np.float64], fdr: float) -> float:
-    """The p-value [N] at or below which to call anomalies, so that an expected share of at most `fdr` of them is false.
+    """Return the limit at or below which a p-value of [N] is an anomaly, with a false-discovery rate of at most `fdr`.
 
-    The largest fdr k / N that the k-th smallest p-value does not exceed; fdr / N where there is none, which no p-value
-    reaches (Benjamini & Hochberg, Controlling the false discovery rate, JRSS B 1995; that it holds for conformal p-values,
-    which share a calibration set: Bates et al., 2023).
+    It is the largest fdr k / N that the k-th smallest p-value does not exceed. If there is none, it is fdr / N, which is below
+    all p-values (Benjamini & Hochberg, Controlling the false discovery rate, JRSS B 1995). The rate also holds for conformal
+    p-values, which share a calibration set (Bates et al., 2023).
     """
     count = len(p_values)
     limits = fdr * np.arange(1, count + 1) / count
@@ -92,8 +91,8 @@ def benjamini_hochberg(p_values: NDArray[np.float64], fdr: float) -> float:
 
 
 def images_needed(alpha: float) -> int:
-    """The fewest calibration images n for which a threshold at `alpha` exists: 1 / (n + 1) <= alpha."""
-    if alpha < 1e-9:  # beyond what counting up in floating point can reach
+    """Return the smallest number n of calibration images with a threshold at `alpha`: 1 / (n + 1) <= alpha."""
+    if alpha < 1e-9:  # the loop below would take too long
         return math.ceil(1 / Fraction(alpha)) - 1
     needed = max(int(1 / alpha) - 1, 1)
     while 1 / (needed + 1) > alpha:

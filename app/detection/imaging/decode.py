@@ -9,7 +9,7 @@ import io
 import warnings
 import zlib
 from contextlib import suppress
-from typing import Literal, assert_never
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,6 @@ from app.detection.imaging.preprocess import WORKING_SIDE, PreprocessedImage, pr
 
 Preprocess = Literal["auto", "none", "digit"]
 Pixels = NDArray[np.uint8]
-Floats = NDArray[np.float32]
 
 MAX_PIXELS = 25_000_000
 
@@ -87,8 +86,6 @@ def _error_text(kind: str, error: Exception) -> str:
     return f"{'truncated' if truncated else 'damaged'} {kind}"
 
 
-# ------------------------------------------------------------------------------------------------- opening files
-
 # Pillow warns about odd metadata with text from the file, which would fill the log. The filter is set once for the process,
 # because catch_warnings changes state that threads share.
 warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -130,8 +127,6 @@ def _check_tiles(image: Image.Image, max_pixels: int) -> None:
         _check_size(width, height, max_pixels)
 
 
-# ------------------------------------------------------------------------------------------------------------------ PNG
-
 _PLAIN_HEAD = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR\x00\x00\x00\x1c\x00\x00\x00\x1c\x08\x00\x00\x00\x00Wf\x80H"
 _PLAIN_TAIL = b"\x00\x00\x00\x00IEND\xaeB`\x82"
 
@@ -154,8 +149,6 @@ def _plain_png(data: bytes) -> Pixels | None:
         return None
     return np.frombuffer(image.tobytes(), np.uint8).reshape(28, 28)
 
-
-# ----------------------------------------------------------------------------------------------- display mode
 
 _MAX_EXIF_BYTES = 65_536  # Pillow reads 5,000 entries in at most 30 ms
 _TRANSPOSES = {  # by EXIF orientation
@@ -225,29 +218,19 @@ def _to_8bit(image: Image.Image) -> Image.Image:
     return Image.fromarray(scaled)
 
 
-# ------------------------------------------------------------------------------------------------------- to the model's size
-
-
 def _to_model_size(pixels: Pixels, steps: tuple[str, ...], preprocess: Preprocess, size: int) -> PreprocessedImage:
-    match preprocess:
-        case "auto":
-            grey = _as_grey(pixels) if pixels.shape[:2] == (size, size) else None
-            return preprocess_digit(pixels, size=size, steps=steps) if grey is None else PreprocessedImage(grey, steps)
-        case "digit":
-            return preprocess_digit(pixels, size=size, steps=steps)
-        case "none":
-            return _resized(Image.fromarray(pixels), steps, size)
-        case _:
-            assert_never(preprocess)
+    if preprocess == "none":
+        return _resized(Image.fromarray(pixels), steps, size)
+    grey = _as_grey(pixels) if preprocess == "auto" and pixels.shape[:2] == (size, size) else None
+    return preprocess_digit(pixels, size=size, steps=steps) if grey is None else PreprocessedImage(grey, steps)
 
 
 def _as_grey(pixels: Pixels) -> Pixels | None:
     """Return the grey values [H, W] of an image without colour, else None."""
     if pixels.ndim == 2:
         return pixels
-    grey = pixels[..., 1]
-    spread = np.ptp(pixels, axis=2).max()
-    return grey if spread <= 2 else None  # a lossy WebP of a grey image has channels that differ by 1
+    spread = np.ptp(pixels, axis=2).max()  # in a lossy WebP of a grey image, channels differ by 1
+    return pixels[..., 1] if spread <= 2 else None
 
 
 def _resized(image: Image.Image, steps: tuple[str, ...], size: int) -> PreprocessedImage:

@@ -1,11 +1,4 @@
-"""Errors of the image decoders. Each message is a sentence for the client that sent the image.
-
-ImageError
- +- UndecodableImage   damaged, truncated, or not an image
- +- UnsupportedImage   a known type that is not accepted (SVG, PDF, HEIC, ...)
- +- ImageTooLarge      more pixels than the limit
- +- TooManyImages      more images in one array than the limit
-"""
+"""Errors of the image decoders. Each message is a sentence for the client that sent the image."""
 
 
 class ImageError(ValueError):
@@ -17,7 +10,7 @@ class UndecodableImage(ImageError):
 
 
 class UnsupportedImage(ImageError):
-    """The file is of a known type that is not accepted."""
+    """The file is of a known type that is not accepted, for example SVG, PDF or HEIC."""
 
 
 class ImageTooLarge(ImageError):

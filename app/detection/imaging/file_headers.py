@@ -9,11 +9,9 @@ import math
 import re
 import struct
 import zlib
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from app.detection.imaging.errors import ImageError, ImageTooLarge, UndecodableImage, UnsupportedImage
-
-# ------------------------------------------------------------------------------------------------------------ file type
 
 _SIGNATURES = {
     b"\x89PNG\r\n\x1a\n": "PNG",
@@ -52,8 +50,6 @@ def sniff(data: bytes) -> str:
             raise UnsupportedImage(f"{name} is not accepted; send PNG, JPEG, WebP, BMP, GIF or TIFF")
     raise UndecodableImage("not an image: no known signature" if data else "the file is empty")
 
-
-# ------------------------------------------------------------------------------------------------------- PNG, WebP, JPEG
 
 _IMAGE_CHUNKS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"eXIf", b"IEND"}
 _ADAM7 = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)]
@@ -179,9 +175,8 @@ def _jpeg_size(data: bytes) -> tuple[int, int]:
         length = int.from_bytes(data[position : position + 2])
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             frame = data[position + 3 : position + 7]
-            size = max(
-                size, (int.from_bytes(frame[2:]), int.from_bytes(frame[:2])), key=math.prod
-            )  # a file can declare several
+            frame_size = int.from_bytes(frame[2:]), int.from_bytes(frame[:2])
+            size = max(size, frame_size, key=math.prod)  # a file can declare several
         scans += marker == 0xDA
         if scans > _MAX_SCANS:
             raise UndecodableImage("damaged JPEG: too many scans")
@@ -207,8 +202,6 @@ def decodes_quickly(data: bytes) -> bool:
         return True  # decoding raises the same error at once
     return width * height <= _QUICK_PIXELS
 
-
-# ------------------------------------------------------------------------------------------------------------- BMP, TIFF
 
 _MAX_RLE_PIXELS = 1_000_000  # Pillow decodes run lengths in Python
 
@@ -240,22 +233,11 @@ def check_tiff(data: bytes) -> None:
             raise UndecodableImage("truncated TIFF: its directory promises more than the file holds")
 
 
-# ----------------------------------------------------------------------------------------------------------------- .npy
+def read_npy_header(data: bytes) -> tuple[tuple[int, ...], Literal["C", "F"], int]:
+    """Return shape, memory order and data offset in bytes of a uint8 array in .npy format, versions 1 to 3 (NEP 1).
 
-
-class NpyHeader(NamedTuple):
-    """The fields of a .npy header."""
-
-    shape: tuple[int, ...]
-    order: Literal["C", "F"]
-    data_offset: int  # bytes before the data
-
-
-def read_npy_header(data: bytes) -> NpyHeader:
-    """Parse the header of a uint8 array, versions 1 to 3 of the format (NEP 1). Raises UndecodableImage.
-
-    Matches the fields with regular expressions (5 us). numpy's reader takes 21 us, and evaluates the text of the client, with
-    Python warnings about it.
+    Raises UndecodableImage. Regular expressions match the fields in 5 us; numpy's reader takes 21 us and emits Python
+    warnings about the client's text.
     """
     if data[:6] != b"\x93NUMPY":
         raise UndecodableImage("not a .npy array: no known signature")
@@ -270,7 +252,7 @@ def read_npy_header(data: bytes) -> NpyHeader:
         raise UndecodableImage("the array's type is not uint8; send 0 for background to 255 for ink")
     shape = _npy_field(header, b"shape", rb"\([\d\s,]{0,64}\)")
     order: Literal["C", "F"] = "F" if _npy_field(header, b"fortran_order", rb"True|False") == b"True" else "C"
-    return NpyHeader(tuple(int(number) for number in re.findall(rb"\d+", shape)), order, end)
+    return tuple(int(number) for number in re.findall(rb"\d+", shape)), order, end
 
 
 def _npy_field(header: bytes, name: bytes, pattern: bytes) -> bytes:

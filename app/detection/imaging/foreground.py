@@ -1,6 +1,6 @@
-"""A picture as ink on paper: how much ink each pixel holds, whatever the light, the paper's grey and the pen's colour.
+"""Separates foreground (ink) from background (paper), whatever the lighting, the paper's grey and the colour of the ink.
 
-Knows neither digits nor page lines: what stands out from the paper is ink.
+Input: an uploaded image. Output: the intensity of the foreground at each pixel. Lines of the page are foreground too.
 """
 
 from typing import NamedTuple
@@ -9,60 +9,59 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from app.detection.imaging.morphology import continued, window_extreme
+from app.detection.imaging.morphology import pad_edge, rank_filter
 
 Pixels = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 
-GRID_SIDE = 48  # longest side on which the light is estimated
+GRID_SIDE = 48  # longest side of the reduced image on which the background is estimated
 
 
-class Ink(NamedTuple):
-    """A picture as ink on paper."""
+class Foreground(NamedTuple):
+    """The foreground of an image. All numbers are fractions of the range of uint8."""
 
-    amount: Floats  # [H, W], 0 = paper; in units of the full range of the picture's type
-    noise: float  # the paper's standard deviation, same units
-    grain: float  # what it was before any smoothing
-    light: float  # the paper's range from its darkest to its brightest part, same units
-    colour: float  # root mean square of the colour that the mixture of ink and paper does not explain, same units
+    intensity: Floats  # [H, W], 0 = background
+    noise: float  # standard deviation of the background
+    light: float  # difference between the brightest and the darkest part of the background
+    colour: float  # root mean square of the colour that no mixture of ink and paper explains
     inverted: bool  # the ink was darker than the paper
 
     @property
     def strength(self) -> float:
-        """The strongest ink, same units."""
-        return float(self.amount.max(initial=0.0))
+        """The largest intensity."""
+        return float(self.intensity.max(initial=0.0))
 
 
-def read_ink(pixels: Pixels) -> Ink:
-    """Read a picture as ink on paper; grain that would drown the ink is smoothed first, and still reported."""
-    ink = _read(pixels)
+def extract_foreground(pixels: Pixels) -> Foreground:
+    """Extract the foreground of a grey [H, W] or RGB [H, W, 3] image, after smoothing if the noise is strong."""
+    foreground = _extract(pixels)
     for radius in (1.0, 2.0):
-        if ink.noise < 0.1 * ink.strength:
-            return ink
+        if foreground.noise < 0.1 * foreground.strength:
+            break
         smooth = Image.fromarray(pixels).filter(ImageFilter.GaussianBlur(radius))
-        ink = _read(np.asarray(smooth))._replace(grain=ink.grain)
-    return ink
+        foreground = _extract(np.asarray(smooth))
+    return foreground
 
 
-def _read(pixels: Pixels) -> Ink:
+def _extract(pixels: Pixels) -> Foreground:
     plane, colour = _contrast_plane(pixels.astype(np.float32) / np.float32(255))
     small = _reduced(plane)
-    slope, bend = _slope(small)
-    inverted = _ink_is_dark(small - slope)
+    trend, trend_range = _quadratic_background(small)
+    inverted = _ink_is_dark(small - trend)
     if inverted:
-        plane, small, slope = -plane, -small, -slope
-    paper = resized(slope + _paper(small - slope), plane.shape[1], plane.shape[0])
-    amount = plane - paper
-    level = float(np.median(amount))
-    noise = 1.4826 * float(np.median(np.abs(amount - level)))
-    light = max(float(np.percentile(paper, 95) - np.percentile(paper, 5)), bend)
-    return Ink(np.maximum(amount - level, 0), noise, noise, light, colour, inverted)
+        plane, small, trend = -plane, -small, -trend
+    background = resized(trend + _estimate_background(small - trend), plane.shape[1], plane.shape[0])
+    intensity = plane - background
+    level = float(np.median(intensity))
+    noise = 1.4826 * float(np.median(np.abs(intensity - level)))
+    light = max(float(np.percentile(background, 95) - np.percentile(background, 5)), trend_range)
+    return Foreground(np.maximum(intensity - level, 0), noise, light, colour, inverted)
 
 
 def _contrast_plane(planes: Floats) -> tuple[Floats, float]:
-    """[H, W] or [H, W, 3] -> the one plane in which ink and paper differ most, and the colour that it leaves out.
+    """Reduce [H, W] or [H, W, 3] to the plane [H, W] with the largest contrast, and measure the colour that it loses.
 
-    The plane is the first principal axis of the colours, so that yellow ink on white is read from the blue.
+    The plane is the first principal axis of the colours, so that yellow ink on white is found in the blue channel.
     """
     if planes.ndim == 2:
         return planes, 0.0
@@ -71,58 +70,57 @@ def _contrast_plane(planes: Floats) -> tuple[Floats, float]:
         return planes[..., 0], 0.0
     values, axes = np.linalg.eigh(colours.T @ colours)
     axis = axes[:, -1] * np.sign(axes[:, -1].sum() or 1)
-    rest = np.sqrt(max(float(values[:2].sum()), 0.0) / len(colours) / 3)
-    plane = (planes @ (axis / np.abs(axis).sum())).astype(np.float32)
-    return plane, float(rest)
+    lost = np.sqrt(max(float(values[:2].sum()), 0.0) / len(colours) / 3)
+    return (planes @ (axis / np.abs(axis).sum())).astype(np.float32), float(lost)
 
 
 def _ink_is_dark(small: Floats) -> bool:
-    """Ink is the side that is rare and stands out: most pixels then lie near the paper's level, and the skew points to it.
+    """Decide whether ink is darker than paper. Ink is rare: most pixels lie near the paper's level, and the skew points to ink.
 
-    Both signs together erred on none of 2,500 uploads, made and real; the skew alone on 1 in 300.
+    Both tests together made no error on 2,500 synthetic and real uploads; the skew alone made an error on 1 of 300.
     """
     local = small - _blurred(small, max(small.shape) / 4)
     skew = float(np.mean(local**3)) / max(float(np.mean(local**2)) ** 1.5, 1e-9)
-    return bool(_clutter(small) - _clutter(-small) > skew)
+    return bool(_log_spread(small) - _log_spread(-small) > skew)
 
 
-def _clutter(small: Floats) -> float:
-    """Mean distance from the paper's level over the strongest ink's, as a logarithm, if ink were the brighter side."""
-    amount = small - _paper(small)
-    level = float(np.median(amount))
-    strongest = float(np.percentile(amount, 99)) - level
-    return float(np.log((np.mean(np.abs(amount - level)) + 1e-4) / (strongest + 1e-4)))
+def _log_spread(small: Floats) -> float:
+    """Logarithm of the mean distance from the background level over the strongest ink's, if ink is the brighter side."""
+    intensity = small - _estimate_background(small)
+    level = float(np.median(intensity))
+    strongest = float(np.percentile(intensity, 99)) - level
+    return float(np.log((np.mean(np.abs(intensity - level)) + 1e-4) / (strongest + 1e-4)))
 
 
-def _paper(small: Floats) -> Floats:
-    """The light on the paper, [H, W]: what remains when everything brighter and narrower than a window is taken away."""
+def _estimate_background(small: Floats) -> Floats:
+    """Estimate the background [H, W] by an opening, which removes all that is brighter and narrower than a window."""
     reach = max(1, round(0.2 * max(small.shape)))
-    opened = window_extreme(window_extreme(small, np.minimum, reach), np.maximum, reach)
+    opened = rank_filter(rank_filter(small, np.minimum, reach), np.maximum, reach)
     return _blurred(opened, reach / 2)
 
 
-def _slope(small: Floats) -> tuple[Floats, float]:
-    """The smooth part of the light, [H, W]: a quadratic through most of the pixels, whichever they are; and its range.
+def _quadratic_background(small: Floats) -> tuple[Floats, float]:
+    """Fit a quadratic surface to the background by trimmed least squares; return the surface [H, W] and its range.
 
-    An opening alone is wrong by a window's slope along the edges. Light flatter than 0.03 counts as flat, so that clean
-    pictures stay exact, and so does a quadratic that fits no better than flat paper. Its range still tells a picture without
-    any paper from a digit: the evidence alone catches 90 % of enlarged clothes with it, 80 % without.
+    It corrects the edges, where an opening is wrong. The surface is 0 if its range is below 0.03, so that clean images
+    stay exact, and if it fits no better than a constant. The range is kept as an upload feature even then: with it the
+    features alone detect 90 % of enlarged clothes, without it 80 %.
     """
     y, x = np.mgrid[-1 : 1 : small.shape[0] * 1j, -1 : 1 : small.shape[1] * 1j].astype(np.float32).reshape(2, -1)
     terms = np.stack([np.ones_like(x), x, y, x * x, x * y, y * y])
     values = small.ravel()
-    keep = np.ones_like(values)
+    inliers = np.ones_like(values)
     for _ in range(5):
-        weighted = terms * keep
+        weighted = terms * inliers
         fit = np.linalg.solve(weighted @ terms.T + 1e-4 * np.eye(6, dtype=np.float32), weighted @ values) @ terms
-        off = np.abs(values - fit)
-        keep = (off < max(0.02, 2 * float(np.median(off)))).astype(np.float32)
-    flat = np.abs(values - np.median(values))
-    bold = np.minimum(flat, 0.1).mean() < np.minimum(off, 0.1).mean()  # the fit followed the ink
-    bend = float(np.ptp(fit))
-    if bold or bend < 0.03:
-        return np.zeros_like(small), bend
-    return fit.reshape(small.shape).astype(np.float32), bend
+        residual = np.abs(values - fit)
+        inliers = (residual < max(0.02, 2 * float(np.median(residual)))).astype(np.float32)
+    deviation = np.abs(values - np.median(values))
+    fits_ink = np.minimum(deviation, 0.1).mean() < np.minimum(residual, 0.1).mean()
+    fit_range = float(np.ptp(fit))
+    if fits_ink or fit_range < 0.03:
+        return np.zeros_like(small), fit_range
+    return fit.reshape(small.shape).astype(np.float32), fit_range
 
 
 def _reduced(plane: Floats) -> Floats:
@@ -131,14 +129,15 @@ def _reduced(plane: Floats) -> Floats:
     return resized(plane, max(1, round(width * scale)), max(1, round(height * scale)), Image.Resampling.BOX)
 
 
-def resized(plane: Floats, width: int, height: int, how: Image.Resampling = Image.Resampling.BILINEAR) -> Floats:
+def resized(plane: Floats, width: int, height: int, resample: Image.Resampling = Image.Resampling.BILINEAR) -> Floats:
+    """Resize [H, W] to [height, width]."""
     if plane.shape == (height, width):
         return plane
-    return np.asarray(Image.fromarray(plane).resize((width, height), how))
+    return np.asarray(Image.fromarray(plane).resize((width, height), resample))
 
 
 def _blurred(plane: Floats, radius: float) -> Floats:
-    """Box mean, twice over (close to a Gaussian), edges continued."""
+    """Apply a box filter twice, which is close to a Gaussian. Edges are padded."""
     reach = max(1, round(radius))
     for _ in range(2):
         plane = _box_mean(_box_mean(plane, reach).T, reach).T
@@ -146,5 +145,5 @@ def _blurred(plane: Floats, radius: float) -> Floats:
 
 
 def _box_mean(plane: Floats, reach: int) -> Floats:
-    sums = np.cumsum(continued(plane, reach + 1, reach), axis=0, dtype=np.float64)
+    sums = np.cumsum(pad_edge(plane, reach + 1, reach), axis=0, dtype=np.float64)
     return ((sums[2 * reach + 1 :] - sums[: -2 * reach - 1]) / (2 * reach + 1)).astype(np.float32)

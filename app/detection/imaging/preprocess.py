@@ -1,15 +1,14 @@
-"""Pixels of an upload -> the 28x28 that MNIST's makers would have made of it, and what was seen on the way.
+"""Preprocesses an upload as the digits of MNIST were, and measures the upload features.
 
 After LeCun et al., Gradient-based learning applied to document recognition, 1998, section III-A: bright ink on dark, the
-longest side of the ink scaled to 20 pixels with its aspect kept, the centre of mass in the middle of 28x28. What they did
-not need comes before: uneven light, grey paper, coloured ink, cell borders, several pieces, pens of any width.
-Numpy and Pillow only; knows neither files nor models. Every step accepts any picture and none divides by nothing.
+longest side of the ink scaled to 20 pixels with its aspect kept, the centre of mass in the middle of 28x28. Uneven light,
+grey paper, coloured ink, page lines and unusual stroke widths are removed first. Accepts any image from 1x1 pixel.
 
 Warnings, in the words of the API:
     blank           no ink was found; the result is an empty image
-    low_contrast    ink and paper differ by less than a tenth of the range, or by little more than the paper's own grain
-    touches_border  the digit runs off the picture
-    several_glyphs  more than one glyph of a size: two digits, a word, clutter
+    low_contrast    ink and paper differ by less than a tenth of the range, or by little more than the paper's noise
+    touches_border  the digit touches the edge of the image
+    several_glyphs  more than one glyph of similar size: two digits, a word, clutter
     upscaled        the digit measures less than 12 pixels
 """
 
@@ -19,59 +18,57 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from app.detection.imaging.foreground import Ink, read_ink, resized
-from app.detection.imaging.morphology import Mask, Pieces, find_pieces, grow, shrink, sweep
-from app.detection.imaging.upload_features import PreprocessStats, stroke_width, upload_features
+from app.detection.imaging.foreground import Foreground, extract_foreground, resized
+from app.detection.imaging.morphology import ConnectedComponents, Mask, dilate, erode, label_components, sliding_extreme
+from app.detection.imaging.upload_features import Box, PreprocessStats, stroke_width, upload_features
 
 Pixels = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 
 WORKING_SIDE = 192  # longest side that is analysed: a digit on a sixth of it still has more pixels than the result
-MIN_CONTRAST = 0.03  # contrast that counts as ink: 8 of 256 grey levels
+MIN_CONTRAST = 0.03  # smallest intensity of ink: 8 of 256 grey levels
 USUAL_WIDTHS = (1.75, 3.3)  # of strokes, in pixels of the 20-pixel box: the middle 80 % of MNIST's training set
 
 
 class PreprocessedImage(NamedTuple):
-    """One image as the model reads it, and what was done and seen on the way."""
+    """One image as the model reads it, the steps that made it, and what they measured."""
 
     image: Pixels  # uint8 [28, 28], 0 = background, 255 = ink
     preprocess: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
-    features: Floats | None = None  # [K], see features.py; None for an image left as it is
+    features: Floats | None = None  # [K], see upload_features.py; None if the image was not preprocessed
 
 
 class Glyph(NamedTuple):
-    """The digit, found."""
+    """The digit that was found in an image."""
 
-    strokes: Floats  # [H, W] in [0, 1], the whole working picture; 0 off the digit
-    box: tuple[int, int, int, int]  # left, top, right, bottom of the strokes
-    sight: PreprocessStats
+    strokes: Floats  # [H, W] in [0, 1], the whole working image; 0 outside the digit
+    box: Box  # of the strokes
+    stats: PreprocessStats
     warnings: tuple[str, ...]
     lines_removed: bool
 
 
 def preprocess_digit(pixels: Pixels, *, size: int = 28, steps: tuple[str, ...] = ()) -> PreprocessedImage:
-    """Prepare a picture, grey uint8 [H, W] or RGB [H, W, 3] of any size from 1x1, as MNIST's makers did.
+    """Preprocess a grey uint8 [H, W] or RGB [H, W, 3] image of any size as the digits of MNIST were.
 
-    `steps` names what was done to it before. Returns a `PreprocessedImage` with its evidence; never raises, never NaN.
+    `steps` names the steps before this one. Returns a `PreprocessedImage` with features. Never raises; no value is NaN.
     """
     work = _to_working_size(pixels)
-    ink = read_ink(work)
-    glyph = _find_glyph(ink)
+    foreground = extract_foreground(work)
+    glyph = _find_glyph(foreground)
     if glyph is None:
         empty = np.zeros((size, size), np.float32)
-        return PreprocessedImage(
-            _to_uint8(empty), (*steps, "blank"), ("blank",), upload_features(empty, PreprocessStats(contrast=ink.strength))
-        )
-    fitted, rewritten, sight = _fit(glyph, size)
-    done = ("shrunk",) * (work.shape != pixels.shape) + ("inverted",) * ink.inverted
-    done += ("lines_removed",) * glyph.lines_removed + ("cropped",) + rewritten + ("centred",)
-    seen = upload_features(fitted, sight)
-    return PreprocessedImage(_to_uint8(fitted), (*steps, *done), glyph.warnings, seen)
+        features = upload_features(empty, PreprocessStats(contrast=foreground.strength))
+        return PreprocessedImage(_to_uint8(empty), (*steps, "blank"), ("blank",), features)
+    fitted, width_steps, stats = _fit(glyph, size)
+    done = ("shrunk",) * (work.shape != pixels.shape) + ("inverted",) * foreground.inverted
+    done += ("lines_removed",) * glyph.lines_removed + ("cropped",) + width_steps + ("centred",)
+    return PreprocessedImage(_to_uint8(fitted), (*steps, *done), glyph.warnings, upload_features(fitted, stats))
 
 
 def _to_uint8(values: Floats) -> Pixels:
-    """[H, W] in [0, 1] -> uint8 [H, W]."""
+    """Scale [H, W] in [0, 1] to uint8."""
     return np.rint(values * 255).astype(np.uint8)
 
 
@@ -84,57 +81,55 @@ def _to_working_size(pixels: Pixels) -> Pixels:
     return np.asarray(Image.fromarray(pixels).resize(target, Image.Resampling.BOX, reducing_gap=2.0))
 
 
-# ------------------------------------------------------------------------------------------------------------- the digit
-
-
-def _find_glyph(ink: Ink) -> Glyph | None:
-    """Threshold, take away what belongs to the page, threshold the rest, choose the pieces of the digit."""
-    floor = max(MIN_CONTRAST, min(4 * ink.noise, 0.5 * ink.strength))
-    if ink.strength < floor:
+def _find_glyph(foreground: Foreground) -> Glyph | None:
+    """Remove the lines of the page and components at the edge, threshold the rest, select the components of the digit."""
+    intensity = foreground.intensity
+    floor = max(MIN_CONTRAST, min(4 * foreground.noise, 0.5 * foreground.strength))
+    if foreground.strength < floor:
         return None
-    first = ink.amount > max(0.6 * _otsu(ink.amount), floor)
-    lines = _page_lines(first)
-    page = lines | _edge_pieces(find_pieces(first & ~lines, ink.amount))
-    rest = np.where(grow(page.astype(np.float32), 1) > 0, np.float32(0), ink.amount) if page.any() else ink.amount
-    if float(rest.max(initial=0.0)) < floor:
+    ink = intensity > max(0.6 * _otsu(intensity), floor)
+    lines = _page_lines(ink)
+    page = lines | _edge_components(label_components(ink & ~lines, intensity))
+    lines_removed = bool(page.any())
+    if lines_removed:
+        intensity = np.where(dilate(page.astype(np.float32), 1) > 0, np.float32(0), intensity)
+    if float(intensity.max(initial=0.0)) < floor:
         return None
-    threshold = max(_otsu(rest), floor)
-    pieces = find_pieces(rest > threshold, rest)
-    chosen = _choose(pieces)
-    return _develop(ink, rest, pieces, chosen, threshold, float(ink.amount[page].sum()))
+    components = label_components(intensity > max(_otsu(intensity), floor), intensity)
+    return _extract_strokes(foreground, intensity, components, lines_removed)
 
 
-def _otsu(amount: Floats) -> float:
-    """The threshold that parts a histogram best (Otsu, A threshold selection method from gray-level histograms, 1979)."""
-    top = float(amount.max())
-    counts = np.histogram(amount, bins=64, range=(0.0, top or 1.0))[0].astype(np.float64)
+def _otsu(intensity: Floats) -> float:
+    """Return Otsu's threshold (A threshold selection method from gray-level histograms, 1979)."""
+    top = float(intensity.max())
+    counts = np.histogram(intensity, bins=64, range=(0.0, top or 1.0))[0].astype(np.float64)
     below = np.cumsum(counts)
-    first = np.cumsum(counts * np.arange(64))
+    moment = np.cumsum(counts * np.arange(64))
     above = below[-1] - below
     with np.errstate(divide="ignore", invalid="ignore"):
-        between = (first[-1] * below / below[-1] - first) ** 2 / (below * above)
+        between = (moment[-1] * below / below[-1] - moment) ** 2 / (below * above)
     return (float(np.nanargmax(np.append(between[:-1], 0.0))) + 1) / 64 * top
 
 
 def _page_lines(mask: Mask) -> Mask:
-    """Straight lines across the whole picture: ruled paper and the borders of a cell."""
+    """Find straight lines across the whole image: ruled paper and the borders of a cell."""
     return _lines_across(mask) | _lines_across(mask.T).T
 
 
 def _lines_across(mask: Mask) -> Mask:
-    """Rows, a little slant allowed, of which at least 85 % is covered by the mask."""
+    """Find the rows of which the mask covers at least 85 %; a slight slant is allowed."""
     height, width = mask.shape
     if height < 16 or width < 16:
         return np.zeros_like(mask)
-    slack = max(1, round(0.02 * height))
-    rows = sweep(mask, np.logical_or, slack).mean(axis=1) >= 0.85
-    thickness = _stretches(rows)
-    across: Mask = mask & (rows & (thickness <= 0.2 * height))[:, None]
+    reach = max(1, round(0.02 * height))
+    rows = sliding_extreme(mask, np.logical_or, reach).mean(axis=1) >= 0.85
+    rows &= _run_lengths(rows) <= 0.2 * height
+    across: Mask = mask & rows[:, None]
     return across
 
 
-def _stretches(rows: Mask) -> NDArray[np.intp]:
-    """Length of the stretch of True that each element lies in."""
+def _run_lengths(rows: Mask) -> NDArray[np.intp]:
+    """Return for each element the length of the run of True that it lies in, else 0."""
     ends = np.flatnonzero(np.diff(np.concatenate([[False], rows, [False]]).astype(np.int8)))
     lengths = np.zeros(len(rows), np.intp)
     for start, end in zip(ends[::2], ends[1::2], strict=True):
@@ -142,141 +137,141 @@ def _stretches(rows: Mask) -> NDArray[np.intp]:
     return lengths
 
 
-def _edge_pieces(pieces: Pieces) -> Mask:
-    """Pieces that hug the edge of the picture: borders cut off, neighbours' tips, shadows of the cell."""
-    height, width = pieces.labels.shape
-    reach_y = np.minimum(pieces.bottom, height - pieces.top) / height
-    reach_x = np.minimum(pieces.right, width - pieces.left) / width
-    return pieces.select(_touching_edge(pieces) & (np.minimum(reach_x, reach_y) <= 0.2))
+def _edge_components(components: ConnectedComponents) -> Mask:
+    """Find components close along an edge: remains of borders, parts of neighbours, shadows of the cell."""
+    height, width = components.labels.shape
+    reach_y = np.minimum(components.bottom, height - components.top) / height
+    reach_x = np.minimum(components.right, width - components.left) / width
+    return components.mask_of(_touches_edge(components) & (np.minimum(reach_x, reach_y) <= 0.2))
 
 
-def _touching_edge(pieces: Pieces) -> Mask:
-    height, width = pieces.labels.shape
-    touching: Mask = (pieces.top <= 0) | (pieces.left <= 0) | (pieces.bottom >= height) | (pieces.right >= width)
-    return touching
+def _touches_edge(components: ConnectedComponents) -> Mask:
+    height, width = components.labels.shape
+    at_start = (components.top <= 0) | (components.left <= 0)
+    touches: Mask = at_start | (components.bottom >= height) | (components.right >= width)
+    return touches
 
 
-def _choose(pieces: Pieces) -> Mask:
-    """The heaviest piece near the middle, and its neighbours: bars and broken strokes."""
-    height, width = pieces.labels.shape
-    off_x = (pieces.left + pieces.right) / (2 * width) - 0.5
-    off_y = (pieces.top + pieces.bottom) / (2 * height) - 0.5
-    worth = pieces.mass * (1.2 - np.hypot(off_x, off_y)) * np.where(_touching_edge(pieces), 0.4, 1.0)
-    chosen = np.zeros(len(worth), np.bool_)
-    chosen[np.argmax(worth)] = True
-    welcome = ~_touching_edge(pieces) | _touching_edge(pieces)[np.argmax(worth)]
+def _select_components(components: ConnectedComponents) -> Mask:
+    """Select the heaviest component near the middle, and its neighbours, which are parts of broken strokes: [K]."""
+    height, width = components.labels.shape
+    off_x = (components.left + components.right) / (2 * width) - 0.5
+    off_y = (components.top + components.bottom) / (2 * height) - 0.5
+    at_edge = _touches_edge(components)
+    weight = components.mass * (1.2 - np.hypot(off_x, off_y)) * np.where(at_edge, 0.4, 1.0)
+    main = np.argmax(weight)
+    selected = np.equal(np.arange(len(weight)), main)
+    allowed = ~at_edge | at_edge[main]
     for _ in range(3):
-        gap = 0.12 * max(_extent(pieces, chosen))
-        left, top, right, bottom = _bounds(pieces, chosen)
-        close = (pieces.left < right + gap) & (pieces.right > left - gap)
-        close &= (pieces.top < bottom + gap) & (pieces.bottom > top - gap)
-        chosen |= close & welcome & (pieces.mass > 0.03 * pieces.mass[chosen].sum())
-    return chosen
+        left, top, right, bottom = _bounds(components, selected)
+        gap = 0.12 * max(right - left, bottom - top)
+        near = (components.left < right + gap) & (components.right > left - gap)
+        near &= (components.top < bottom + gap) & (components.bottom > top - gap)
+        selected |= near & allowed & (components.mass > 0.03 * components.mass[selected].sum())
+    return selected
 
 
-def _bounds(pieces: Pieces, chosen: Mask) -> tuple[int, int, int, int]:
-    return (
-        int(pieces.left[chosen].min()),
-        int(pieces.top[chosen].min()),
-        int(pieces.right[chosen].max()),
-        int(pieces.bottom[chosen].max()),
+def _bounds(components: ConnectedComponents, selected: Mask) -> Box:
+    left, top = components.left[selected].min(), components.top[selected].min()
+    right, bottom = components.right[selected].max(), components.bottom[selected].max()
+    return int(left), int(top), int(right), int(bottom)
+
+
+def _extract_strokes(foreground: Foreground, intensity: Floats, components: ConnectedComponents, lines_removed: bool) -> Glyph:
+    """Extract the strokes of the digit with their soft edges, and measure them. `intensity` holds no page lines."""
+    selected = _select_components(components)
+    digit = components.mask_of(selected)
+    contrast = float(np.percentile(intensity[digit], 85))
+    low = min(2 * foreground.noise, 0.3 * contrast)
+    left, top, right, bottom = _bounds(components, selected)
+    near = dilate(digit.astype(np.float32), max(1, round(0.03 * max(right - left, bottom - top))) + 1)
+    strokes = np.clip((intensity - low) / max(contrast - low, 1e-6), 0, 1) * near
+    box = _ink_box(strokes)
+    left_out = float(components.mass[~selected & ~_touches_edge(components)].sum())  # those at the edge belong to neighbours
+    stats = PreprocessStats.measure(intensity, digit, near > 0, box, contrast)._replace(
+        light=foreground.light / contrast,
+        colour=foreground.colour / contrast,
+        left_out=left_out / float(components.mass[selected].sum()),
+        pieces=int(selected.sum()),
+        extent=_longest_side(box),
     )
+    warnings = _quality_warnings(components, selected, box, contrast < max(0.1, 6 * foreground.noise))
+    return Glyph(strokes, box, stats, warnings, lines_removed)
 
 
-def _extent(pieces: Pieces, chosen: Mask) -> tuple[int, int]:
-    left, top, right, bottom = _bounds(pieces, chosen)
-    return right - left, bottom - top
-
-
-def _develop(ink: Ink, rest: Floats, pieces: Pieces, chosen: Mask, threshold: float, page: float) -> Glyph:
-    """Chosen pieces -> strokes in [0, 1], with their soft edges, and what was seen."""
-    solid = pieces.select(chosen)
-    full = float(np.percentile(rest[solid], 85))
-    low = min(2 * ink.noise, 0.3 * full)
-    reach = max(1, round(0.03 * max(_extent(pieces, chosen))))
-    near = grow(solid.astype(np.float32), reach + 1)
-    strokes = np.clip((rest - low) / max(full - low, 1e-6), 0, 1) * near
+def _ink_box(strokes: Floats) -> Box:
+    """Return the bounding box of the strokes [H, W]."""
     rows, columns = np.flatnonzero((strokes > 0.1).any(axis=1)), np.flatnonzero((strokes > 0.1).any(axis=0))
-    box = (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
-    kept = float(pieces.mass[chosen].sum())
-    left_out = float(pieces.mass[~chosen & ~_touching_edge(pieces)].sum())  # what the frame cut off is a neighbour's
-    sight = PreprocessStats.of(ink.amount, rest, solid, near > 0, box, full)._replace(
-        contrast=full,
-        noise=ink.grain / full,
-        light=ink.light / full,
-        colour=ink.colour / full,
-        left_out=left_out / kept,
-        page=page / kept,
-        pieces=int(chosen.sum()),
-        extent=max(box[2] - box[0], box[3] - box[1]),
-    )
-    return Glyph(strokes, box, sight, _suspicions(pieces, chosen, box, full < max(0.1, 6 * ink.noise)), page > 0)
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
-def _suspicions(pieces: Pieces, chosen: Mask, box: tuple[int, int, int, int], faint: bool) -> tuple[str, ...]:
-    kept = float(pieces.mass[chosen].sum())
-    rival = float(pieces.mass[~chosen & ~_touching_edge(pieces)].max(initial=0.0))
-    second = float(np.sort(pieces.mass[chosen])[-2]) if chosen.sum() > 1 else 0.0
+def _longest_side(box: Box) -> int:
+    left, top, right, bottom = box
+    return max(right - left, bottom - top)
+
+
+def _quality_warnings(components: ConnectedComponents, selected: Mask, box: Box, faint: bool) -> tuple[str, ...]:
+    """Return the names of the warnings that apply, of those that the module's docstring lists."""
+    at_edge = _touches_edge(components)
+    digit_mass = float(components.mass[selected].sum())
+    largest_other = float(components.mass[~selected & ~at_edge].max(initial=0.0))
+    second = float(np.sort(components.mass[selected])[-2]) if selected.sum() > 1 else 0.0
     found = {
         "low_contrast": faint,
-        "touches_border": bool(_touching_edge(pieces)[chosen].any()),
-        "several_glyphs": max(rival, second) > 0.35 * kept,
-        "upscaled": max(box[2] - box[0], box[3] - box[1]) < 12,
+        "touches_border": bool(at_edge[selected].any()),
+        "several_glyphs": max(largest_other, second) > 0.35 * digit_mass,
+        "upscaled": _longest_side(box) < 12,
     }
     return tuple(name for name, present in found.items() if present)
 
 
-# --------------------------------------------------------------------------------------------------------- to 28x28
-
-
 def _fit(glyph: Glyph, size: int) -> tuple[Floats, tuple[str, ...], PreprocessStats]:
-    """Strokes -> [size, size] in [0, 1], what was done to the pen, and what was seen, the pen's width before that included."""
+    """Scale, normalise and centre the strokes: [size, size] in [0, 1]. Also returns the step names and the complete stats."""
     side = round(size * 20 / 28)
     left, top, right, bottom = glyph.box
-    cut = glyph.strokes[top:bottom, left:right]
-    fitted = _to_box(cut, side)
+    strokes = glyph.strokes[top:bottom, left:right]
+    fitted = _to_box(strokes, side)
     width = stroke_width(fitted) * 20 / side
-    sight = glyph.sight._replace(width=width)
-    wanted = float(np.clip(width, *USUAL_WIDTHS))
-    if max(cut.shape) <= side + 4 or wanted == width:  # from so few pixels the pen cannot be told from the raster
-        return _centred(fitted, size), (), sight
-    redrawn = _redraw(cut, (wanted - width) * side / 20, side)
-    return _centred(redrawn, size), ("thickened" if wanted > width else "thinned",), sight
+    stats = glyph.stats._replace(width=width)
+    usual = float(np.clip(width, *USUAL_WIDTHS))
+    if max(strokes.shape) <= side + 4 or usual == width:  # the width of strokes of so few pixels is not reliable
+        return _centred(fitted, size), (), stats
+    normalised = _normalise_stroke_width(strokes, (usual - width) * side / 20, side)
+    return _centred(normalised, size), ("thickened" if usual > width else "thinned",), stats
 
 
 def _to_box(strokes: Floats, side: int) -> Floats:
-    """Longest side to `side` pixels, aspect kept, full ink at 1."""
+    """Resize so that the longest side has `side` pixels and the largest value is 1. The aspect is kept."""
     height, width = strokes.shape
     scale = side / max(height, width)
     shape = max(1, round(width * scale)), max(1, round(height * scale))
-    how = Image.Resampling.BILINEAR if scale > 1 else Image.Resampling.BOX
-    out = resized(strokes, *shape, how)
-    top = float(out.max())
-    return np.clip(out / top, 0, 1) if top > 0 else out
+    out = resized(strokes, *shape, Image.Resampling.BILINEAR if scale > 1 else Image.Resampling.BOX)
+    largest = float(out.max())
+    return np.clip(out / largest, 0, 1) if largest > 0 else out
 
 
-def _redraw(strokes: Floats, change: float, side: int) -> Floats:
-    """The same glyph by a pen that is `change` pixels of the result wider (or narrower, if negative).
+def _normalise_stroke_width(strokes: Floats, change: float, side: int) -> Floats:
+    """Widen the strokes by `change` pixels of the result, or narrow them if it is negative; scale to `side` pixels.
 
-    Done at three times the result's scale, between two whole radii.
+    Works at three times the scale of the result, and interpolates between two integer radii.
     """
     large = np.pad(_to_box(strokes, 3 * side), 3 * 3)
-    ridge = large[(large > 0.2) & (large >= grow(large, 1))]
-    if change > 0 and ridge.size:  # a hairline smeared over pixels never reaches full ink, its crossings do
+    ridge = large[(large > 0.2) & (large >= dilate(large, 1))]
+    if change > 0 and ridge.size:  # a hairline reaches full intensity only where strokes cross
         large = np.clip(large / np.median(ridge), 0, 1)
     radius = min(abs(change) * 1.5, 9.0)
-    whole, part = int(radius), np.float32(radius % 1)
-    act = grow if change > 0 else shrink
-    inner = act(large, whole)
-    moved = (1 - part) * inner + part * act(inner, 1)
-    rows, columns = np.flatnonzero((moved > 0.1).any(axis=1)), np.flatnonzero((moved > 0.1).any(axis=0))
-    if len(rows) == 0:
+    fraction = np.float32(radius % 1)
+    operation = dilate if change > 0 else erode
+    inner = operation(large, int(radius))
+    changed = (1 - fraction) * inner + fraction * operation(inner, 1)
+    if not (changed > 0.1).any():
         return _to_box(strokes, side)
-    return _to_box(moved[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1], side)
+    left, top, right, bottom = _ink_box(changed)
+    return _to_box(changed[top:bottom, left:right], side)
 
 
 def _centred(strokes: Floats, size: int) -> Floats:
-    """The centre of mass in the middle, by whole pixels as in MNIST."""
+    """Place the centre of mass in the middle of [size, size], by whole pixels as in MNIST."""
     height, width = strokes.shape
     total = max(float(strokes.sum()), 1e-6)
     y = round(size / 2 - float(strokes.sum(axis=1) @ np.arange(height)) / total)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageFilter
 
 from app.detection.imaging.decode import decode_image
-from app.detection.imaging.morphology import find_pieces, grow, shrink, sweep
+from app.detection.imaging.morphology import dilate, erode, label_components, sliding_extreme
 from app.detection.imaging.preprocess import PreprocessedImage, preprocess_digit
 from app.detection.imaging.upload_features import FEATURE_NAMES
 
@@ -138,7 +138,7 @@ def test_thin_pens_are_thickened():
 @pytest.mark.parametrize("shape", [(1, 1), (1, 500), (5000, 10), (28, 28), (300, 200)])
 @pytest.mark.parametrize("level", [0, 127, 255])
 def test_pages_without_ink_are_blank(shape, level):
-    """A constant picture comes out empty, says so, and its evidence is sound."""
+    """A constant picture comes out empty, says so, and its features are finite."""
     prepared = preprocess_digit(np.full(shape, level, np.uint8))
     sound(prepared)
     assert (prepared.image == 0).all()
@@ -169,8 +169,8 @@ def test_faint_ink_is_noticed():
     assert difference(preprocess_digit(written()), faint) < 0.05
 
 
-def test_evidence_tells_a_photograph_from_a_digit():
-    """Shades, texture and colour move the evidence further than pen, paper and light do."""
+def test_features_tell_a_photograph_from_a_digit():
+    """Shades, texture and colour move the features further than pen, paper and light do."""
     rng = np.random.default_rng(0)
     digits = [
         preprocess_digit(written(paper=int(paper), ink=int(ink), width=int(width)))
@@ -239,23 +239,23 @@ def test_photographs_of_digits_are_read(name):
     assert np.mean(["several_glyphs" in one.warnings or "blank" in one.warnings for one in prepared]) < 0.05
 
 
-# -------------------------------------------------------------------------------------------------- pieces
+# -------------------------------------------------------------------------------------------------- morphology
 
 
-def test_pieces_are_those_of_a_flood_fill():
-    """Labels, masses and boxes agree with filling each piece by hand."""
+def test_components_are_those_of_a_flood_fill():
+    """Labels, masses and boxes agree with filling each component by hand."""
     rng = np.random.default_rng(0)
     for _ in range(40):
         height, width = rng.integers(1, 20, 2)
         mask, weights = rng.random((height, width)) < rng.uniform(0.1, 0.8), rng.random((height, width)).astype(np.float32)
-        pieces = find_pieces(mask, weights)
+        components = label_components(mask, weights)
         expected = flood(mask)
-        assert np.array_equal(pieces.labels, expected)
+        assert np.array_equal(components.labels, expected)
         for label in range(expected.max() + 1):
             rows, columns = np.nonzero(expected == label)
-            box = (pieces.top[label], pieces.left[label], pieces.bottom[label], pieces.right[label])
+            box = (components.top[label], components.left[label], components.bottom[label], components.right[label])
             assert box == (rows.min(), columns.min(), rows.max() + 1, columns.max() + 1)
-            assert pieces.mass[label] == pytest.approx(weights[expected == label].sum(), rel=1e-5)
+            assert components.mass[label] == pytest.approx(weights[expected == label].sum(), rel=1e-5)
 
 
 def flood(mask: np.ndarray) -> np.ndarray:
@@ -273,16 +273,16 @@ def flood(mask: np.ndarray) -> np.ndarray:
     return labels
 
 
-def test_growing_and_shrinking_are_opposites_of_ink_and_paper():
-    """To grow the ink is to shrink the paper."""
+def test_erosion_is_the_dilation_of_the_negative():
+    """Dilation of the ink is erosion of the paper."""
     values = np.random.default_rng(0).random((17, 23)).astype(np.float32)
     for radius in range(5):
-        assert np.array_equal(grow(values, radius), -shrink(-values, radius))
+        assert np.array_equal(dilate(values, radius), -erode(-values, radius))
 
 
-def test_a_sweep_takes_the_extreme_of_its_window():
+def test_a_sliding_extreme_is_that_of_its_window():
     """Each row becomes the largest of those within reach."""
     values = np.random.default_rng(0).random((30, 4)).astype(np.float32)
     for reach in (0, 1, 4, 40):
         expected = [values[max(0, row - reach) : row + reach + 1].max(0) for row in range(30)]
-        assert np.array_equal(sweep(values, np.maximum, reach), expected)
+        assert np.array_equal(sliding_extreme(values, np.maximum, reach), expected)

@@ -63,7 +63,7 @@ def tiny_store(tiny_bundle, tmp_path_factory):
 @pytest.fixture(scope="session")
 def server(tmp_path_factory):
     """The shipped detector, served as a user would serve it."""
-    with serving(tmp_path_factory.mktemp("server") / "log", "--store", str(SHIPPED)) as running:
+    with serving(tmp_path_factory.mktemp("server") / "log", "--store", str(SHIPPED), ODDIGIT_DRAIN_S="0") as running:
         yield running
 
 
@@ -78,7 +78,7 @@ def strict_server(tiny_store, tmp_path_factory):
         "ODDIGIT_MAX_ARRAY_IMAGES": "5",
         "ODDIGIT_MAX_PICTURES": "2",
         "ODDIGIT_MAX_PIXELS": "10000",
-        "ODDIGIT_BODY_TIMEOUT_S": "0.5",
+        "ODDIGIT_BODY_TIMEOUT_S": "0.3",
         "ODDIGIT_LOG_FORMAT": "json",
         "ODDIGIT_DRAIN_S": "0",
     }

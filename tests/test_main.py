@@ -1,5 +1,7 @@
+import re
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import httpx
 import pytest
@@ -7,13 +9,15 @@ from live import ROOT, run, serving
 
 from app.detection import store
 
-IMPORT = """
-import sys
-import app.main
-print(*sorted({name.partition(".")[0] for name in sys.modules}))
+MODULES = """
+import atexit, runpy, signal, sys
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+atexit.register(lambda: open({file!r}, "w").write(" ".join({{name.partition(".")[0] for name in sys.modules}})))
+runpy.run_module({name!r}, run_name="__main__", alter_sys=True)
 """
 
 WATCH = """
+import re
 import sys
 opened = []
 sys.addaudithook(lambda event, arguments: opened.append(str(arguments[0])) if event == "open" else None)
@@ -25,23 +29,26 @@ except ValueError as error:
     print(error)
 """
 
-THREADS = """
-import asyncio
-import app.main
-from threadpoolctl import threadpool_info
-async def start():
-    application = app.main.app
-    async with application.router.lifespan_context(application):
-        print(*{library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"})
-asyncio.run(start())
-"""
 
-
-def test_importing_the_server_loads_nothing_of_the_offline_side():
-    """No torch, torchvision, matplotlib, typer, rich or sklearn, and no engine that is optional."""
-    loaded = set(run(sys.executable, "-c", IMPORT).stdout.split())
-    assert "fastapi" in loaded
-    assert loaded & {"torch", "torchvision", "matplotlib", "typer", "rich", "sklearn", "scipy", "onnx", "ray"} == set()
+@pytest.mark.parametrize("command", ["uvicorn", "serve"])
+def test_a_server_on_a_cpu_loads_no_torch_and_nothing_of_the_offline_side(shipped_store, tmp_path, command):
+    """Neither as modules nor as mapped libraries, and an idle worker stays small. `serve` adds the command line alone."""
+    module = {"uvicorn": ("uvicorn", "app.main:app"), "serve": ("app", "serve")}[command]
+    modules = tmp_path / "modules"
+    script = MODULES.format(file=str(modules), name=module[0])
+    environment = {"ODDIGIT_STORE": str(shipped_store), "ODDIGIT_DEVICE": "cpu", "ODDIGIT_DRAIN_S": "0"}
+    started = (sys.executable, "-c", script, *module[1:])
+    with serving(tmp_path / "log", command=started, ends=(0, -15), **environment) as server:
+        body = (ROOT / "tests" / "samples" / "seven.png").read_bytes()
+        assert httpx.post(f"{server.url}/score", content=body, headers={"content-type": "image/png"}).status_code == 200
+        mapped = Path(f"/proc/{server.pid}/maps").read_text()
+        memory = server.memory
+    loaded = set(modules.read_text().split())
+    offline = {"torch", "torchvision", "matplotlib", "sklearn", "scipy", "onnx", "ray"}
+    assert {"onnxruntime", "fastapi"} <= loaded
+    assert loaded & (offline if command == "serve" else offline | {"typer", "rich"}) == set()
+    assert not re.search(r"libtorch|torch/lib|libcuda", mapped)
+    assert memory <= 130 * 2**20
 
 
 def test_importing_the_server_reads_no_environment_and_no_model():
@@ -51,13 +58,6 @@ def test_importing_the_server_reads_no_environment_and_no_model():
     opened, refused = done.stdout.splitlines()
     assert opened == "[]"
     assert "ODDIGIT_THREADS" in refused
-
-
-@pytest.mark.parametrize("variables", [{}, {"ODDIGIT_THREADS": "2"}], ids=str)
-def test_a_forward_pass_takes_no_more_threads_than_it_may(variables):
-    """One unless told otherwise: on many cores, numpy would start one a core for a product of microseconds."""
-    done = run(sys.executable, "-c", THREADS, OPENBLAS_NUM_THREADS="4", **variables)
-    assert done.stdout.split() == [variables.get("ODDIGIT_THREADS", "1")], done.stderr
 
 
 def test_the_module_has_an_app_and_nothing_else_by_that_way():
@@ -117,3 +117,17 @@ def test_options_win_over_variables(tiny_bundle, tmp_path):
         tmp_path / "log", "--store", str(tmp_path / "store"), "--version", "1", ODDIGIT_VERSION="2", ODDIGIT_STORE="/nowhere"
     ) as server:
         assert httpx.get(f"{server.url}/readyz", timeout=30).json()["model"]["version"] == 1
+
+
+def test_the_variables_of_kubernetes_do_no_harm(tiny_store, tmp_path):
+    """Beside a Service named oddigit every pod has them: a warning each, and the server serves."""
+    kubernetes = {
+        "ODDIGIT_SERVICE_HOST": "10.0.0.1",
+        "ODDIGIT_SERVICE_PORT": "8000",
+        "ODDIGIT_PORT": "tcp://10.0.0.1:8000",
+        "ODDIGIT_PORT_8000_TCP": "tcp://10.0.0.1:8000",
+        "ODDIGIT_THREADZ": "2",
+    }
+    with serving(tmp_path / "log", ODDIGIT_STORE=str(tiny_store), ODDIGIT_DRAIN_S="0", **kubernetes) as server:
+        assert "ODDIGIT_THREADS" in server.told("ODDIGIT_THREADZ")
+        assert "has no effect" in server.told("ODDIGIT_PORT ")

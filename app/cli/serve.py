@@ -5,13 +5,14 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
 
-_LONGEST_STOP_S = 30  # what was accepted has its answer long before; a client may be slow to read it
+_SHUTDOWN_TIMEOUT_S = 30  # after the drain: longest time until responses in progress are sent and read
 
 
 def serve(
@@ -22,17 +23,23 @@ def serve(
     model: Annotated[str | None, typer.Option(help="Which detector of the store; unset, mnist.")] = None,
     version: Annotated[int | None, typer.Option(min=1, help="Serve this version; unset, the highest.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps; unset, auto.")] = None,
+    root_path: Annotated[str | None, typer.Option(help="Path prefix under which a reverse proxy publishes the server.")] = None,
 ) -> None:
     """Serve a detector over HTTP.
 
-    Every further knob is an ODDIGIT_* variable; the README lists them. An option given here wins over its variable.
+    All other settings are ODDIGIT_* variables; the README lists them. An option wins over its variable.
     """
-    from app.main import check_settings  # the commands that do not serve need not wait for it
+    # As process 1, SIGTERM has no effect without a handler. uvicorn replaces this one, and raises the signal again at its end.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+
+    from app.main import check_settings  # not at the top: the other commands do not need the server
     from app.serving.http import workers as processes
     from app.serving.http.auth import KeysError
+    from app.serving.http.protocol import ConnectionLimits, LimitedProtocol, raise_open_file_limit
     from app.serving.settings import SettingsError, read_settings
+    from app.serving.telemetry.log_setup import set_up_logging
 
-    given = {"STORE": store, "MODEL": model, "VERSION": version, "DEVICE": device}
+    given = {"STORE": store, "MODEL": model, "VERSION": version, "DEVICE": device, "ROOT_PATH": root_path}
     os.environ.update({f"ODDIGIT_{name}": str(value) for name, value in given.items() if value is not None})
     try:
         settings = read_settings(os.environ)
@@ -40,9 +47,11 @@ def serve(
     except (SettingsError, KeysError, RuntimeError) as error:
         print(error, file=sys.stderr)
         raise typer.Exit(2) from None
-    # Each worker bets on its own traffic: all together they keep the promise when each keeps so much more.
+    set_up_logging(settings.log_format, access_log=settings.access_log)
+    # With N workers, each uses N x ODDIGIT_DRIFT_LEVEL as its alarm level, so that together they keep the false-alarm rate.
     os.environ["ODDIGIT_DRIFT_LEVEL"] = str(settings.drift_level * workers)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # uvicorn raises it again when all is done
+    connections = raise_open_file_limit(settings.max_connections)  # the workers inherit the limit
+    limits = ConnectionLimits(connections, settings.head_timeout_s, settings.answer_timeout_s)
     try:
         with _shared_metrics(workers):
             processes.serve(
@@ -51,23 +60,24 @@ def serve(
                 host=host,
                 port=port,
                 loop="uvloop",
-                http="app.serving.http.protocol:LimitedProtocol",
+                http=partial(LimitedProtocol, limits=limits),
                 ws="none",
                 lifespan="on",
                 log_config=None,
                 access_log=False,
                 server_header=False,
-                timeout_graceful_shutdown=_LONGEST_STOP_S,
-                proxy_headers=False,  # nothing asks who the client is
+                timeout_keep_alive=settings.keep_alive_s,
+                timeout_graceful_shutdown=_SHUTDOWN_TIMEOUT_S,
+                proxy_headers=False,  # create_app handles ODDIGIT_TRUSTED_PROXIES
             )
     except OSError as error:
-        print(f"{host}:{port} cannot be listened on: {error.strerror}.", file=sys.stderr)
+        print(f"{host}:{port} cannot be used: {error.strerror}.", file=sys.stderr)
         raise typer.Exit(2) from None
 
 
 @contextmanager
 def _shared_metrics(workers: int) -> Iterator[None]:
-    """A folder where several workers keep their metrics, so that each can tell of all; gone when they are."""
+    """Give several workers a common folder for their metrics, so that each can report all; remove it at the end."""
     if workers == 1 or "PROMETHEUS_MULTIPROC_DIR" in os.environ:
         yield
         return

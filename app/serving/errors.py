@@ -1,10 +1,12 @@
 """The tree of errors that clients can meet, each with status, title and type; their RFC 9457 bodies.
 
 Problem
+├── BadRequest (400)          bad-request: not valid HTTP
 ├── InvalidBody (400)             undecodable-image, the body or everything in it
 ├── Unauthorized (401)        unauthorized
 ├── NotFound (404)            not-found
 ├── MethodNotAllowed (405)    method-not-allowed
+├── RequestTimeout (408)      request-timeout: the client sends too slowly
 ├── TooLarge (413)            too-large: body, image count or pixel count
 ├── UnsupportedType (415)     unsupported-type
 ├── OutOfRange (422)          parameter-out-of-range
@@ -46,6 +48,12 @@ class Problem(Exception):
         }
 
 
+class BadRequest(Problem):
+    """The request is not valid HTTP/1.1, for instance has no Host header or two."""
+
+    status, type, title = 400, "bad-request", "The request is not valid"
+
+
 class InvalidBody(Problem):
     """The body holds nothing that can be decoded: an empty, truncated or malformed image, array or form."""
 
@@ -70,6 +78,12 @@ class MethodNotAllowed(Problem):
     status, type, title = 405, "method-not-allowed", "The method is not allowed here"
 
 
+class RequestTimeout(Problem):
+    """The client stopped sending its request, or sends it too slowly."""
+
+    status, type, title = 408, "request-timeout", "The request was not received in time"
+
+
 class TooLarge(Problem):
     """The body, the number of images or an image's pixel count is over the limit; `detail` states it."""
 
@@ -77,7 +91,7 @@ class TooLarge(Problem):
 
 
 class UnsupportedType(Problem):
-    """The content type is none of PNG, JPEG, WEBP, BMP, GIF, TIFF, a form of them, or a .npy array."""
+    """The content type is none of PNG, JPEG, WEBP, BMP, GIF, TIFF, a form of them, or a .npy array; or the body is encoded."""
 
     status, type, title = 415, "unsupported-type", "The content type is not supported"
 
@@ -101,7 +115,7 @@ class Unavailable(Problem):
 
 
 class DeadlinePassed(Problem):
-    """The request took longer than it may, in sending its body or in waiting."""
+    """The request waited in the server for longer than its deadline."""
 
     status, type, title = 504, "deadline-passed", "The deadline passed"
 

@@ -64,7 +64,7 @@ class HealthEndpoints:
     async def readyz(self) -> schemas.Readiness:
         """Readiness: the model is loaded and has passed its self-check, and the server is not shutting down."""
         if self._status.draining.on:
-            raise Unavailable("The server is shutting down.", {"retry-after": "1", "connection": "close"})
+            raise Unavailable("The server is shutting down.", {"retry-after": "1"})
         detector = self._inference.detector
         return schemas.Readiness(
             status="ready",

@@ -78,8 +78,7 @@ class ModelInfoEndpoints:
     async def decode(self, request: Request) -> Response:
         """The images that the decoder makes of points in the latent plane."""
         headers = dict(request.scope["headers"])
-        timeout_s = self._settings.body_timeout_s
-        body = await read_body(request.receive, headers, limit=_MAX_DECODE_BYTES, timeout_s=timeout_s)
+        body = await read_body(request.receive, headers, limit=_MAX_DECODE_BYTES)
         try:
             points = schemas.DecodeRequest.model_validate_json(body).embedding
         except ValidationError as error:

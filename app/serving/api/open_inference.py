@@ -21,7 +21,7 @@ from app.detection.detector import Detector
 from app.serving import schemas
 from app.serving.api import responses
 from app.serving.api.openapi import API_KEY, infer_problems, json_body
-from app.serving.api.predict import late, verdict_of
+from app.serving.api.predict import deadline_error, decide
 from app.serving.api.query import JSON, NPY, Options, check_rate
 from app.serving.api.responses import Entry
 from app.serving.engine.admission import Admission
@@ -82,7 +82,7 @@ class OpenInference:
     async def server_ready(self) -> schemas.InferReady:
         """Readiness: a model is in service, and the server is not shutting down."""
         if self._draining.on:
-            raise Unavailable("The server is shutting down.", {"retry-after": "1", "connection": "close"})
+            raise Unavailable("The server is shutting down.", {"retry-after": "1"})
         return schemas.InferReady(ready=self._inference.detector is not None)
 
     async def model_metadata(self, model: str) -> schemas.InferModel:
@@ -113,7 +113,7 @@ class OpenInference:
         """Read, check and score the request's images; `pinned`: only the version of `detector` may answer."""
         settings, loop = self._settings, asyncio.get_running_loop()
         headers = dict(request.scope["headers"])
-        body = await read_body(request.receive, headers, limit=settings.max_body_bytes, timeout_s=settings.body_timeout_s)
+        body = await read_body(request.receive, headers, limit=settings.max_body_bytes)
         inline = len(body) <= _INLINE_BYTES
         with self._admission:
             deadline = loop.time() + settings.deadline_ms / 1000
@@ -123,7 +123,7 @@ class OpenInference:
             try:
                 result = await self._score(pixels, outputs, deadline)
             except TimeoutError:
-                raise late(settings) from None
+                raise deadline_error(settings) from None
             if pinned and result.bundle is not detector.bundle:  # replaced while the request waited
                 raise NotFound(f"Version {detector.bundle.card.version} is no longer in service.")
             if inline:
@@ -143,7 +143,7 @@ class OpenInference:
     async def _score(self, pixels: NDArray[np.uint8], outputs: RequestedOutputs, deadline: float) -> InferenceResult:
         if len(pixels) > self._settings.max_batch_size:
             return await self._inference.infer_array(pixels, outputs)
-        return await self._inference.judge(Job(pixels, None, outputs), deadline=deadline)
+        return await self._inference.infer(Job(pixels, None, outputs), deadline=deadline)
 
     def _detector(self, model: str, version: str | None = None) -> Detector:
         """The detector in service. Raises NotFound if it is another model or version."""
@@ -238,7 +238,7 @@ def _response(infer_request: schemas.InferRequest, result: InferenceResult) -> R
     columns: dict[str, NDArray[Any]] = {
         "score": detections.scores,
         "p_value": detections.p_values,
-        "is_anomaly": detections.scores > verdict_of(result, Options(alpha=rate)).threshold,
+        "is_anomaly": detections.scores > decide(result, Options(alpha=rate)).threshold,
         "reconstruction_error": detections.reconstruction_errors,
         "embedding": detections.embeddings,
     }

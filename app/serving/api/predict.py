@@ -1,11 +1,10 @@
-"""The endpoints that judge uploads: a request in, an answer out. Each is an `EndpointSpec`; one way leads through all."""
+"""The endpoints /score, /embed and /reconstruct: an upload in, a response out. Each is an `EndpointSpec`."""
 
 import asyncio
 import math
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,32 +13,78 @@ from starlette.responses import Response
 
 from app.detection.bundle import Bundle
 from app.detection.conformal import CalibrationError, benjamini_hochberg
-from app.serving.api import responses as answers
-from app.serving.api.query import JSON, NPY, PNG, Options, choose, read_options
-from app.serving.api.responses import Entry
-from app.serving.api.uploads import Body, Upload, Uploads, refusal
+from app.serving.api import responses
+from app.serving.api.query import DEFAULTS, JSON, NPY, PNG, Options, choose, read_options
+from app.serving.api.responses import BytesResponse, Entry
+from app.serving.api.uploads import Body, Upload, Uploads, combine_problems
 from app.serving.engine.admission import Admission
 from app.serving.engine.inference import Inference, InferenceResult, Job, RequestedOutputs
 from app.serving.errors import DeadlinePassed, OutOfRange, TooLarge
 from app.serving.settings import Settings
 from app.serving.telemetry.metrics import Metrics
 
-_INLINE_IMAGES = 64  # answers for more images are built on a thread
+_INLINE_IMAGES = 64  # responses for more images are built on a thread
 
 
-@dataclass(frozen=True)
+class Decision(NamedTuple):
+    """The rule by which images are called anomalies: `score > threshold`."""
+
+    alpha: float
+    threshold: float
+    fdr: float | None = None
+
+
 class EndpointSpec:
-    """What an endpoint asks of the detector, and how it words the outcome."""
+    """What an endpoint needs from the detector, and how it renders the result. This is /score."""
 
-    wanted: RequestedOutputs
-    offers: tuple[str, ...]  # media types, the default first
-    entries: Callable[[Upload, InferenceResult, float], Iterable[Entry]]
-    head: Callable[[Bundle, "Decision"], Entry]
-    array: Callable[[InferenceResult], NDArray[Any] | None]
+    outputs = RequestedOutputs(verdicts=True)
+    offers: tuple[str, ...] = (JSON, NPY)  # media types, the default first
+
+    def head(self, bundle: Bundle, decision: Decision) -> Entry:
+        """The fields of the JSON response before `results`."""
+        head: Entry = {"model": responses.model_entry(bundle), "alpha": decision.alpha, "threshold": decision.threshold}
+        if decision.fdr is not None:
+            head["fdr"] = decision.fdr
+        return head
+
+    def entries(self, upload: Upload, result: InferenceResult, decision: Decision) -> Iterator[Entry]:
+        """The `results` of the JSON response."""
+        return responses.score_entries(upload.infos, result.detections, decision.threshold)
+
+    def array(self, result: InferenceResult) -> NDArray[np.float32] | None:
+        """The array of the .npy response."""
+        return result.detections.scores
+
+
+class _EmbedSpec(EndpointSpec):
+    outputs = RequestedOutputs()
+
+    def head(self, bundle: Bundle, decision: Decision) -> Entry:
+        return {"model": responses.model_entry(bundle)}
+
+    def entries(self, upload: Upload, result: InferenceResult, decision: Decision) -> Iterator[Entry]:
+        return responses.embed_entries(upload.infos, result.detections)
+
+    def array(self, result: InferenceResult) -> NDArray[np.float32] | None:
+        return result.detections.embeddings
+
+
+class _ReconstructSpec(_EmbedSpec):
+    outputs = RequestedOutputs(reconstructions=True, error_maps=True)
+    offers = (JSON, PNG, NPY)
+
+    def entries(self, upload: Upload, result: InferenceResult, decision: Decision) -> Iterator[Entry]:
+        return responses.reconstruct_entries(upload.infos, upload.images, result.detections)
+
+    def array(self, result: InferenceResult) -> NDArray[np.float32] | None:
+        return result.detections.reconstructions
+
+
+_SCORE, _EMBED, _RECONSTRUCT = EndpointSpec(), _EmbedSpec(), _ReconstructSpec()
 
 
 class Endpoints:
-    """The server's questions, bound to what answers them."""
+    """The three endpoints, with everything that they need."""
 
     def __init__(
         self, inference: Inference, uploads: Uploads, admission: Admission, metrics: Metrics, settings: Settings
@@ -47,101 +92,98 @@ class Endpoints:
         self._inference = inference
         self._uploads = uploads
         self._admission = admission
-        self._arrays = Admission(max_waiting=settings.max_arrays, deadline_s=math.inf)
+        self._array_admission = Admission(max_waiting=settings.max_arrays, deadline_s=math.inf)
         self._metrics = metrics
         self._settings = settings
 
     async def score(self, request: Request) -> Response:
-        """How odd is this image? Anomaly score, p-value and verdict, an entry an image."""
-        return await self._answer(request, _SCORE)
+        """Anomaly score, p-value and verdict of each image."""
+        return await self._respond(request, _SCORE)
 
     async def embed(self, request: Request) -> Response:
-        """Where does this image lie in the latent plane?"""
-        return await self._answer(request, _EMBED)
+        """The position of each image in the latent plane."""
+        return await self._respond(request, _EMBED)
 
     async def reconstruct(self, request: Request) -> Response:
-        """What does the network make of this image, and where do the two differ?"""
-        return await self._answer(request, _RECONSTRUCT)
+        """The network's reconstruction of each image, and a map of where the two differ."""
+        return await self._respond(request, _RECONSTRUCT)
 
-    async def _answer(self, request: Request, question: EndpointSpec) -> Response:
-        options = read_options(request.scope["query_string"])
-        headers = dict(request.scope["headers"])  # a third of what the framework's own look-ups cost
-        media = choose(headers.get(b"accept", b"").decode("latin-1"), question.offers)
+    async def _respond(self, request: Request, spec: EndpointSpec) -> Response:
+        query = request.scope["query_string"]
+        options = read_options(query) if query else DEFAULTS
+        headers = dict(request.scope["headers"])  # three times as fast as request.headers
+        accept = headers.get(b"accept", b"*/*")
+        media = spec.offers[0] if accept == b"*/*" else choose(accept.decode("latin-1"), spec.offers)
+        self._admission.check()  # before the body is read: a rejected body is only discarded
         body = await self._uploads.receive(request, headers)
         try:
-            with self._arrays if len(body.data) > self._settings.max_body_bytes else self._admission:
-                return await self._answer_body(request, question, media, body, options)
+            with self._array_admission if len(body.data) > self._settings.max_body_bytes else self._admission:
+                return await self._respond_to_body(request, spec, media, body, options)
         except TimeoutError:
-            raise late(self._settings) from None
+            raise deadline_error(self._settings) from None
 
-    async def _answer_body(
-        self, request: Request, question: EndpointSpec, media: str, body: Body, options: Options
+    async def _respond_to_body(
+        self, request: Request, spec: EndpointSpec, media: str, body: Body, options: Options
     ) -> Response:
-        clock = time.perf_counter  # uvloop's own clock stands still within a round
+        clock = time.perf_counter
         deadline = asyncio.get_running_loop().time() + self._settings.deadline_ms / 1000
-        began = clock()
+        started = clock()
         upload = await self._uploads.decode(body, options.preprocess, self._inference.detector.image_size)
-        self._check(upload, question, media)
+        self._check_upload(upload, spec, media)
         decoded = clock()
-        if upload.array is not None:
-            outcome = await self._inference.infer_array(upload.array, question.wanted)
+        if upload.is_array:
+            result = await self._inference.infer_array(upload.images, spec.outputs)
         else:
-            outcome = await self._inference.judge(Job(upload.images, upload.features, question.wanted), deadline=deadline)
-        judged = clock()
-        if len(upload.shown) <= _INLINE_IMAGES and not question.wanted.error_maps:
-            response = _word(request, question, media, upload, outcome, options)
+            result = await self._inference.infer(Job(upload.images, upload.features, spec.outputs), deadline=deadline)
+        inferred = clock()
+        if len(upload.infos) <= _INLINE_IMAGES and not spec.outputs.error_maps:
+            response = _render_response(request, spec, media, upload, result, options)
         else:
-            response = await asyncio.to_thread(_word, request, question, media, upload, outcome, options)
-        times = (decoded - began, max(judged - decoded - outcome.infer_s, 0.0), outcome.infer_s, clock() - judged)
-        self._metrics.record_stages(*times)
-        response.raw_headers.append((b"server-timing", answers.server_timing(*times)))
+            response = await asyncio.to_thread(_render_response, request, spec, media, upload, result, options)
+        decode_s, queue_s = decoded - started, max(inferred - decoded - result.infer_s, 0.0)
+        encode_s = clock() - inferred
+        self._metrics.record_stages(decode_s, queue_s, result.infer_s, encode_s)
+        response.raw_headers.append(responses.server_timing(decode_s, queue_s, result.infer_s, encode_s))
         return response
 
-    def _check(self, upload: Upload, question: EndpointSpec, media: str) -> None:
+    def _check_upload(self, upload: Upload, spec: EndpointSpec, media: str) -> None:
         if media != JSON and upload.failed:
-            raise refusal([problem for _, problem in upload.failed.values()])
-        pictures, rows = self._settings.max_pictures, self._settings.max_images
-        most = {JSON: pictures, PNG: min(pictures, rows)}.get(media, math.inf)
-        if question.wanted.error_maps and len(upload.shown) > most:
+            raise combine_problems([problem for _, problem in upload.failed.values()])
+        if not spec.outputs.error_maps or media == NPY:
+            return
+        most = self._settings.max_pictures if media == JSON else min(self._settings.max_pictures, self._settings.max_images)
+        if len(upload.infos) > most:
             raise TooLarge(f"At most {most:,} images are answered as {media}; ask with Accept: {NPY} or send fewer.")
 
 
-def late(settings: Settings) -> DeadlinePassed:
-    """What a question is told whose time was up."""
-    return DeadlinePassed(f"The question was not answered within {settings.deadline_ms:g} ms; the server is busy.")
+def deadline_error(settings: Settings) -> DeadlinePassed:
+    """The 504 for a request whose deadline passed."""
+    return DeadlinePassed(f"The request was not answered within {settings.deadline_ms:g} ms; the server is busy.")
 
 
-def _word(
-    request: Request, question: EndpointSpec, media: str, upload: Upload, outcome: InferenceResult, options: Options
+def _render_response(
+    request: Request, spec: EndpointSpec, media: str, upload: Upload, result: InferenceResult, options: Options
 ) -> Response:
-    """The outcome in the media type that was chosen."""
+    """The result in the media type that was negotiated."""
     if media == NPY:
-        array = question.array(outcome)
-        assert array is not None  # every endpoint asks for the arrays that it answers with
-        return Response(answers.npy(array), media_type=NPY)
+        array = spec.array(result)
+        assert array is not None  # every endpoint requests the array that it returns
+        return BytesResponse(responses.npy(array), NPY)
     if media == PNG:
-        return Response(answers.sheet(_seen(upload), outcome.detections), media_type=PNG)
-    verdict = verdict_of(outcome, options)
-    results = list(question.entries(upload, outcome, verdict.threshold))
+        return BytesResponse(responses.contact_sheet(upload.images, result.detections), PNG)
+    decision = decide(result, options)
+    results = list(spec.entries(upload, result, decision))
     for index, (name, problem) in sorted(upload.failed.items()):
         error = problem.body(request.scope["path"], request.scope["state"]["request_id"])
         results.insert(index, {"name": name, "error": error})
-    return Response(answers.json_bytes({**question.head(outcome.bundle, verdict), "results": results}), media_type=JSON)
+    return BytesResponse(responses.json_bytes({**spec.head(result.bundle, decision), "results": results}), JSON)
 
 
-class Decision(NamedTuple):
-    """What the images of one answer are judged by."""
-
-    alpha: float
-    threshold: float
-    fdr: float | None = None
-
-
-def verdict_of(outcome: InferenceResult, options: Options) -> Decision:
-    """By what alpha and threshold the images are judged. Raises OutOfRange where the calibration is too small for it."""
-    bundle = outcome.bundle
+def decide(result: InferenceResult, options: Options) -> Decision:
+    """The alpha and threshold that the options ask for. Raises OutOfRange if the calibration has too few images for alpha."""
+    bundle = result.bundle
     if options.fdr is not None:
-        return _discoveries(outcome, options.fdr)
+        return _decide_by_fdr(result, options.fdr)
     if options.alpha is None:
         return Decision(bundle.card.alpha, bundle.card.threshold)
     try:
@@ -150,49 +192,12 @@ def verdict_of(outcome: InferenceResult, options: Options) -> Decision:
         raise OutOfRange(str(error)) from None
 
 
-def _discoveries(outcome: InferenceResult, fdr: float) -> Decision:
-    """The alpha and the threshold that control the false discovery rate over this answer's images."""
-    detections, calibration = outcome.detections, outcome.bundle.calibration
+def _decide_by_fdr(result: InferenceResult, fdr: float) -> Decision:
+    """The alpha and threshold that control the false discovery rate over the images of this response."""
+    detections, calibration = result.detections, result.bundle.calibration
     alpha = benjamini_hochberg(detections.p_values, fdr)
     try:
         threshold = calibration.threshold(alpha)
-    except CalibrationError:  # no p-value is that small: nothing is called an anomaly
+    except CalibrationError:  # no p-value is that small: no image is called an anomaly
         threshold = float(max(detections.scores.max(), calibration.scores[-1]))
     return Decision(alpha, threshold, fdr)
-
-
-def _seen(upload: Upload) -> NDArray[np.uint8]:
-    """The network's input: uint8 [N, S, S]."""
-    return upload.images if upload.array is None else upload.array
-
-
-def _model_head(bundle: Bundle, verdict: Decision) -> Entry:
-    return {"model": answers.model_entry(bundle)}
-
-
-def _score_head(bundle: Bundle, verdict: Decision) -> Entry:
-    head: Entry = {"model": answers.model_entry(bundle), "alpha": verdict.alpha, "threshold": verdict.threshold}
-    return head if verdict.fdr is None else {**head, "fdr": verdict.fdr}
-
-
-_SCORE = EndpointSpec(
-    wanted=RequestedOutputs(verdicts=True),
-    offers=(JSON, NPY),
-    entries=lambda upload, outcome, threshold: answers.score_entries(upload.shown, outcome.detections, threshold),
-    head=_score_head,
-    array=lambda outcome: outcome.detections.scores,
-)
-_EMBED = EndpointSpec(
-    wanted=RequestedOutputs(),
-    offers=(JSON, NPY),
-    entries=lambda upload, outcome, _: answers.embed_entries(upload.shown, outcome.detections),
-    head=_model_head,
-    array=lambda outcome: outcome.detections.embeddings,
-)
-_RECONSTRUCT = EndpointSpec(
-    wanted=RequestedOutputs(reconstructions=True, error_maps=True),
-    offers=(JSON, PNG, NPY),
-    entries=lambda upload, outcome, _: answers.reconstruct_entries(upload.shown, _seen(upload), outcome.detections),
-    head=_model_head,
-    array=lambda outcome: outcome.detections.reconstructions,
-)

@@ -1,4 +1,4 @@
-"""Outcomes -> the bytes of answers: JSON, PNG or .npy. The fields are those of schemas.py, built by hand for speed."""
+"""Detections -> response bodies: JSON, PNG or .npy. The fields are those of schemas.py, built by hand for speed."""
 
 import base64
 import io
@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from pydantic_core import to_json
+from starlette.responses import Response
 
 from app.detection.bundle import Bundle
 from app.detection.detector import Detections
@@ -15,27 +16,47 @@ from app.detection.imaging.decode import encode_png
 
 Entry = dict[str, Any]
 
-_HEAT_FULL = 4.0  # an error map's pixel is fully bright at four times what is usual
-_ENLARGE = 4  # a picture's pixels for one of the image's
+_HEAT_FULL = 4.0  # a pixel of an error map is white at four times the usual residual
+_ENLARGE = 4  # scale factor
 _GAP = 8  # pixels between the images of a picture
 
 
 class ImageInfo(NamedTuple):
-    """What an answer says of one image besides the detection."""
+    """The fields of a response about one image besides its detection."""
 
     name: str
     preprocess: Sequence[str] = ()
     warnings: Sequence[str] = ()
 
 
+class BytesResponse(Response):
+    """A response with a complete body. Builds its headers in a third of the time that starlette's own class takes."""
+
+    def __init__(self, body: bytes, media_type: str) -> None:
+        self.status_code = 200
+        self.background = None
+        self.body = body
+        self.raw_headers = [
+            (b"content-type", media_type.encode("latin-1")),
+            (b"content-length", b"%d" % len(body)),
+        ]
+
+
+def server_timing(decode: float, queue: float, infer: float, encode: float) -> tuple[bytes, bytes]:
+    """The Server-Timing header for the seconds that a request spent in each stage."""
+    milliseconds = (decode * 1e3, queue * 1e3, infer * 1e3, encode * 1e3)
+    return b"server-timing", b"decode;dur=%.3f, queue;dur=%.3f, infer;dur=%.3f, encode;dur=%.3f" % milliseconds
+
+
 def model_entry(bundle: Bundle) -> Entry:
+    """The name and version of the model, as responses state it."""
     return {"name": bundle.card.name, "version": bundle.card.version}
 
 
-def score_entries(shown: Sequence[ImageInfo], detections: Detections, threshold: float) -> Iterator[Entry]:
+def score_entries(infos: Sequence[ImageInfo], detections: Detections, threshold: float) -> Iterator[Entry]:
     """The `results` of /score."""
     columns = zip(
-        shown,
+        infos,
         detections.scores.tolist(),
         detections.p_values.tolist(),
         detections.reconstruction_errors.tolist(),
@@ -53,20 +74,20 @@ def score_entries(shown: Sequence[ImageInfo], detections: Detections, threshold:
         }
 
 
-def embed_entries(shown: Sequence[ImageInfo], detections: Detections) -> Iterator[Entry]:
+def embed_entries(infos: Sequence[ImageInfo], detections: Detections) -> Iterator[Entry]:
     """The `results` of /embed."""
-    for (name, preprocess, warnings), embedding in zip(shown, detections.embeddings.tolist(), strict=True):
+    for (name, preprocess, warnings), embedding in zip(infos, detections.embeddings.tolist(), strict=True):
         yield {"name": name, "embedding": embedding, "preprocess": preprocess, "warnings": warnings}
 
 
-def reconstruct_entries(shown: Sequence[ImageInfo], images: NDArray[np.uint8], detections: Detections) -> Iterator[Entry]:
-    """The `results` of /reconstruct; `images` are what the network saw."""
-    for index, (name, preprocess, warnings) in enumerate(shown):
-        given, made, error_map = _triple(images, detections, index)
+def reconstruct_entries(infos: Sequence[ImageInfo], images: NDArray[np.uint8], detections: Detections) -> Iterator[Entry]:
+    """The `results` of /reconstruct; `images` are the network's input, uint8 [N, S, S]."""
+    for index, (name, preprocess, warnings) in enumerate(infos):
+        given, reconstruction, error_map = _triple(images, detections, index)
         yield {
             "name": name,
             "input": picture_text(given),
-            "reconstruction": picture_text(made),
+            "reconstruction": picture_text(reconstruction),
             "error_map": picture_text(error_map),
             "preprocess": preprocess,
             "warnings": warnings,
@@ -78,8 +99,8 @@ def picture_text(pixels: NDArray[np.uint8]) -> str:
     return base64.b64encode(encode_png(pixels)).decode()
 
 
-def sheet(images: NDArray[np.uint8], detections: Detections) -> bytes:
-    """One PNG with a row an image: input | reconstruction | error map, enlarged."""
+def contact_sheet(images: NDArray[np.uint8], detections: Detections) -> bytes:
+    """One PNG with a row for each of the uint8 images [N, S, S]: input | reconstruction | error map, enlarged."""
     side = images.shape[-1] * _ENLARGE
     rows, step = len(detections.scores), side + _GAP
     canvas = np.full((rows * step + _GAP, 3 * step + _GAP, 3), 255, np.uint8)
@@ -99,33 +120,25 @@ def npy(array: NDArray[Any]) -> bytes:
     return out.getvalue()
 
 
-def server_timing(decode: float, queue: float, infer: float, encode: float) -> bytes:
-    """The value of the Server-Timing header (W3C Server Timing) for the seconds spent in each stage."""
-    milliseconds = (decode * 1e3, queue * 1e3, infer * 1e3, encode * 1e3)
-    return b"decode;dur=%.3f, queue;dur=%.3f, infer;dur=%.3f, encode;dur=%.3f" % milliseconds
-
-
 def json_bytes(content: object) -> bytes:
-    """Plain content as JSON; NaN and infinities cannot occur and would become null."""
+    """JSON of plain Python values; NaN and infinities, which do not occur, would become null."""
     return to_json(content, inf_nan_mode="null")
 
 
-def _triple(images: NDArray[np.uint8], detections: Detections, index: int) -> tuple[NDArray[np.uint8], ...]:
-    assert detections.reconstructions is not None and detections.error_maps is not None
-    return (
-        images[index],
-        to_uint8(detections.reconstructions[index]),
-        heat(detections.error_maps[index]),
-    )
-
-
 def to_uint8(values: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """[0, 1] -> uint8 of the same shape."""
+    """Floats in [0, 1] -> uint8 of the same shape."""
     return np.rint(values * 255).astype(np.uint8)
 
 
+def _triple(images: NDArray[np.uint8], detections: Detections, index: int) -> tuple[NDArray[np.uint8], ...]:
+    """Input, reconstruction and error map of one image, each uint8 [S, S] or [S, S, 3]."""
+    assert detections.reconstructions is not None and detections.error_maps is not None
+    reconstruction = to_uint8(detections.reconstructions[index])
+    return images[index], reconstruction, heat(detections.error_maps[index])
+
+
 def heat(error_map: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """How odd each pixel is, 1 = usual -> black over red and yellow to white, uint8 [S, S, 3]."""
+    """Error map [S, S], 1 = a usual residual -> uint8 [S, S, 3]: black over red and yellow to white."""
     level = np.clip(error_map / _HEAT_FULL, 0, 1)[..., None] * 3
     pixels: NDArray[np.uint8] = np.rint(np.clip(level - np.arange(3), 0, 1) * 255).astype(np.uint8)
     return pixels

@@ -1,8 +1,7 @@
-"""A micro-batcher for asyncio: jobs in, results out, as few calls of `run` as possible. Knows no torch and no HTTP.
+"""A micro-batcher for asyncio: jobs in, results out, with as few calls of `run` as possible.
 
-There is no timer. The first job asks the event loop for a flush at the end of its current round; whatever has arrived by
-then goes together. Under load, batches grow by themselves, because jobs gather while one batch runs; an idle server
-answers at once.
+It has no timer. The first job schedules a flush at the end of the event loop's current iteration; all jobs that have arrived by
+then form a batch. Under load batches grow, because jobs arrive while a batch runs; an idle server answers at once.
 """
 
 import asyncio
@@ -22,12 +21,12 @@ class _Waiting(NamedTuple, Generic[Job, Result]):
 
 
 class Batcher(Generic[Job, Result]):
-    """Groups jobs that wait at the same time. All methods belong to one event loop."""
+    """Groups jobs that wait at the same time. Belongs to one event loop."""
 
     def __init__(
         self, run: Callable[[list[Job]], Sequence[Result]], size: Callable[[Job], int], *, max_batch_size: int
     ) -> None:
-        """`run` maps jobs to as many results, in order; `size` says how much of `max_batch_size` a job takes."""
+        """`run` maps jobs to their results, in order; `size` is the share of `max_batch_size` that a job takes."""
         self._run = run
         self._size = size
         self._max_batch_size = max_batch_size
@@ -37,14 +36,14 @@ class Batcher(Generic[Job, Result]):
 
     @property
     def depth(self) -> int:
-        """How much waits, in the unit of `size`."""
+        """The sum of the sizes of all waiting jobs."""
         return self._depth
 
     async def submit(self, job: Job, *, deadline: float = math.inf) -> Result:
-        """The job's result. Raises what `run` raised for the job's batch.
+        """The result of `job`. Also raises whatever `run` raised for its batch.
 
         Raises:
-            TimeoutError: the job's turn came only after `deadline`, a time of the event loop's clock.
+            TimeoutError: the job's batch would begin after `deadline`, a time of the event loop's clock.
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Result] = loop.create_future()
@@ -56,19 +55,19 @@ class Batcher(Generic[Job, Result]):
         return await future
 
     def _flush(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Run one batch; leave the rest to the next round, so that the loop serves its sockets in between."""
+        """Run one batch. The next one runs in the loop's next iteration, so that sockets are served in between."""
         batch = self._take(loop.time())
         if batch:
-            self._answer(batch)
+            self._run_batch(batch)
         if self._waiting:
             loop.call_soon(self._flush, loop)
         else:
             self._flushing = False
 
     def _take(self, now: float) -> list["_Waiting[Job, Result]"]:
-        """The longest waiting jobs that fit one batch, at least one; jobs that are too late or not wanted any more go."""
+        """Remove and return the oldest jobs that fit one batch, at least one; drop cancelled jobs and fail late ones."""
         batch: list[_Waiting[Job, Result]] = []
-        room = self._max_batch_size
+        remaining = self._max_batch_size
         while self._waiting:
             first = self._waiting[0]
             size = self._size(first.job)
@@ -76,19 +75,19 @@ class Batcher(Generic[Job, Result]):
                 pass
             elif now > first.deadline:
                 first.future.set_exception(TimeoutError())
-            elif size > room and batch:
+            elif size > remaining and batch:
                 break
             else:
-                room -= size
+                remaining -= size
                 batch.append(first)
             self._waiting.popleft()
             self._depth -= size
         return batch
 
-    def _answer(self, batch: list["_Waiting[Job, Result]"]) -> None:
+    def _run_batch(self, batch: list["_Waiting[Job, Result]"]) -> None:
         try:
             results = self._run([waiting.job for waiting in batch])
-        except Exception as error:  # whatever it is, it belongs to those who wait
+        except Exception as error:  # it belongs to the waiting callers
             for waiting in batch:
                 waiting.future.set_exception(error)
             return

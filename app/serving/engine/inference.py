@@ -1,7 +1,6 @@
-"""The detector at work for many requests at once: prepared images in, outcomes out. Knows no HTTP.
+"""The detector for many requests at once: jobs of prepared images in, detections out.
 
-Requests that wait together share a forward pass. Arrays go in chunks on a thread of their own, so that they never hold up
-the event loop.
+Jobs that wait at the same time share a forward pass in the event loop. Arrays are processed in chunks on a thread.
 """
 
 import asyncio
@@ -17,111 +16,121 @@ from app.detection.bundle import Bundle
 from app.detection.detector import Detections, Detector, stack_features
 from app.serving.engine.batcher import Batcher
 
-_CHUNK = 2048  # images: the largest whose activations stay in a core's cache without costing throughput
+_CHUNK_IMAGES = 2048  # more would leave the processor's cache, without more throughput
 
 
 class NotLoaded(RuntimeError):
-    """There is no detector in service yet."""
+    """No detector is in service yet."""
 
 
 class RequestedOutputs(NamedTuple):
-    """What an answer is for, and what it needs besides scores."""
+    """The outputs that a response needs besides scores and embeddings, and whether it reports verdicts."""
 
-    verdicts: bool = False  # it judges its images; only these are counted and watched, each image once
+    verdicts: bool = False  # only images with verdicts are counted in metrics and drift
     reconstructions: bool = False
     error_maps: bool = False
 
-    @property
-    def extras(self) -> dict[str, bool]:
-        """What the detector is asked for."""
-        return {name: value for name, value in self._asdict().items() if name != "verdicts"}
-
 
 class Job(NamedTuple):
-    """Images of one request, uint8 [n, S, S], what their preparation saw [n, K], and what the answer needs."""
+    """The images of one request."""
 
-    images: NDArray[np.uint8]
-    features: NDArray[np.float32] | None
-    wanted: RequestedOutputs
+    images: NDArray[np.uint8]  # [n, S, S]
+    features: NDArray[np.float32] | None  # upload features [n, K]; None where no image was prepared
+    outputs: RequestedOutputs
 
 
 class InferenceResult(NamedTuple):
-    """What the detector said, the bundle that said it, and how long its batch took."""
+    """Detections of one job, the bundle that made them, and the seconds that the forward pass took."""
 
     bundle: Bundle
     detections: Detections
     infer_s: float
 
 
-Watcher = Callable[[Bundle, int, Detections | None], None]  # told of every forward pass, its images, and those judged
+BatchObserver = Callable[[Bundle, int, Detections | None], None]  # bundle, number of images, detections with verdicts
 
 
 class Inference:
-    """Answers for the detector in service."""
+    """Runs jobs on the detector in service. Belongs to one event loop."""
 
-    def __init__(self, *, max_batch_size: int, watcher: Watcher = lambda bundle, images, judged: None) -> None:
+    def __init__(self, *, max_batch_size: int, observer: BatchObserver | None = None) -> None:
+        """`max_batch_size` in images; `observer` is called after every forward pass."""
         self._detector: Detector | None = None
-        self._watcher = watcher
+        self._observer = observer
         self._batcher: Batcher[Job, InferenceResult] = Batcher(
-            self._run, lambda job: len(job.images), max_batch_size=max_batch_size
+            self._run_batch, lambda job: len(job.images), max_batch_size=max_batch_size
         )
-        self._bulk = ThreadPoolExecutor(max_workers=1, thread_name_prefix="bulk")
+        self._array_pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="arrays")
 
     @property
     def detector(self) -> Detector:
-        """The detector in service. Raises NotLoaded while there is none."""
+        """The detector in service. Raises NotLoaded."""
         if self._detector is None:
             raise NotLoaded("The model is not loaded yet.")
         return self._detector
 
     @property
     def queued_images(self) -> int:
-        """Images that wait for a forward pass."""
+        """The number of images that wait for a forward pass."""
         return self._batcher.depth
 
     def set_model(self, detector: Detector) -> None:
-        """Answer with `detector` from the next batch on."""
+        """Use `detector` from the next batch on."""
         self._detector = detector
 
-    async def judge(self, job: Job, *, deadline: float) -> InferenceResult:
-        """The job's outcome, in one batch with whatever else waits. Raises TimeoutError after `deadline` (loop time)."""
+    async def infer(self, job: Job, *, deadline: float) -> InferenceResult:
+        """The result of `job`, in a batch with other waiting jobs. Raises TimeoutError after `deadline` (loop time)."""
         return await self._batcher.submit(job, deadline=deadline)
 
-    async def infer_array(self, pixels: NDArray[np.uint8], wanted: RequestedOutputs) -> InferenceResult:
-        """The outcome for uint8 [N, S, S], off the event loop."""
+    async def infer_array(self, images: NDArray[np.uint8], outputs: RequestedOutputs) -> InferenceResult:
+        """The result for uint8 images [N, S, S], computed on a thread."""
         loop = asyncio.get_running_loop()
-        outcome = await loop.run_in_executor(self._bulk, _run_array, self.detector, pixels, wanted)
-        self._watcher(outcome.bundle, len(pixels), outcome.detections if wanted.verdicts else None)
-        return outcome
+        result = await loop.run_in_executor(self._array_pool, _run_array, self.detector, images, outputs)
+        if self._observer is not None:
+            self._observer(result.bundle, len(images), result.detections if outputs.verdicts else None)
+        return result
 
     def close(self) -> None:
-        self._bulk.shutdown(wait=False, cancel_futures=True)
+        self._array_pool.shutdown(wait=False, cancel_futures=True)
 
-    def _run(self, jobs: list[Job]) -> list[InferenceResult]:
+    def _run_batch(self, jobs: list[Job]) -> list[InferenceResult]:
         detector = self.detector  # read once: a batch never mixes versions
-        began = time.perf_counter()
-        images = jobs[0].images if len(jobs) == 1 else np.concatenate([job.images for job in jobs])
-        wanted = RequestedOutputs(*(any(needs) for needs in zip(*(job.wanted for job in jobs), strict=True)))
-        detections = detector.detect(images, _joined_features(jobs), **wanted.extras)
-        took = time.perf_counter() - began
-        if len(jobs) == 1:
-            parts = [detections]
-        else:
-            stops = np.cumsum([len(job.images) for job in jobs]).tolist()
-            parts = [detections.part(stop - len(job.images), stop) for job, stop in zip(jobs, stops, strict=True)]
-        self._watcher(detector.bundle, len(images), _judged(jobs, detections, parts))
-        return [InferenceResult(detector.bundle, part, took) for part in parts]
+        started = time.perf_counter()
+        single = len(jobs) == 1
+        images = jobs[0].images if single else np.concatenate([job.images for job in jobs])
+        detections = detector.detect(
+            images,
+            _join_features(jobs),
+            reconstructions=any(job.outputs.reconstructions for job in jobs),
+            error_maps=any(job.outputs.error_maps for job in jobs),
+        )
+        seconds = time.perf_counter() - started
+        parts = [detections] if single else _split(detections, jobs)
+        if self._observer is not None:
+            self._observer(detector.bundle, len(images), _with_verdicts(jobs, detections, parts))
+        return [InferenceResult(detector.bundle, part, seconds) for part in parts]
 
 
-def _judged(jobs: list[Job], whole: Detections, parts: list[Detections]) -> Detections | None:
-    """What of a batch is verdicts."""
-    judged = [part for job, part in zip(jobs, parts, strict=True) if job.wanted.verdicts]
-    if len(judged) == len(parts):
-        return whole
-    return Detections.join(judged) if judged else None
+def _split(detections: Detections, jobs: list[Job]) -> list[Detections]:
+    """The detections of each job, of a batch that holds the jobs in order."""
+    parts, start = [], 0
+    for job in jobs:
+        stop = start + len(job.images)
+        parts.append(detections.part(start, stop))
+        start = stop
+    return parts
 
 
-def _joined_features(jobs: list[Job]) -> NDArray[np.float32] | None:
+def _with_verdicts(jobs: list[Job], batch: Detections, parts: list[Detections]) -> Detections | None:
+    """Detections of the jobs that asked for verdicts, None without any."""
+    scored = [part for job, part in zip(jobs, parts, strict=True) if job.outputs.verdicts]
+    if len(scored) == len(parts):
+        return batch
+    return Detections.join(scored) if scored else None
+
+
+def _join_features(jobs: list[Job]) -> NDArray[np.float32] | None:
+    """The features [N, K] of all jobs: rows of NaN for images that were not prepared, None where no image was."""
     if len(jobs) == 1:
         return jobs[0].features
     if all(job.features is None for job in jobs):
@@ -130,7 +139,14 @@ def _joined_features(jobs: list[Job]) -> NDArray[np.float32] | None:
     return stack_features([row for part in rows for row in part])
 
 
-def _run_array(detector: Detector, pixels: NDArray[np.uint8], wanted: RequestedOutputs) -> InferenceResult:
-    began = time.perf_counter()
-    chunks = [detector.detect(pixels[start : start + _CHUNK], None, **wanted.extras) for start in range(0, len(pixels), _CHUNK)]
-    return InferenceResult(detector.bundle, Detections.join(chunks), time.perf_counter() - began)
+def _run_array(detector: Detector, images: NDArray[np.uint8], outputs: RequestedOutputs) -> InferenceResult:
+    started = time.perf_counter()
+    chunks = [
+        detector.detect(
+            images[start : start + _CHUNK_IMAGES],
+            reconstructions=outputs.reconstructions,
+            error_maps=outputs.error_maps,
+        )
+        for start in range(0, len(images), _CHUNK_IMAGES)
+    ]
+    return InferenceResult(detector.bundle, Detections.join(chunks), time.perf_counter() - started)

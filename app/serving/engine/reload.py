@@ -1,7 +1,7 @@
-"""Reloading: watches the store for versions and puts the best one in service. Bad versions are refused, once, and told of.
+"""Reloading: watches the store and puts the best version in service. A bad version is refused and logged once.
 
-A version is loaded, verified, self-checked and warmed beside the one in service, on a thread; the swap is one assignment
-between two batches. The highest good version serves, unless one is pinned: removing the highest rolls back.
+A version is loaded, verified, self-checked and warmed up on a thread while the current one serves; the swap is one assignment
+between two batches. The highest good version serves, unless one is pinned; removing the highest version rolls back.
 """
 
 import asyncio
@@ -20,12 +20,12 @@ logger = logging.getLogger(__name__)
 
 POLL_S = 0.5
 
-Fingerprint = tuple[int, int]  # size and time of a version's files; one that is mended gets another chance
+Fingerprint = tuple[int, int]  # size and modification time of a version's files; a repaired version is tried again
 
 
 @dataclass
 class Versions:
-    """The versions of one detector in a store, and which of them may serve."""
+    """The versions of one detector in a store, and which of them were refused."""
 
     root: Path
     name: str
@@ -35,7 +35,7 @@ class Versions:
     _seen: dict[int, Fingerprint] = field(default_factory=dict)
 
     def best(self, serving: int | None = None) -> Detector | None:
-        """The highest good version, loaded; None where that is `serving` already.
+        """The highest good version, loaded, or None if it is already `serving`.
 
         Raises:
             StoreError: no version can serve.
@@ -61,9 +61,9 @@ class Versions:
             return None
         try:
             detector = self.load(folder)
-        except Exception as error:  # a version may be wrong in ways that nobody foresaw; those that serve must not suffer
+        except Exception as error:  # no defect of a version may stop the server
             known = isinstance(error, StoreError | SelfCheckError)
-            reason = str(error) if known else f"{folder} cannot be put to work: {error!r}"
+            reason = str(error) if known else f"{folder} cannot be loaded: {error!r}"
             self.refused[version], self._seen[version] = reason, fingerprint
             logger.error("version %s/%d is refused: %s", self.name, version, reason)
             return None
@@ -75,8 +75,10 @@ class Versions:
             del self.refused[version]
 
 
-async def watch(versions: Versions, inference: Inference, metrics: Metrics, set_model: Callable[[Detector], None]) -> None:
-    """Put each better version in service as it appears; runs until cancelled."""
+async def watch_store(
+    versions: Versions, inference: Inference, metrics: Metrics, set_model: Callable[[Detector], None]
+) -> None:
+    """Put each better version in service when it appears. Runs until it is cancelled."""
     while True:
         await asyncio.sleep(POLL_S)
         before = dict(versions.refused)
@@ -97,6 +99,6 @@ async def watch(versions: Versions, inference: Inference, metrics: Metrics, set_
 
 
 def _fingerprint(folder: Path) -> Fingerprint:
-    """Of all files of a version, so that a mended one is noticed whichever file it was."""
+    """The total size and the newest modification time of all files of a version."""
     files = [path.stat() for path in sorted(folder.rglob("*")) if path.is_file()] if folder.is_dir() else []
     return sum(file.st_size for file in files), max((file.st_mtime_ns for file in files), default=0)

@@ -1,4 +1,4 @@
-"""API keys: which clients may ask. Keys come as `name:key` lines; only their digests are kept, and none is ever logged."""
+"""API keys: which clients may send requests. Keys come as `name:key` entries; only digests are kept, and no key is logged."""
 
 import hashlib
 import hmac
@@ -14,21 +14,21 @@ class KeysError(ValueError):
 
 
 class ApiKeyAuth:
-    """Knows who holds which key. Without keys, everyone is let in."""
+    """Maps API keys to their names. Without keys, authentication is disabled."""
 
     def __init__(self, keys: dict[str, str]) -> None:
         """`keys`: name -> key."""
         self._digests = [(name, _digest(key)) for name, key in keys.items()]
 
     @property
-    def open(self) -> bool:
-        """Whether no key is asked for."""
+    def disabled(self) -> bool:
+        """Whether there are no keys, so that every request is allowed."""
         return not self._digests
 
-    def name_of(self, headers: Iterable[tuple[bytes, bytes]]) -> str | None:
-        """The name of the key in X-API-Key or `Authorization: Bearer`; None where there is none or a wrong one.
+    def authenticate(self, headers: Iterable[tuple[bytes, bytes]]) -> str | None:
+        """The name of the key in X-API-Key or `Authorization: Bearer`, or None if the key is missing or wrong.
 
-        Every key is compared, each in constant time, so that the time of an answer tells nothing.
+        Compares every key, each in constant time, so that the duration reveals nothing about the keys.
         """
         sent = _digest(_key(headers))
         found = None
@@ -62,12 +62,12 @@ def read_keys(text: str | None, file: Path | None) -> dict[str, str]:
             raise KeysError(f"Two API keys have the name {name!r}; give each a name of its own.")
         keys[name] = key
     if file is not None and not keys:
-        raise KeysError(f"The file of API keys {file} holds none; every client would be let in.")
+        raise KeysError(f"The file of API keys {file} contains no key; every client would be allowed.")
     return keys
 
 
 def _reason(error: OSError | UnicodeDecodeError) -> str:
-    return error.strerror or "" if isinstance(error, OSError) else "it is no text"
+    return error.strerror or "" if isinstance(error, OSError) else "it is not text"
 
 
 def _key(headers: Iterable[tuple[bytes, bytes]]) -> str:

@@ -1,266 +1,221 @@
-"""The outermost layer of the server, plain ASGI: every request passes here, every answer leaves here.
+"""The ASGI middleware around FastAPI: request id, API key, limits of the body, errors, metrics and access log.
 
-Gives each request an id, checks its key, turns every error into a problem body, counts, logs a line, and leads the questions
-that are asked most straight to their endpoints, past the framework's routing, which costs more than the model.
+It holds the one short cut past the framework: `fast_endpoints` are called here, without FastAPI's middleware and routing.
 """
 
-import asyncio
-import logging
 import random
 import re
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 
-from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.serving.api.query import JSON
-from app.serving.api.responses import json_bytes
-from app.serving.engine.admission import Admission, Overloaded
-from app.serving.engine.inference import NotLoaded
-from app.serving.errors import BY_STATUS, MEDIA_TYPE, InternalError, Problem, Unauthorized, Unavailable
+from app.serving.errors import BadRequest, Unauthorized, UnsupportedType
+from app.serving.http.access_log import AccessLog
 from app.serving.http.auth import ApiKeyAuth
-from app.serving.http.exchange import EXCHANGE
-from app.serving.http.limits import NO_ROOM, Answer, Header
+from app.serving.http.body import MAX_DISCARDED_BODY_BYTES, ByteBudget, LimitedReceive
+from app.serving.http.problem_responses import ProblemResponses
 from app.serving.http.shutdown import Draining
 from app.serving.telemetry.metrics import Metrics
 
-logger = logging.getLogger(__name__)
-access = logging.getLogger("oddigit.access")
-
+Header = tuple[bytes, bytes]
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 PROBES = ("/livez", "/readyz", "/v2/health/live", "/v2/health/ready")
-OPEN = frozenset(
-    {"/", "/page.css", "/page.js", "/docs", "/docs.css", "/docs.js", *PROBES}
-)  # asked for without a key, and while draining
-_PROBLEMS = "/problems/"  # as open: a refusal's `type` leads there
+PAGES = ("/", "/page.css", "/page.js", "/docs", "/docs.css", "/docs.js")
+PUBLIC_PATHS = frozenset({*PAGES, *PROBES})  # need no API key
+_PUBLIC_PREFIX = "/problems/"  # the `type` of every problem leads there
 
-_CARRIED = "oddigit_error"
-_SANE_ID = re.compile(rb"[A-Za-z0-9._:-]{1,64}")
+_VALID_ID = re.compile(rb"[A-Za-z0-9._:-]{1,64}")
 _NO_SNIFFING = (b"x-content-type-options", b"nosniff")
-_LINGER_BYTES, _LINGER_S = 16 * 2**20, 2.0
+_CLOSE = (b"connection", b"close")
+_CLIENT_CLOSED_REQUEST = 499  # nginx's status for a client that left before its response
 
 
-class Front:
-    """ASGI middleware around the framework's application."""
+@dataclass(frozen=True)
+class RequestLimits:
+    """Limits of every request body; the endpoints in `fast_endpoints` have size limits of their own."""
+
+    budget: ByteBudget
+    max_body_bytes: int
+    body_timeout_s: float
+
+
+class RequestMiddleware:
+    """The application that the server runs: FastAPI's, in a layer that every request passes."""
 
     def __init__(
         self,
         app: ASGIApp,
-        straight: Mapping[str, Endpoint],
-        guard: ApiKeyAuth,
-        admission: Admission,
+        *,
+        fast_endpoints: Mapping[str, Endpoint],
+        auth: ApiKeyAuth,
+        limits: RequestLimits,
         metrics: Metrics,
+        problem_responses: ProblemResponses,
         draining: Draining,
+        access_log: AccessLog | None,
+        root_path: str = "",
     ) -> None:
-        """`straight` maps paths to the POST endpoints that bypass `app`; `admission` is theirs."""
-        self._app = app
-        self._straight = straight
-        self._guard = guard
-        self._admission = admission
+        """`fast_endpoints`: POST endpoints by path, which are called without `app`. Through `app`, the same endpoints answer
+        FAST_GAIN fewer requests a second of one small PNG from 32 connections."""
+        self.app = app
+        self._fast_endpoints = fast_endpoints
+        self._auth = auth
+        self._limits = limits
         self._metrics = metrics
+        self._problem_responses = problem_responses
         self._draining = draining
+        self._access_log = access_log
+        self._root_path = root_path
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            await self._app(scope, receive, send)
+            await self.app(scope, receive, send)
             return
-        visit = Visit(scope, receive, send)
         route = scope["path"]
+        if self._root_path or scope.get("root_path"):
+            scope, route = without_root_path(scope, self._root_path)
+        endpoint = self._fast_endpoints.get(route) if scope["method"] == "POST" else None
+        limits = self._limits
+        limit = None if endpoint else limits.max_body_bytes
+        body = LimitedReceive(receive, limits.budget, limit=limit, timeout_s=limits.body_timeout_s)
+        context = RequestContext(scope, body, send, closing=self._draining.on)
         try:
-            if route not in OPEN and not route.startswith(_PROBLEMS):
-                self._let_in(visit, scope)
-            endpoint = self._straight.get(route) if scope["method"] == "POST" else None
-            if endpoint is None:
-                if scope["method"] == "HEAD":  # answered as GET; the server leaves the body out
-                    scope = {**scope, "method": "GET"}
-                await self._app(scope, visit.receive, visit.send)
-                if error := scope["state"].pop(_CARRIED, None):
-                    raise error
-                route = getattr(scope.get("route"), "path", "other")  # a template: clients must not invent time series
+            context.check_head()
+            if not self._auth.disabled and route not in PUBLIC_PATHS and not route.startswith(_PUBLIC_PREFIX):
+                context.key_name = self._authenticate(scope)
+            if endpoint is not None:
+                await context.respond(await endpoint(Request(scope, body)))
             else:
-                await visit.answer(await endpoint(Request(scope, visit.receive)))
+                route = await self._call_app(context)
         except ClientDisconnect:
-            visit.status = 499  # nobody is left to answer; nginx's number for it
+            context.status = _CLIENT_CLOSED_REQUEST
         except Exception as error:
-            route = route if route in self._straight else getattr(scope.get("route"), "path", "other")
-            self._metrics.record_rejection(await visit.fail(error))
+            if context.complete:  # FastAPI raises an error again after it has answered it
+                pass
+            elif context.status:
+                raise  # the response has begun; the server closes the connection
+            else:
+                await context.respond(self._problem_responses(scope, error))
         finally:
-            took = time.perf_counter() - visit.started
-            self._metrics.record_request(route, visit.status, took)
-            log(scope, visit.status, took, visit.client)
+            body.release()
+            seconds = time.perf_counter() - context.started
+            self._metrics.record_request(route, context.status, seconds)
+            if self._access_log is not None:
+                context.log(self._access_log, seconds)
 
-    def turn_away(self, scope: Scope) -> Answer | None:
-        """Once there is room for no further question: the answer to one, by its head alone; None for other requests.
+    async def _call_app(self, context: "RequestContext") -> str:
+        """Let FastAPI answer; returns the template of the path that it found. HEAD is answered as GET, without the body."""
+        scope = context.scope
+        if scope["method"] == "HEAD":
+            scope = {**scope, "method": "GET"}
+        await self.app(scope, context.receive, context.send)
+        return _route_template(scope)
 
-        Refused on its usual way a question costs several times as much: at four times the capacity, a sixth of it.
-        """
-        if scope["method"] != "POST" or scope["path"] not in self._straight:
-            return None
-        client = None if self._guard.open else self._guard.name_of(scope["headers"])
-        if self._draining.on or not (self._guard.open or client):
-            return None
-        began = time.perf_counter()
-        scope["state"]["request_id"] = identity = request_id(scope)
-        problem = problem_for(self._admission.refusal())
-        headers, body = problem_answer(problem, scope)
-        self._metrics.record_rejection(problem.type)
-        self._metrics.record_request(scope["path"], problem.status, time.perf_counter() - began)
-        log(scope, problem.status, time.perf_counter() - began, client)
-        return problem.status, marked(headers, identity), body
-
-    def _let_in(self, visit: "Visit", scope: Scope) -> None:
-        """Refuse clients without a key, and everything once the server is on its way out."""
-        if self._draining.on:
-            raise Unavailable("The server is shutting down.", {"retry-after": "1", "connection": "close"})
-        if not self._guard.open:
-            visit.client = self._guard.name_of(scope["headers"])
-            if visit.client is None:
-                raise Unauthorized("Send a key as X-API-Key or as Authorization: Bearer.", {"www-authenticate": "Bearer"})
+    def _authenticate(self, scope: Scope) -> str:
+        """The name of the request's API key. Raises Unauthorized."""
+        name = self._auth.authenticate(scope["headers"])
+        if name is None:
+            raise Unauthorized("Send a key as X-API-Key or as Authorization: Bearer.", {"www-authenticate": "Bearer"})
+        return name
 
 
-class CarryErrors:
-    """ASGI middleware inside the framework's: hands every error to the front, or the framework would answer it by itself."""
+class RequestContext:
+    """One request: its id and key, the status of its response, and the ASGI callables for its endpoint."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
+    __slots__ = ("_closing", "_send", "complete", "headers", "id", "key_name", "receive", "scope", "started", "status")
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await self._app(scope, receive, send)
-        except Exception as error:
-            if scope["type"] != "http":
-                raise
-            scope["state"][_CARRIED] = error
-
-
-class Visit:
-    """One request on its way through: its id, its status, and whether its body was read to the end."""
-
-    __slots__ = ("_receive", "_send", "client", "id", "scope", "started", "status", "unread")
-
-    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self.scope = scope
-        self._receive = receive
-        self._send = send
+    def __init__(self, scope: Scope, receive: LimitedReceive, send: Send, *, closing: bool) -> None:
+        """`closing`: tell the client to close the connection after the response."""
         self.started = time.perf_counter()
-        self.id = request_id(scope)
-        self.client: str | None = None
+        self.scope = scope
+        self.receive = receive
+        self._send = send
+        self._closing = closing
+        self.headers: dict[bytes, bytes] = dict(scope["headers"])
+        self.id = request_id(self.headers.get(b"x-request-id", b""))
+        self.key_name: str | None = None
         self.status = 0
-        self.unread = True
+        self.complete = False  # the whole response has been sent
         scope.setdefault("state", {})["request_id"] = self.id
 
-    async def receive(self) -> Message:
-        message = await self._receive()
-        self.unread = message.get("more_body", False)
-        if self.scope["state"].pop(NO_ROOM, False) and not self.status:  # a body that is read to be dropped needs none
-            raise Overloaded(1)
-        return message
+    def check_head(self) -> None:
+        """Check what HTTP requires of every request.
+
+        Raises:
+            BadRequest: the Host header is missing or occurs twice.
+            UnsupportedType: the body has a content encoding.
+        """
+        headers, sent = self.headers, self.scope["headers"]
+        if b"host" not in headers and self.scope["http_version"] != "1.0":
+            raise BadRequest("The Host header is missing.")
+        if len(headers) != len(sent) and sum(name == b"host" for name, _ in sent) > 1:
+            raise BadRequest("There is more than one Host header.")
+        if headers.get(b"content-encoding", b"identity").strip().lower() not in (b"identity", b""):
+            raise UnsupportedType("Content-Encoding is not supported; send the body as it is.")
 
     async def send(self, message: Message) -> None:
+        """The ASGI `send` for the framework: adds the headers that every response has."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            message["headers"] = marked(message.get("headers", ()), self.id)
+            message["headers"] = self._with_default_headers(list(message.get("headers", ())))
+        else:
+            self.complete = not message.get("more_body", False)
         await self._send(message)
 
-    async def answer(self, response: Response) -> None:
-        """Answer with a response that is there as a whole, past ASGI's messages where the server knows how to."""
-        exchange = self.scope.get("extensions", {}).get(EXCHANGE)
-        headers = marked(response.raw_headers, self.id)
-        if exchange is not None and exchange.answer(response.status_code, headers, response.body):
-            self.status = response.status_code
-        else:
-            await response(self.scope, self.receive, self.send)
+    async def respond(self, response: Response) -> None:
+        """Send a response whose body is complete."""
+        self.status = response.status_code
+        headers = self._with_default_headers(response.raw_headers)
+        await self._send({"type": "http.response.start", "status": response.status_code, "headers": headers})
+        await self._send({"type": "http.response.body", "body": response.body})
 
-    async def fail(self, error: Exception) -> str:
-        """Answer with the error's problem -> its type; one that nobody foresaw is logged whole."""
-        problem = problem_for(error)
-        if isinstance(problem, InternalError):
-            logger.error("request %s failed", self.id, exc_info=error)
-        if self.status:  # the answer has begun; closing the connection is all that is left to say
-            raise error
-        headers, body = problem_answer(problem, self.scope)
-        lingering = self.unread and self.scope["method"] in ("POST", "PUT", "PATCH")
-        if lingering and "connection" not in problem.headers:
-            headers.append((b"connection", b"close"))
-        await self.send({"type": "http.response.start", "status": problem.status, "headers": headers})
-        await self.send({"type": "http.response.body", "body": body, "more_body": lingering})
-        if lingering:
-            await self._linger()
-        return problem.type
+    def log(self, access_log: AccessLog, seconds: float) -> None:
+        """Write the access log's line."""
+        scope = self.scope
+        client = scope.get("client")
+        path = scope["raw_path"].decode("latin-1") if "raw_path" in scope else scope["path"]
+        address = client[0] if client else "-"
+        access_log.write(address, scope["method"], path, self.status, seconds, self.id, self.key_name)
 
-    async def _linger(self) -> None:
-        """Read on for a while before the connection closes, or a client that still sends would lose the answer to a reset."""
-        received, until = 0, time.perf_counter() + _LINGER_S
-        while self.unread and received < _LINGER_BYTES:
-            left = until - time.perf_counter()
-            message = await _within(left, self.receive)
-            if message is None or message["type"] == "http.disconnect":
-                break
-            received += len(message.get("body", b""))
-        await self._send({"type": "http.response.body", "body": b""})
+    def _can_discard_body(self) -> bool:
+        """Whether what has not been received of the body can be dropped while the connection stays open.
+
+        A proxy that is still sending would turn a closed connection into a 502.
+        """
+        declared = self.headers.get(b"content-length", b"0")
+        return b"expect" not in self.headers and declared.isdigit() and int(declared) <= MAX_DISCARDED_BODY_BYTES
+
+    def _with_default_headers(self, headers: list[Header]) -> list[Header]:
+        headers += ((b"x-request-id", self.id.encode()), _NO_SNIFFING)
+        if self._closing or not (self.receive.complete or self._can_discard_body()):
+            headers.append(_CLOSE)
+        return headers
 
 
-def marked(headers: Iterable[Header], identity: str) -> list[Header]:
-    """An answer's headers with those that every answer has."""
-    return [*headers, (b"x-request-id", identity.encode()), _NO_SNIFFING]
-
-
-def log(scope: Scope, status: int, took: float, client: str | None) -> None:
-    """The access log's line for an answer, where there is an access log."""
-    if not access.isEnabledFor(logging.INFO):
-        return
-    by = f" by {client}" if client else ""
-    path = scope["raw_path"].decode("latin-1")  # as it was sent: no line end in it, so no line of the client's own
-    access.info(
-        '"%s %s" %d %.1f ms%s', scope["method"], path, status, took * 1000, by,
-        extra={"request_id": scope["state"]["request_id"]},
-    )  # fmt: skip
-
-
-def request_id(scope: Scope) -> str:
-    """The client's X-Request-ID where it is sane, else one of our own."""
-    for name, value in scope["headers"]:
-        if name == b"x-request-id" and _SANE_ID.fullmatch(value):
-            return str(value, "ascii")
+def request_id(sent: bytes) -> str:
+    """The client's X-Request-ID where it is short and plain, else a new random one."""
+    if sent and _VALID_ID.fullmatch(sent):
+        return sent.decode("ascii")
     return f"{random.getrandbits(64):016x}"
 
 
-def problem_for(error: Exception) -> Problem:
-    """The problem that a client is told of for an error raised inside."""
-    if isinstance(error, Problem):
-        return error
-    if isinstance(error, Overloaded):
-        again = str(error.retry_after)
-        return Unavailable(f"Too much is waiting already; try again in {again} s.", {"retry-after": again})
-    if isinstance(error, NotLoaded):
-        return Unavailable(str(error), {"retry-after": "1"})
-    if isinstance(error, HTTPException) and error.status_code in BY_STATUS:
-        return BY_STATUS[error.status_code](error.detail, dict(error.headers or {}))
-    return InternalError("Something unexpected happened; the server's log has the details under this request id.")
+def without_root_path(scope: Scope, configured: str = "") -> tuple[Scope, str]:
+    """The scope with its root path exactly once in front of `path`, and the path below it.
+
+    A proxy may strip the prefix or keep it, and uvicorn's --root-path puts it in front of whatever was sent.
+    """
+    root, route = configured or scope["root_path"].rstrip("/"), scope["path"]
+    while route == root or route.startswith(root + "/"):
+        route = route[len(root) :] or "/"
+    return {**scope, "root_path": root, "path": root + route}, route
 
 
-def problem_answer(problem: Problem, scope: Scope) -> tuple[list[Header], bytes]:
-    """Headers and body of a problem, for the request of `scope`."""
-    if scope["path"].startswith("/v2"):
-        media, content = JSON, {"error": problem.detail}  # as the Open Inference Protocol has it
-    else:
-        media, content = MEDIA_TYPE, problem.body(scope["path"], scope["state"]["request_id"])
-    body = json_bytes(content)
-    headers = [
-        (b"content-type", media.encode()),
-        (b"content-length", str(len(body)).encode()),
-        *((name.encode(), value.encode()) for name, value in problem.headers.items()),
-    ]
-    return headers, body
-
-
-async def _within(seconds: float, receive: Receive) -> Message | None:
-    try:
-        async with asyncio.timeout(max(seconds, 0)):
-            return await receive()
-    except TimeoutError:
-        return None
+def _route_template(scope: Scope) -> str:
+    """The template of the route that the framework found, so that clients cannot create time series at will."""
+    template: str = getattr(scope.get("route"), "path", "other")
+    return template

@@ -1,268 +1,243 @@
-"""Connections under limits: uvicorn's HTTP protocol with caps on their number, on a request's head, and on its time.
+"""uvicorn's HTTP/1.1 protocol with the limits that uvicorn does not have.
 
-Without them a client that sends a byte a second holds a connection for as long as it likes, one that sends headers without
-end fills the memory, and one that never reads its answer keeps that and the connection. The time and the size of bodies are
-the application's to limit. What is refused here is refused before there is a request, so its problem body names neither path
-nor id.
+Added here: a maximum number of connections (503), a maximum size (413) and duration (408) of a request's head, a write timeout
+for clients that do not read, limits on a body that is received after its request was answered, problem bodies for malformed
+requests, and the body behind an Upgrade header, which uvicorn loses (https://github.com/Kludex/uvicorn/discussions/2722).
+
+Names of uvicorn that its documentation does not promise, all used in this file alone: `HttpToolsProtocol`; its attributes
+`connections`, `transport`, `parser`, `headers`, `cycle`, `pipeline` and methods `on_response_complete`,
+`_unset_keepalive_if_required`; and of a cycle (a request with its response) `response_started`, `response_complete`,
+`disconnected`. The other methods are callbacks of asyncio and httptools.
 """
 
-import fcntl
+import enum
+import logging
+import resource
+import socket
 import sys
-import termios
-from asyncio import TimerHandle, Transport
-from typing import TYPE_CHECKING, Any
+from asyncio import TimerHandle, Transport, get_running_loop
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from pydantic_core import to_json
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from app.serving.api.responses import json_bytes
-from app.serving.errors import MEDIA_TYPE, InvalidBody, Problem, TooLarge, Unavailable
-from app.serving.http.exchange import EXCHANGE, Exchange, write
-from app.serving.http.limits import NO_ROOM, STATE_KEY, Answer, Header, Limits
+from app.serving.errors import MEDIA_TYPE, BadRequest, Problem, RequestTimeout, TooLarge, Unavailable
+from app.serving.http.body import MAX_DISCARDED_BODY_BYTES
 
 if TYPE_CHECKING:
-    from uvicorn._types import ASGI3Application
+    from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+
+logger = logging.getLogger(__name__)
+
+_MAX_HEAD_BYTES = 64 * 1024  # of a request without its body: head, trailers, chunk framing beyond the allowance
+_FRAMING_ALLOWANCE = 8  # bytes of chunk framing for each byte of the body; chunks of one byte take six
+_DISCARD_TIMEOUT_S = 60.0  # for the rest of a body whose request has been answered
+_FRAMING_HEADERS = (b"content-length", b"transfer-encoding")
+_RESERVED_FILES = 128  # open files that a process needs beside its connections
+_RESPONSE = b"HTTP/1.1 %d %s\r\ncontent-type: %s\r\ncontent-length: %d\r\nconnection: close\r\n%s\r\n"
 
 
-_HEAD_BYTES = 64 * 1024  # of a request that are no body: its head, trailers
-_FRAMING = 8  # bytes of chunk framing that are allowed for each byte of a body: a byte a chunk takes six
-_FRAMES = (b"content-length", b"transfer-encoding")
-_SMALL_BODY = 64 * 1024
-_SETTLE_S = 0.1  # an answer takes to fill the buffers of the network
+class ConnectionLimits(NamedTuple):
+    """Limits of each connection, and how many connections there may be."""
+
+    max_connections: int = 4096
+    head_timeout_s: float = 10.0
+    write_timeout_s: float = 20.0
+
+
+class _Phase(enum.Enum):
+    """How much of the newest request has been received."""
+
+    IDLE = enum.auto()
+    HEAD = enum.auto()
+    BODY = enum.auto()
 
 
 class LimitedProtocol(HttpToolsProtocol):
-    """One connection."""
+    """One connection. Requests that are received while another is answered wait in uvicorn's `pipeline`."""
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:  # noqa: ANN401 - uvicorn's own
+    def __init__(self, *arguments: Any, limits: ConnectionLimits = ConnectionLimits(), **options: Any) -> None:  # noqa: ANN401, B008
         super().__init__(*arguments, **options)
-        self._limits: Limits = self.app_state[STATE_KEY]
-        self._head_timer: TimerHandle | None = None
-        self._answer_timer: TimerHandle | None = None
-        self._answering: RequestResponseCycle | None = None  # the others wait in the pipeline
-        self._body_bytes = 0  # received since the last answer
-        self._body_room = 0  # taken for them
-        self._no_room = False  # what comes of this body is dropped
-        self._overhead = 0  # bytes received for this request that are no body
-        self._turned_away: Answer | None = None  # what the request gets once its body is over
-        self._replaying = False  # the parser reads a head that was read before
+        self._limits = limits
+        self._phase = _Phase.IDLE
+        self._timer: TimerHandle | None = None  # for the head, or for the rest of a body that is discarded
+        self._active: RequestResponseCycle | None = None  # the request that is answered now, or was answered last
+        self._failure: Problem | None = None  # the reply to a malformed request, sent after the responses before it
+        self._non_body_bytes = 0
+        self._discarded_bytes = 0
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        if len(self.connections) > self._limits.connections:
-            self._refuse(Unavailable("There are too many connections."), b"retry-after: 1\r\n")
-            return
-        self._start_timer()
+        _set_write_timeout(transport.get_extra_info("socket"), self._limits.write_timeout_s)
+        if len(self.connections) > self._limits.max_connections:
+            self._send_failure(Unavailable("There are too many connections.", {"retry-after": "1"}))
+        else:
+            self._start_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
-        self._give_room_back()
-        if self._answer_timer is not None:
-            self._answer_timer.cancel()
-        if self._answering is not None and not self._answering.response_complete:
-            self._answering.disconnected = True  # uvicorn tells the newest only
-            self._answering.message_event.set()
+        if self._active is not None:
+            self._active.disconnected = True  # uvicorn tells the newest request only
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         self._unset_keepalive_if_required()
-        self._overhead += len(data)
+        if self._failure is not None:
+            return
+        self._non_body_bytes += len(data)
         try:
             while data:
-                data = self._feed(data)
+                data = self._parse(data)
         except httptools.HttpParserError:
-            self.send_400_response("This is not HTTP/1.1.")
+            self._fail(BadRequest("The request is not valid HTTP."))
         else:
-            if self._overhead > _HEAD_BYTES and not self.transport.is_closing():
-                self._refuse(TooLarge(f"The request's head is larger than {_HEAD_BYTES:,} bytes."))
-        if self._head_timer is None and self.timeout_keep_alive_task is None and not self._busy:
-            self._start_timer()  # an empty line, or what is left of a body that was answered before its end
-
-    def pause_writing(self) -> None:
-        super().pause_writing()
-        self._watch_reader()
-
-    def resume_writing(self) -> None:
-        super().resume_writing()
-        if self._answer_timer is not None and not self.transport.is_closing():
-            self._answer_timer.cancel()
-            self._answer_timer = None
-
-    def shutdown(self) -> None:
-        super().shutdown()
-        self._see_off()
-
-    def timeout_keep_alive_handler(self) -> None:
-        super().timeout_keep_alive_handler()
-        self._see_off()
-
-    def on_response_complete(self) -> None:
-        self._give_room_back()
-        super().on_response_complete()
-        self._see_off()
-
-    def on_message_begin(self) -> None:
-        if self._replaying:
-            return
-        self._unset_keepalive_if_required()
-        super().on_message_begin()
-        if self._head_timer is None and not self._busy:
+            if self._non_body_bytes > _MAX_HEAD_BYTES:
+                self._fail(TooLarge(f"The request's head is larger than {_MAX_HEAD_BYTES:,} bytes."))
+        if self._timer is None and not self._is_answering:
             self._start_timer()
 
-    def on_url(self, url: bytes) -> None:
-        if not self._replaying:
-            super().on_url(url)
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        if not self._replaying:
-            super().on_header(name, value)
+    def on_message_begin(self) -> None:
+        self._phase = _Phase.HEAD
+        super().on_message_begin()
 
     def on_headers_complete(self) -> None:
-        if self._replaying:
-            self._replaying = False
-            return
-        self._overhead = 0
-        self._turned_away = self._turn_away() if self._limits.crowded() else None
-        if self._turned_away is None:
-            self._stop_timer()
-            self._no_room = False
-            super().on_headers_complete()
-            if self._limits.direct:
-                self.scope["extensions"] = {EXCHANGE: Exchange(self.cycle)}  # type: ignore[dict-item]
+        self._phase = _Phase.BODY
+        self._non_body_bytes = self._discarded_bytes = 0
+        self._stop_timer()
+        super().on_headers_complete()
+        if not self._is_answering:
+            self._active = self.cycle
 
     def on_body(self, body: bytes) -> None:
-        self._overhead -= (1 + _FRAMING) * len(body)
-        if self._turned_away is None and not self.cycle.response_complete and self._has_room(len(body)):
+        self._non_body_bytes -= (1 + _FRAMING_ALLOWANCE) * len(body)
+        if not self.cycle.response_complete:
             super().on_body(body)
+            return
+        self._discarded_bytes += len(body)
+        if self._discarded_bytes > MAX_DISCARDED_BODY_BYTES:
+            self.transport.close()
 
     def on_message_complete(self) -> None:
-        if self._turned_away is not None:
-            self._overhead = 0
-            self._stop_timer()
-            self._answer(*self._turned_away)
-            self._turned_away = None
-        elif not self.parser.should_upgrade():  # else the parser only stops here; the body is still to come
-            self._overhead = 0
-            super().on_message_complete()
+        if self.parser.should_upgrade():
+            return  # the parser only stops here; the body is still to come
+        self._phase = _Phase.IDLE
+        self._non_body_bytes = 0
+        self._stop_timer()
+        super().on_message_complete()
 
-    def send_400_response(self, msg: str) -> None:
-        self._refuse(InvalidBody(msg))
+    def on_response_complete(self) -> None:
+        if self.pipeline:
+            self._active = self.pipeline[-1][0]
+        super().on_response_complete()
+        if self._is_answering or self.transport.is_closing():
+            return
+        if self._failure is not None:
+            self._send_failure(self._failure)
+        elif self._phase is not _Phase.IDLE and self._timer is None:
+            self._start_timer()
 
-    def _turn_away(self) -> Answer | None:
-        """The answer to a request that can be refused here, without the cost of a task and of all that it would pass: one that
-        nothing on this connection has to wait for, and whose body is small and of known length."""
-        idle = self.cycle is None or self.cycle.response_complete
-        if not idle or self.transport.is_closing() or self.flow.write_paused:
-            return None
-        if self.expect_100_continue or self.parser.should_upgrade():
-            return None
-        sizes = [value for name, value in self.headers if name in _FRAMES]
-        if len(sizes) != 1 or not sizes[0].isdigit() or int(sizes[0]) > self._limits.dropped_bytes:
-            return None
-        path = self.url.partition(b"?")[0]
-        method = self.parser.get_method().decode("ascii")
-        return self._limits.turn_away({**self.scope, "method": method, "path": path.decode("latin-1"), "raw_path": path})
+    @property
+    def _is_answering(self) -> bool:
+        return self._active is not None and not self._active.response_complete
 
-    def _answer(self, status: int, headers: list[Header], body: bytes) -> None:
-        stays = self.parser.should_keep_alive()
-        write(self.transport, status, [*self.server_state.default_headers, *headers], body, stays=stays)
-        self.on_response_complete()
-        if self._limits.breather is not None:
-            self._limits.breather.take(self.loop)
+    def _parse(self, data: bytes) -> bytes:
+        """Parse `data`; returns what follows a head that offered an Upgrade, else nothing.
 
-    def _feed(self, data: bytes) -> bytes:
-        """Parse -> what is left of `data`: what follows a head that offered an Upgrade. None is ever taken up, but the parser
-        stops there, body or not: another one gets a head that frames the same body, and offers nothing."""
+        The parser stops at such a head, whether a body follows or not. No upgrade is ever accepted, so a new parser is given a
+        head that frames the same body and offers no upgrade.
+        """
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as stop:
-            framing = [name + b": " + value for name, value in self.headers if name in _FRAMES]
-            self.parser = httptools.HttpRequestParser(self)
-            self._replaying = True
+            framing = [name + b": " + value for name, value in self.headers if name in _FRAMING_HEADERS]
+            self.parser = httptools.HttpRequestParser(_SkipFirstHead(self))
             self.parser.feed_data(b"\r\n".join([b"POST / HTTP/1.1", *(framing or [b"content-length: 0"]), b"\r\n"]))
             return data[stop.args[0] :]
         return b""
 
-    @property
-    def _busy(self) -> bool:
-        """Whether a request is being answered."""
-        return self._answering is not None and not self._answering.response_complete
+    def _fail(self, problem: Problem) -> None:
+        """Reply with `problem` once the complete requests before it are answered, then close. Ignores all further data."""
+        self._failure = problem
+        self._stop_timer()
+        if self._phase is _Phase.BODY and self.pipeline:
+            self.pipeline.popleft()  # the malformed request itself, whose head was good
+        elif self._phase is _Phase.BODY or not self._is_answering:
+            self._send_failure(problem)
 
-    def _start_asgi_task(self, cycle: RequestResponseCycle, app: "ASGI3Application") -> None:
-        self._answering = cycle
-        super()._start_asgi_task(cycle, app)
-
-    def _has_room(self, size: int) -> bool:
-        """Whether so many bytes more of a body can be kept. If not, whoever waits for them is told, and answers."""
-        self._body_bytes += size
-        if self._body_bytes > _SMALL_BODY and not self._no_room:
-            taken, self._body_room = self._body_room, self._body_bytes - _SMALL_BODY
-            if not self._limits.body_room.take(self._body_room - taken):
-                self._give_room_back()
-                self._no_room = True
-                self.cycle.scope["state"][NO_ROOM] = True
-                self.cycle.message_event.set()
-        return not self._no_room
-
-    def _give_room_back(self) -> None:
-        if self._body_room:
-            self._limits.body_room.give_back(self._body_room)
-        self._body_bytes = self._body_room = 0
-
-    def _refuse(self, problem: Problem, headers: bytes = b"") -> None:
-        asked = [cycle for cycle in (self._answering, *(cycle for cycle, _ in reversed(self.pipeline))) if cycle is not None]
-        asked = [cycle for cycle in asked if not (cycle.response_complete or cycle.more_body)]
-        if asked:  # what was asked before gets its answer, and the connection ends with it
-            asked[-1].keep_alive = False
-            if self.pipeline and self.pipeline[0][0].more_body:
-                self.pipeline.popleft()
-            self.flow.pause_reading()
-            self._stop_timer()
-            return
-        if self._answering is not None and self._answering.response_started and not self._answering.response_complete:
-            self._close()  # there is an answer already, given before the request was over
-            return
-        body = json_bytes(problem.body("", ""))
-        head = b"HTTP/1.1 %d %s\r\ncontent-type: %s\r\ncontent-length: %d\r\nconnection: close\r\n%s\r\n"
-        reason = problem.title.encode()
-        self.transport.write(head % (problem.status, reason, MEDIA_TYPE.encode(), len(body), headers) + body)
-        self._close()
-
-    def _close(self) -> None:
+    def _send_failure(self, problem: Problem) -> None:
+        """Write `problem` and close. If a response to the malformed request has begun, only close."""
+        self._failure = problem
+        if self._phase is not _Phase.BODY or self.cycle is not self._active or not self.cycle.response_started:
+            body = to_json(problem.body("", ""))
+            extra = b"".join(f"{name}: {value}\r\n".encode() for name, value in problem.headers.items())
+            head = (problem.status, problem.title.encode(), MEDIA_TYPE.encode(), len(body), extra)
+            self.transport.write(_RESPONSE % head + body)
         self.transport.close()
-        self._see_off()
-
-    def _see_off(self) -> None:
-        """A connection that closes does so once all is read; whoever does not read is not waited for."""
-        if self.transport.is_closing():
-            self._watch_reader()
-
-    def _watch_reader(self) -> None:
-        if self._answer_timer is None:
-            self._answer_timer = self.loop.call_later(_SETTLE_S, self._await_reader)
-
-    def _await_reader(self) -> None:
-        self._answer_timer = self.loop.call_later(self._limits.answer_timeout_s, self._judge_reader, self._unread())
-
-    def _judge_reader(self, unread: int) -> None:
-        """Give up on a client that has read nothing since there were so many bytes to read."""
-        if self._unread() >= unread:
-            self.transport.abort()
-        else:
-            self._await_reader()
-
-    def _unread(self) -> int:
-        """Bytes that the client has yet to take: those here, and those in the kernel, which holds megabytes."""
-        try:
-            queued = fcntl.ioctl(self.transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, bytes(4))
-        except (OSError, ValueError):  # closed
-            queued = b""
-        return self.transport.get_write_buffer_size() + int.from_bytes(queued, sys.byteorder)
 
     def _start_timer(self) -> None:
-        self._head_timer = self.loop.call_later(self._limits.head_timeout_s, self._close)
+        timeout_s = _DISCARD_TIMEOUT_S if self._phase is _Phase.BODY else self._limits.head_timeout_s
+        self._timer = get_running_loop().call_later(timeout_s, self._on_timeout)
 
     def _stop_timer(self) -> None:
-        if self._head_timer is not None:
-            self._head_timer.cancel()
-            self._head_timer = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _on_timeout(self) -> None:
+        """408 for a head that did not arrive in time; without a head there is nothing to reply to."""
+        if self._phase is _Phase.HEAD and not self.transport.is_closing():
+            self._send_failure(RequestTimeout(f"The request's head did not arrive within {self._limits.head_timeout_s:g} s."))
+        else:
+            self.transport.close()
+
+
+class _SkipFirstHead:
+    """Parser callbacks for a connection whose current head has been handled already: forwards all but the first head."""
+
+    def __init__(self, protocol: LimitedProtocol) -> None:
+        self._protocol = protocol
+        self._skip = True
+        self.on_body = protocol.on_body
+        self.on_message_complete = protocol.on_message_complete
+
+    def on_message_begin(self) -> None:
+        if not self._skip:
+            self._protocol.on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        if not self._skip:
+            self._protocol.on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._skip:
+            self._protocol.on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        if self._skip:
+            self._skip = False
+        else:
+            self._protocol.on_headers_complete()
+
+
+def raise_open_file_limit(connections: int) -> int:
+    """Raise this process's limit on open files as far as the system allows; returns how many of `connections` then fit.
+
+    A server that runs out of open files cannot even refuse a connection.
+    """
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    soft, hard = (sys.maxsize if limit == resource.RLIM_INFINITY else limit for limit in limits)
+    wanted = connections + _RESERVED_FILES
+    if soft < wanted:
+        soft = min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, limits[1]))
+    if soft < wanted:
+        fitting = max(1, soft - _RESERVED_FILES)
+        logger.warning("the system allows %d open files: at most %d connections, not %d", soft, fitting, connections)
+    return max(1, min(connections, soft - _RESERVED_FILES))
+
+
+def _set_write_timeout(sock: socket.socket, seconds: float) -> None:
+    """Let the kernel close the connection when the client has accepted no byte of pending data for `seconds` (Linux only)."""
+    if sys.platform == "linux" and sock.family != socket.AF_UNIX:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, max(1, round(seconds * 1000)))

@@ -1,7 +1,7 @@
-"""Stopping without failing anyone: after SIGTERM new work is refused for a while, then the server closes.
+"""Graceful shutdown: after SIGTERM the server keeps answering for a while, then it closes.
 
-The probe /readyz turns 503 at once, so that load balancers look elsewhere; what was accepted is finished; connections are
-closed with their next answer rather than under a client that is about to use them again.
+While draining, the readiness probes answer 503, so that load balancers send new clients elsewhere, and every response carries
+`Connection: close`. Requests that still arrive are answered: a load balancer needs seconds to notice.
 """
 
 import asyncio
@@ -11,16 +11,16 @@ from types import FrameType
 
 
 class Draining:
-    """Whether the server is on its way out."""
+    """Whether the server is draining."""
 
     def __init__(self) -> None:
         self.on = False
 
     def begin_on_sigterm(self, seconds: float) -> None:
-        """From now on, let SIGTERM drain for `seconds` before it does what it did before. Elsewhere than in the main
-        thread, where signals cannot be handled, nothing happens.
+        """On SIGTERM, drain for `seconds` and then call the handler that was installed before. A second SIGTERM ends the drain.
 
-        To be called with a running event loop, once the server has installed its own handler.
+        Must be called in the event loop, after the server has installed its own handler. Does nothing outside the main thread,
+        where Python allows no signal handlers.
         """
         if threading.current_thread() is not threading.main_thread():
             return
@@ -32,7 +32,7 @@ class Draining:
                 before(number, frame)
 
         def drain(number: int, frame: FrameType | None) -> None:
-            if self.on:  # asked twice: at once
+            if self.on:
                 close(number, frame)
                 return
             self.on = True

@@ -1,7 +1,7 @@
-"""Several processes on one port. On Linux each has a socket of its own, and the kernel spreads new connections over them.
+"""Several worker processes on one port. On Linux each has its own socket, and the kernel spreads new connections over them.
 
-From one socket that all share, whoever wakes first takes whatever has come: of 64 connections at once, one of two processes
-got 62, and once all of them. The others then have nothing to do.
+With one shared socket, the process that wakes first accepts all waiting connections: of 64 connections opened at once, one of
+two processes got 62, and once all of them.
 """
 
 import socket
@@ -13,15 +13,15 @@ from uvicorn.supervisors import Multiprocess
 
 
 def serve(workers: int, *, host: str, port: int, **options: Any) -> None:  # noqa: ANN401 - uvicorn's own
-    """Serve with so many processes until told to stop; `options` are those of `uvicorn.run`.
+    """Serve with `workers` processes until a signal stops them; `options` are those of `uvicorn.run`.
 
     Raises:
-        OSError: the address cannot be listened on.
+        OSError: the address is in use or not available.
     """
-    with socket.socket(_family(host)) as alone:  # sockets that share a port would put up with another server's
+    with socket.socket(_family(host)) as alone:  # SO_REUSEPORT alone would accept another server on the port
         alone.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         alone.bind((host, port))
-    if workers == 1 or sys.platform != "linux":  # elsewhere the last to listen on a port gets everything
+    if workers == 1 or sys.platform != "linux":  # elsewhere the newest socket gets all connections
         uvicorn.run(host=host, port=port, workers=workers, **options)
         return
     config = uvicorn.Config(host=host, port=port, workers=workers, **options)
@@ -30,11 +30,11 @@ def serve(workers: int, *, host: str, port: int, **options: Any) -> None:  # noq
 
 
 class ReusePortSocket(socket.socket):
-    """A socket that reaches another process as a further one on the same address, rather than as itself."""
+    """A socket that, when it is pickled for another process, becomes a new socket on the same address there."""
 
     @classmethod
     def on(cls, host: str, port: int) -> Self:
-        """Raises OSError where there are others on the address that do not share it."""
+        """A bound socket. Raises OSError if the address is used by a socket without SO_REUSEPORT."""
         sock = cls(_family(host))
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)

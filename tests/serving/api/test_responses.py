@@ -56,8 +56,8 @@ def test_the_input_picture_is_the_image_that_the_network_saw(detections):
 
 def test_a_sheet_has_a_row_an_image_and_three_columns(detections):
     """Each row is wider than it is high by about three, and every image adds the same height."""
-    heights = [opened(answers.sheet(IMAGES[:n], detections.part(0, n))).shape[0] for n in (1, 2, 4)]
-    width = opened(answers.sheet(IMAGES, detections)).shape[1]
+    heights = [opened(answers.contact_sheet(IMAGES[:n], detections.part(0, n))).shape[0] for n in (1, 2, 4)]
+    width = opened(answers.contact_sheet(IMAGES, detections)).shape[1]
     assert heights[2] - heights[1] == 2 * (heights[1] - heights[0])
     assert 2.5 < width / heights[0] < 3.1
 

@@ -5,7 +5,7 @@ from PIL import Image
 from strokes import encoded, npy, png, stroke_images
 
 from app.serving import schemas
-from app.serving.api.uploads import refusal
+from app.serving.api.uploads import combine_problems
 from app.serving.errors import InvalidBody, TooLarge
 
 IMAGES = stroke_images(12, seed=10)
@@ -144,7 +144,7 @@ def test_preparation_is_as_asked(client):
 def test_a_refusal_of_several_images_is_theirs_where_they_agree():
     """One problem is passed on; several alike keep their kind; several different ones make a bad body."""
     large, bad = TooLarge("a: too large"), InvalidBody("b: broken")
-    assert refusal([large]) is large
-    assert isinstance(refusal([large, large]), TooLarge)
-    assert isinstance(refusal([large, bad]), InvalidBody)
-    assert "None of the 2" in refusal([large, bad]).detail
+    assert combine_problems([large]) is large
+    assert isinstance(combine_problems([large, large]), TooLarge)
+    assert isinstance(combine_problems([large, bad]), InvalidBody)
+    assert "None of the 2" in combine_problems([large, bad]).detail

@@ -20,7 +20,7 @@ def detector(tiny_bundle):
 
 def job(images, wanted=RequestedOutputs()):  # noqa: B008 - immutable
     """A request for images that were left as they came."""
-    return Job(images=images, features=None, wanted=wanted)
+    return Job(images=images, features=None, outputs=wanted)
 
 
 def answered(detector, question, max_batch_size=8):
@@ -45,7 +45,7 @@ def test_requests_that_wait_together_get_what_each_would_alone(detector):
     wants = [RequestedOutputs(reconstructions=index % 2 == 0, error_maps=index % 3 == 0) for index in range(len(sizes))]
     jobs = [job(IMAGES[stop - size : stop], want) for stop, size, want in zip(stops, sizes, wants, strict=True)]
     outcomes = answered(
-        detector, lambda inference: asyncio.gather(*(inference.judge(waiting, deadline=math.inf) for waiting in jobs))
+        detector, lambda inference: asyncio.gather(*(inference.infer(waiting, deadline=math.inf) for waiting in jobs))
     )
     expected = detector.detect(IMAGES)
     for outcome, stop, size, want in zip(outcomes, stops, sizes, wants, strict=True):
@@ -65,12 +65,12 @@ def test_an_array_gets_what_its_images_get(detector):
     assert outcome.detections.reconstructions is None
 
 
-def test_the_watcher_is_told_of_each_pass_and_of_its_verdicts(detector):
+def test_the_observer_is_told_of_each_pass_and_of_its_verdicts(detector):
     """Of a mixed batch the images whose answers judge are named, in their order; of one without verdicts none."""
     told = []
 
     async def ask():
-        inference = Inference(max_batch_size=64, watcher=lambda *what: told.append(what))
+        inference = Inference(max_batch_size=64, observer=lambda *what: told.append(what))
         inference.set_model(detector)
         wants = [
             RequestedOutputs(verdicts=True),
@@ -79,8 +79,8 @@ def test_the_watcher_is_told_of_each_pass_and_of_its_verdicts(detector):
         ]
         parts = [IMAGES[:2], IMAGES[2:5], IMAGES[5:6]]
         jobs = [job(images, want) for images, want in zip(parts, wants, strict=True)]
-        outcomes = await asyncio.gather(*(inference.judge(waiting, deadline=math.inf) for waiting in jobs))
-        await inference.judge(jobs[1], deadline=math.inf)
+        outcomes = await asyncio.gather(*(inference.infer(waiting, deadline=math.inf) for waiting in jobs))
+        await inference.infer(jobs[1], deadline=math.inf)
         await inference.infer_array(PIXELS[:4], RequestedOutputs(error_maps=True))
         inference.close()
         return outcomes
@@ -94,7 +94,7 @@ def test_the_watcher_is_told_of_each_pass_and_of_its_verdicts(detector):
 def test_without_a_detector_nothing_is_judged():
     """Until one is in service, every question says that there is none."""
     for question in (
-        lambda inference: inference.judge(job(IMAGES[:1]), deadline=math.inf),
+        lambda inference: inference.infer(job(IMAGES[:1]), deadline=math.inf),
         lambda inference: inference.infer_array(PIXELS, RequestedOutputs()),
     ):
         with pytest.raises(NotLoaded):
@@ -106,9 +106,9 @@ def test_another_detector_takes_over_between_batches(tiny_bundle, detector):
     other = Detector(tiny_bundle, "cpu")
 
     async def change(inference):
-        before = await inference.judge(job(IMAGES[:2]), deadline=math.inf)
+        before = await inference.infer(job(IMAGES[:2]), deadline=math.inf)
         inference.set_model(other)
-        return before, await inference.judge(job(IMAGES[:2]), deadline=math.inf)
+        return before, await inference.infer(job(IMAGES[:2]), deadline=math.inf)
 
     before, after = answered(detector, change)
     assert np.array_equal(before.detections.scores, after.detections.scores)
@@ -120,7 +120,7 @@ def test_a_job_whose_turn_comes_too_late_is_not_run(detector):
 
     async def both(inference):
         now = asyncio.get_running_loop().time()
-        jobs = [inference.judge(job(IMAGES[:1]), deadline=now + shift) for shift in (-1, 60)]
+        jobs = [inference.infer(job(IMAGES[:1]), deadline=now + shift) for shift in (-1, 60)]
         return await asyncio.gather(*jobs, return_exceptions=True)
 
     late, early = answered(detector, both)

@@ -1,23 +1,28 @@
 import asyncio
+import itertools
 import json
-import logging
 import re
 import socket
+import sys
+from functools import partial
 
 import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from live import head, speak
+from live import head, serving, speak
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
+from strokes import png, stroke_images
 
 from app.main import create_app
 from app.serving import schemas
 from app.serving.errors import Unavailable
-from app.serving.http.middleware import request_id
+from app.serving.http.middleware import PUBLIC_PATHS, request_id
 from app.serving.settings import Settings
+
+BODY = png(stroke_images(1, seed=0)[0])
 
 
 def ask(outcome, method="GET", path="/outcome", **headers):
@@ -29,7 +34,7 @@ def ask(outcome, method="GET", path="/outcome", **headers):
         return PlainTextResponse(outcome)
 
     app = create_app(Settings())
-    app.add_api_route("/outcome", endpoint, methods=["GET", "POST"], response_model=None)
+    app.app.add_api_route("/outcome", endpoint, methods=["GET", "POST"], response_model=None)
 
     async def request():
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
@@ -52,7 +57,7 @@ def test_every_answer_carries_the_request_id(method, path):
 @given(st.binary(max_size=80))
 def test_an_id_is_always_fit_for_headers_and_logs(value):
     """Whatever a client sends as id, what is used is short, plain and not empty; a sane one is used as it is."""
-    used = request_id({"headers": [(b"x-request-id", value)]})
+    used = request_id(value)
     assert re.fullmatch("[A-Za-z0-9._:-]{1,64}", used)
     if re.fullmatch(b"[A-Za-z0-9._:-]{1,64}", value):
         assert used == value.decode()
@@ -88,14 +93,58 @@ def test_an_error_with_a_status_is_its_problem(error, status, header):
     assert header is None or response.headers[header[0]] == header[1]
 
 
-def test_each_request_is_one_line_in_the_log(caplog):
-    """Method, path, status and id; nothing of the body or the query."""
-    caplog.set_level(logging.INFO, "oddigit.access")
-    ask("hello", "GET", "/outcome?key=secret", x_request_id="line-1")
-    (record,) = [record for record in caplog.records if record.name == "oddigit.access"]
-    assert '"GET /outcome" 200' in record.getMessage()
-    assert record.request_id == "line-1"
-    assert "secret" not in record.getMessage()
+def test_each_request_is_one_line_in_the_log(server, client):
+    """The client's address, method, path, status and id; nothing of the body or the query."""
+    client.get("/nowhere?key=secret", headers={"x-request-id": "line-1"})
+    assert re.search(r'127\.0\.0\.1 "GET /nowhere" 404 \d+\.\d ms \[line-1\]$', server.told("line-1"))
+    assert "secret" not in server.log.read_text()
+
+
+@pytest.mark.parametrize("hosts", [b"", b"host: a\r\nhost: b\r\n"], ids=["none", "two"])
+def test_a_request_needs_one_host(server, hosts):
+    """RFC 9112, 3.2: without Host, or with two, the request is not valid."""
+    answer = speak(server, b"GET /livez HTTP/1.1\r\n" + hosts + b"\r\n")
+    assert answer.status == 400
+    assert schemas.Problem.model_validate_json(answer.body).type == "/problems/bad-request"
+
+
+@pytest.mark.parametrize("coding", ["gzip", "br", "identity, gzip"])
+def test_an_encoded_body_is_not_supported(client, coding):
+    """415; the coding `identity` is no coding."""
+    post = partial(client.post, "/score", content=BODY)
+    assert post(headers={"content-type": "image/png", "content-encoding": coding}).status_code == 415
+    assert post(headers={"content-type": "image/png", "content-encoding": "Identity"}).status_code == 200
+
+
+ROOTED = ("/", "/page.css", "/docs", "/openapi.json", "/livez", "/readyz", "/model", "/problems/too-large", "/v2", "/score")
+
+
+def test_everything_works_under_a_path_prefix(tiny_store, tmp_path):
+    """Whether the proxy strips the prefix or not, and with keys: pages and probes stay public, the rest needs the key."""
+    key = "k" * 16
+    variables = {"ODDIGIT_STORE": str(tiny_store), "ODDIGIT_API_KEYS": key, "ODDIGIT_DRAIN_S": "0"}
+    command = (sys.executable, "-m", "uvicorn", "app.main:app", "--root-path", "/odd")
+    with (
+        serving(tmp_path / "a", "--root-path", "/odd", **variables) as own,
+        serving(tmp_path / "b", command=command, ends=(0, -15), **variables) as uvicorns,
+    ):
+        for server, path, prefix in itertools.product((own, uvicorns), ROOTED, ("", "/odd")):
+            ask = partial(httpx.request, "POST" if path == "/score" else "GET", server.url + prefix + path, content=BODY)
+            allowed = ask(headers={"x-api-key": key, "content-type": "image/png"})
+            assert allowed.status_code == 200, (prefix, path, allowed.text)
+            public = path in PUBLIC_PATHS or path.startswith("/problems/")
+            assert ask(headers={"content-type": "image/png"}).status_code == (200 if public else 401)
+        refused = httpx.get(f"{own.url}/odd/nowhere", headers={"x-api-key": key}).json()
+        assert (refused["type"], refused["instance"]) == ("/odd/problems/not-found", "/odd/nowhere")
+
+
+def test_forwarded_addresses_are_used_from_trusted_proxies_only(tiny_store, tmp_path):
+    """X-Forwarded-For of the proxy in the settings names the client in the log; that of anyone else does not."""
+    variables = {"ODDIGIT_STORE": str(tiny_store), "ODDIGIT_DRAIN_S": "0"}
+    for trusted, address in (("127.0.0.1", "203.0.113.7"), ("10.0.0.0/8", "127.0.0.1")):
+        with serving(tmp_path / address, ODDIGIT_TRUSTED_PROXIES=trusted, **variables) as server:
+            httpx.get(f"{server.url}/livez", headers={"x-forwarded-for": "203.0.113.7", "x-request-id": "via"})
+            assert f' {address} "GET /livez"' in server.told("via")
 
 
 def test_a_client_that_left_is_no_error(server):

@@ -1,0 +1,64 @@
+"""The access log: one line a request on standard error, formatted by hand and written in batches.
+
+A record of the logging module a request costs 29 % of the requests a second of small images; this costs a tenth of that.
+Lines wait for at most 0.1 s; a killed process loses those.
+"""
+
+import atexit
+import sys
+import time
+from asyncio import get_running_loop
+from typing import TextIO
+
+from pydantic_core import to_json
+
+_FLUSH_S = 0.1
+_MAX_LINES = 200
+
+
+class AccessLog:
+    """Collects lines and writes them together. Belongs to one event loop."""
+
+    def __init__(self, *, as_json: bool, stream: TextIO | None = None) -> None:
+        """Lines are JSON objects with `as_json`, else text; `stream` is standard error unless given."""
+        self._as_json = as_json
+        self._stream = stream
+        self._lines: list[str] = []
+        self._scheduled = False
+        self._second = 0
+        self._time = ""  # of `_second`, formatted
+        atexit.register(self.flush)
+
+    def write(
+        self, client: str, method: str, path: str, status: int, seconds: float, request_id: str, key_name: str | None
+    ) -> None:
+        """Log one request: the client's address, the path as it was sent, the duration, and the name of the API key."""
+        now = time.time()
+        if int(now) != self._second:
+            self._second = int(now)
+            shape = "%Y-%m-%dT%H:%M:%S" if self._as_json else "%H:%M:%S"
+            self._time = time.strftime(shape, time.gmtime(now) if self._as_json else time.localtime(now))
+        by = f" by {key_name}" if key_name else ""
+        message = f'{client} "{method} {path}" {status} {seconds * 1000:.1f} ms{by}'
+        if self._as_json:
+            entry = {"time": f"{self._time}.{int(now % 1 * 1000):03d}Z", "level": "info", "logger": "oddigit.access"}
+            self._lines.append(to_json({**entry, "message": message, "request_id": request_id}).decode() + "\n")
+        else:
+            self._lines.append(f"{self._time} INFO    {message} [{request_id}]\n")
+        if len(self._lines) >= _MAX_LINES:
+            self.flush()
+        elif not self._scheduled:
+            self._scheduled = True
+            get_running_loop().call_later(_FLUSH_S, self._flush_scheduled)
+
+    def flush(self) -> None:
+        """Write all waiting lines."""
+        if self._lines:
+            stream = self._stream or sys.stderr
+            stream.write("".join(self._lines))
+            stream.flush()
+            self._lines.clear()
+
+    def _flush_scheduled(self) -> None:
+        self._scheduled = False
+        self.flush()

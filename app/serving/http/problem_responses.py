@@ -1,0 +1,71 @@
+"""Errors as responses: any exception in, the RFC 9457 problem response out."""
+
+import logging
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from pydantic_core import to_json
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Scope
+
+from app.serving.engine.admission import Overloaded
+from app.serving.engine.inference import NotLoaded
+from app.serving.errors import BY_STATUS, MEDIA_TYPE, BadRequest, InternalError, OutOfRange, Problem, Unavailable
+from app.serving.telemetry.metrics import Metrics
+
+logger = logging.getLogger(__name__)
+
+
+class ProblemResponses:
+    """Makes the response for an error, counts it, and logs it with its trace if it was not foreseen."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+
+    def __call__(self, scope: Scope, error: Exception) -> Response:
+        problem = problem_for(error)
+        if isinstance(problem, InternalError):
+            logger.error("request %s failed", scope["state"]["request_id"], exc_info=error)
+        self._metrics.record_rejection(problem.type)
+        return problem_response(problem, scope)
+
+    def add_to(self, app: FastAPI) -> None:
+        """Let `app` answer the errors of its endpoints, and its own, with problem responses."""
+        for kind in (Problem, Overloaded, NotLoaded, HTTPException, RequestValidationError, Exception):
+            app.add_exception_handler(kind, self._handle)
+
+    async def _handle(self, request: Request, error: Exception) -> Response:
+        return self(request.scope, error)
+
+
+def problem_for(error: Exception) -> Problem:
+    """The problem that the client is told about when `error` was raised."""
+    if isinstance(error, Problem):
+        return error
+    if isinstance(error.__cause__, Problem):  # the framework wraps what is raised while it reads a body
+        return error.__cause__
+    if isinstance(error, Overloaded):
+        seconds = str(error.retry_after)
+        return Unavailable(f"Too many requests are waiting; try again in {seconds} s.", {"retry-after": seconds})
+    if isinstance(error, NotLoaded):
+        return Unavailable(str(error), {"retry-after": "1"})
+    if isinstance(error, RequestValidationError):
+        first = error.errors()[0]
+        return OutOfRange(f"{'.'.join(str(step) for step in first['loc'])}: {first['msg']}.")
+    if isinstance(error, HTTPException) and error.status_code in BY_STATUS:
+        kind = BadRequest if error.status_code == BadRequest.status else BY_STATUS[error.status_code]
+        return kind(error.detail, dict(error.headers or {}))
+    return InternalError("Something unexpected happened; the server's log has the details under this request id.")
+
+
+def problem_response(problem: Problem, scope: Scope) -> Response:
+    """The response for `problem` to the request of `scope`. Under /v2 its body is that of the Open Inference Protocol."""
+    root = scope.get("root_path", "")
+    route = scope["path"].removeprefix(root)
+    if route.startswith("/v2"):
+        return Response(to_json({"error": problem.detail}), problem.status, problem.headers, "application/json")
+    content = problem.body(scope["path"], scope["state"]["request_id"])
+    content["type"] = root + content["type"]
+    return Response(to_json(content), problem.status, problem.headers, MEDIA_TYPE)

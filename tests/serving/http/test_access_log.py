@@ -1,0 +1,58 @@
+import asyncio
+import io
+import json
+import re
+
+from app.serving.http.access_log import AccessLog
+
+REQUEST = ("10.1.2.3", "GET", "/score", 200, 0.0123, "id-1", None)
+
+
+def logged(*requests, as_json=False):
+    """What is written for these requests once the event loop has had time."""
+    stream = io.StringIO()
+
+    async def log():
+        access_log = AccessLog(as_json=as_json, stream=stream)
+        for request in requests:
+            access_log.write(*request)
+        assert stream.getvalue() == ""
+        await asyncio.sleep(0.15)
+
+    asyncio.run(log())
+    return stream.getvalue().splitlines()
+
+
+def test_lines_are_written_together_within_a_moment():
+    """Each has the time, the client's address, method, path, status, duration and request id."""
+    lines = logged(REQUEST, REQUEST)
+    assert len(lines) == 2
+    assert re.fullmatch(r'\d\d:\d\d:\d\d INFO    10\.1\.2\.3 "GET /score" 200 12\.3 ms \[id-1\]', lines[0])
+
+
+def test_a_line_names_the_key():
+    """The name of the API key, where there was one."""
+    (line,) = logged((*REQUEST[:-1], "reader"))
+    assert " 12.3 ms by reader [id-1]" in line
+
+
+def test_lines_for_machines_are_json():
+    """Quotes in a path break nothing."""
+    (line,) = logged(("::1", "GET", '/a"b', 404, 0.001, "id-2", None), as_json=True)
+    entry = json.loads(line)
+    assert entry["message"] == '::1 "GET /a"b" 404 1.0 ms'
+    assert (entry["level"], entry["logger"], entry["request_id"]) == ("info", "oddigit.access", "id-2")
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", entry["time"])
+
+
+def test_many_lines_do_not_wait():
+    """A busy server writes before the time is over."""
+    stream = io.StringIO()
+
+    async def log():
+        access_log = AccessLog(as_json=False, stream=stream)
+        for _ in range(200):
+            access_log.write(*REQUEST)
+
+    asyncio.run(log())
+    assert stream.getvalue().count("\n") == 200

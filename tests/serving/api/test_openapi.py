@@ -81,7 +81,7 @@ def test_operations_have_readable_names_of_their_own(document):
 @pytest.mark.parametrize("keys", [None, "test:" + "k" * 20])
 def test_an_operation_asks_for_a_key_where_the_server_does(keys):
     """With keys, every operation but the public ones takes X-API-Key or Bearer; without keys, sending one is optional."""
-    document = create_app(Settings(api_keys=keys)).openapi()
+    document = create_app(Settings(api_keys=keys)).app.openapi()
     assert {scheme["type"] for scheme in document["components"]["securitySchemes"].values()} == {"apiKey", "http"}
     secured = {path: operation["security"] for path, _, operation in operations(document) if "security" in operation}
     public = {"/livez", "/readyz", "/problems/{type}", "/v2/health/live", "/v2/health/ready"}

@@ -33,7 +33,7 @@ def ask(outcome, method="GET", path="/outcome", **headers):
             raise outcome
         return PlainTextResponse(outcome)
 
-    app = create_app(Settings())
+    app = create_app(Settings(access_log=False))
     app.app.add_api_route("/outcome", endpoint, methods=["GET", "POST"], response_model=None)
 
     async def request():

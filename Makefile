@@ -15,8 +15,9 @@ serve: .venv/installed-$(EXTRA)
 train: .venv/installed-train
 	$(BIN)/python -m app train $(ARGS)
 
+# Two processes, each with whole test files, because the servers that a file's tests share take seconds to start.
 test: .venv/installed-test
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 check: .venv/installed-test
 	$(BIN)/ruff check .

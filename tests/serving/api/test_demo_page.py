@@ -84,14 +84,14 @@ def browser():
 def page(browser, server):
     """The page, open; on leaving, nothing may have gone wrong in it."""
     opened = browser.new_page()
-    complaints = []
-    opened.on("console", lambda message: complaints.append(message.text) if message.type in ("error", "warning") else None)
-    opened.on("pageerror", lambda error: complaints.append(str(error)))
+    errors = []
+    opened.on("console", lambda message: errors.append(message.text) if message.type in ("error", "warning") else None)
+    opened.on("pageerror", lambda error: errors.append(str(error)))
     opened.goto(server.url)
     opened.locator("#model").filter(has_text="mnist/").wait_for()
     yield opened
     opened.close()
-    assert complaints == []
+    assert errors == []
 
 
 def draw(page, *points):

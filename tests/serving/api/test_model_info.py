@@ -14,25 +14,11 @@ from strokes import npy, stroke_images
 from app.detection import store
 from app.detection.bundle import Card
 from app.serving import schemas
-from app.serving.errors import PROBLEMS
 
 
 def decode(client, body):
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     return client.post("/decode", content=content, headers={"content-type": "application/json"})
-
-
-def test_the_probes_answer(client):
-    """The process is alive, and ready with a model of the store."""
-    assert client.get("/livez").json() == {"status": "alive"}
-    ready = client.get("/readyz").json()
-    assert ready["status"] == "ready"
-    assert ready["model"]["name"] == "mnist"
-
-
-def test_the_highest_version_serves(client, shipped_store):
-    """Unless one is pinned, the latest version of the store answers."""
-    assert str(client.get("/readyz").json()["model"]["version"]) == store.find(shipped_store, "mnist").name
 
 
 def test_the_model_is_described_by_its_card(client, shipped_store):
@@ -154,12 +140,3 @@ def test_far_and_tiny_points_are_drawn(client, far):
     answer = decode(client, {"embedding": [[far, far]] * 1024}).json()
     assert len(answer["images"]) == 1024
     assert math.isfinite(np.asarray(Image.open(io.BytesIO(base64.b64decode(answer["images"][0])))).mean())
-
-
-@pytest.mark.parametrize("problem", PROBLEMS, ids=lambda problem: problem.type)
-def test_every_problem_type_leads_to_its_meaning(client, problem):
-    """The `type` of a problem is a path of this server, where it is explained."""
-    response = client.get(f"/problems/{problem.type}")
-    assert response.status_code == 200
-    assert problem.title in response.text
-    assert client.get("/problems/nonsense").status_code == 404

@@ -1,8 +1,8 @@
-"""The tree of errors that clients can meet, each with status, title and type; their RFC 9457 bodies.
+"""The errors that clients can receive, each with status, type and title; their bodies follow RFC 9457.
 
 Problem
-├── BadRequest (400)          bad-request: not valid HTTP
-├── InvalidBody (400)             undecodable-image, the body or everything in it
+├── BadRequest (400)          bad-request: not valid HTTP or not valid JSON
+├── InvalidBody (400)         undecodable-image: the image, array or form
 ├── Unauthorized (401)        unauthorized
 ├── NotFound (404)            not-found
 ├── MethodNotAllowed (405)    method-not-allowed
@@ -25,7 +25,7 @@ MEDIA_TYPE = "application/problem+json"
 
 
 class Problem(Exception):
-    """An answer that is an error. `detail` is a sentence for the client."""
+    """An error response. `detail` is a sentence for the client; `headers` are added to the response."""
 
     status: ClassVar[int]
     type: ClassVar[str]
@@ -49,31 +49,31 @@ class Problem(Exception):
 
 
 class BadRequest(Problem):
-    """The request is not valid HTTP/1.1, for instance has no Host header or two."""
+    """The request is not valid HTTP/1.1, for instance because it has no Host header, or its body is not valid JSON."""
 
     status, type, title = 400, "bad-request", "The request is not valid"
 
 
 class InvalidBody(Problem):
-    """The body holds nothing that can be decoded: an empty, truncated or malformed image, array or form."""
+    """The body is an empty, truncated or malformed image, array or form."""
 
     status, type, title = 400, "undecodable-image", "The image could not be decoded"
 
 
 class Unauthorized(Problem):
-    """The server asks for an API key, and none or a wrong one was sent."""
+    """The server requires an API key, and the request has none or a wrong one."""
 
     status, type, title = 401, "unauthorized", "An API key is needed"
 
 
 class NotFound(Problem):
-    """Nothing is served under this path."""
+    """This path does not exist."""
 
     status, type, title = 404, "not-found", "There is nothing here"
 
 
 class MethodNotAllowed(Problem):
-    """The path exists, but not for this method; the Allow header names those it has."""
+    """The path does not have this method; the Allow header lists its methods."""
 
     status, type, title = 405, "method-not-allowed", "The method is not allowed here"
 
@@ -91,25 +91,25 @@ class TooLarge(Problem):
 
 
 class UnsupportedType(Problem):
-    """The content type is none of PNG, JPEG, WEBP, BMP, GIF, TIFF, a form of them, or a .npy array; or the body is encoded."""
+    """The body must be a PNG, JPEG, WEBP, BMP, GIF or TIFF image, a form of such images, or a .npy array; not compressed."""
 
     status, type, title = 415, "unsupported-type", "The content type is not supported"
 
 
 class OutOfRange(Problem):
-    """A parameter is misspelt or out of its range; `detail` says which and what it takes."""
+    """The value of a parameter is not allowed; `detail` names the parameter and its allowed values."""
 
     status, type, title = 422, "parameter-out-of-range", "A parameter is out of range"
 
 
 class InternalError(Problem):
-    """A defect of this program. The log has the trace under the request id."""
+    """A defect of this program. The server's log has the traceback under the request id."""
 
     status, type, title = 500, "internal-error", "The server made an error"
 
 
 class Unavailable(Problem):
-    """Overloaded, shutting down, or not ready yet; the Retry-After header says when to come back."""
+    """The server is overloaded, shutting down or not ready yet; the Retry-After header says when to try again."""
 
     status, type, title = 503, "unavailable", "The server cannot take this now"
 
@@ -121,17 +121,17 @@ class DeadlinePassed(Problem):
 
 
 PROBLEMS: tuple[type[Problem], ...] = tuple(Problem.__subclasses__())
-BY_STATUS: dict[int, type[Problem]] = {problem.status: problem for problem in PROBLEMS}
+BY_STATUS: dict[int, type[Problem]] = {problem.status: problem for problem in reversed(PROBLEMS)}  # of two, the first
 
 
-def from_validation_error(error: ValidationError) -> InvalidBody | OutOfRange:
-    """The problem for a body that a pydantic model refused: InvalidBody if it is not JSON, else OutOfRange.
+def from_validation_error(error: ValidationError) -> BadRequest | OutOfRange:
+    """The problem for a body that a pydantic model refused: BadRequest if it is not JSON, else OutOfRange.
 
     `detail` describes the first violation.
     """
     first = error.errors(include_url=False, include_input=False)[0]
     if first["type"] == "json_invalid":
-        return InvalidBody(f"The body is not JSON: {first['msg']}.")
+        return BadRequest(f"The body is not JSON: {first['msg']}.")
     location = ".".join(str(step) for step in first["loc"])
     return OutOfRange(f"{location or 'The body'}: {first['msg']}.")
 

@@ -50,7 +50,7 @@ class ModelInfoEndpoints:
             "/decode",
             operation_id="decode",
             response_model=schemas.DecodeResponse,
-            responses=problems(400, 401, 413, 422, 503, 504),
+            responses=problems(400, 401, 408, 413, 422, 503),
             openapi_extra=json_body(schemas.DecodeRequest),
         )(self.decode)
 

@@ -26,7 +26,7 @@ from app.serving.api.query import JSON, NPY, Options, check_rate
 from app.serving.api.responses import Entry
 from app.serving.engine.admission import Admission
 from app.serving.engine.inference import Inference, InferenceResult, Job, RequestedOutputs
-from app.serving.errors import InvalidBody, NotFound, OutOfRange, TooLarge, Unavailable, from_validation_error
+from app.serving.errors import BadRequest, NotFound, OutOfRange, TooLarge, Unavailable, from_validation_error
 from app.serving.http.body import read_body
 from app.serving.http.shutdown import Draining
 from app.serving.settings import Settings
@@ -65,7 +65,7 @@ class OpenInference:
         infer: dict[str, Any] = {
             "dependencies": API_KEY,
             "response_model": schemas.InferResponse,
-            "responses": infer_problems(400, 401, 404, 413, 422, 503, 504),
+            "responses": infer_problems(400, 401, 404, 408, 413, 422, 503, 504),
             "openapi_extra": json_body(schemas.InferRequest),
         }
         self.router.post(f"{model}/infer", operation_id="v2_model_infer", **infer)(self.model_infer)
@@ -181,9 +181,9 @@ def _outputs(size: int, latent: int) -> dict[str, tuple[str, list[int]]]:
 
 
 def _parse(body: bytes, detector: Detector) -> tuple[schemas.InferRequest, NDArray[np.uint8]]:
-    """The request and its images [N, S, S]. Raises InvalidBody or OutOfRange."""
+    """The request and its images [N, S, S]. Raises BadRequest or OutOfRange."""
     if body.count(b"[") + body.count(b"{") > 64 + len(body) // 16:  # an empty list in 3 bytes of JSON takes 56 bytes of memory
-        raise InvalidBody("The body nests more than images do.")
+        raise BadRequest("The body has more nested lists than images need.")
     try:
         infer_request = schemas.InferRequest.model_validate_json(body)
     except ValidationError as error:

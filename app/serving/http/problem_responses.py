@@ -12,7 +12,7 @@ from starlette.types import Scope
 
 from app.serving.engine.admission import Overloaded
 from app.serving.engine.inference import NotLoaded
-from app.serving.errors import BY_STATUS, MEDIA_TYPE, BadRequest, InternalError, OutOfRange, Problem, Unavailable
+from app.serving.errors import BY_STATUS, MEDIA_TYPE, InternalError, OutOfRange, Problem, Unavailable
 from app.serving.telemetry.metrics import Metrics
 
 logger = logging.getLogger(__name__)
@@ -55,8 +55,7 @@ def problem_for(error: Exception) -> Problem:
         first = error.errors()[0]
         return OutOfRange(f"{'.'.join(str(step) for step in first['loc'])}: {first['msg']}.")
     if isinstance(error, HTTPException) and error.status_code in BY_STATUS:
-        kind = BadRequest if error.status_code == BadRequest.status else BY_STATUS[error.status_code]
-        return kind(error.detail, dict(error.headers or {}))
+        return BY_STATUS[error.status_code](error.detail, dict(error.headers or {}))
     return InternalError("Something unexpected happened; the server's log has the details under this request id.")
 
 

@@ -42,7 +42,7 @@ def test_a_question_describes_its_bodies_parameters_and_errors(document, path):
     if path == "/score":
         assert (parameters["alpha"]["minimum"], parameters["alpha"]["exclusiveMaximum"]) == (LEAST_RATE, 1)
     assert parameters["preprocess"]["enum"] == ["auto", "none", "digit"]
-    for status in ("400", "413", "415", "422", "503", "504"):
+    for status in ("400", "408", "413", "415", "422", "503", "504"):
         assert operation["responses"][status]["content"][MEDIA_TYPE]["schema"] == {"$ref": "#/components/schemas/Problem"}
     assert "application/x-npy" in operation["responses"]["200"]["content"]
 

@@ -468,8 +468,9 @@ def test_a_long_question_outlasts_the_time_for_the_next_head(impatient_server, t
     with connected(impatient_server, patience=60) as line:
         line.sendall(head("/score", content_type=form.headers["content-type"], content_length=len(body)) + body + tail)
         text = received(line, 1)
-    assert statuses(text) == [200]
-    assert len(json.loads(text.partition(b"\r\n\r\n")[2])["results"]) == 200
+    assert statuses(text)[0] == 200  # the 400 for the garbage may be in the same packet
+    answer, _ = json.JSONDecoder().raw_decode(text.partition(b"\r\n\r\n")[2].decode())
+    assert len(answer["results"]) == 200
     assert time.monotonic() - began > 0.5, "the question was too short to tell"
 
 

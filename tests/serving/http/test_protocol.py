@@ -32,6 +32,7 @@ def impatient_server(tiny_store, tmp_path_factory):
         "ODDIGIT_MAX_IMAGES": "200",
         "ODDIGIT_MAX_BODIES_BYTES": str(4 * 2**20),
         "ODDIGIT_DRAIN_S": "0",
+        "ODDIGIT_DEADLINE_MS": "60000",  # a form of 200 photographs takes seconds on a busy machine
     }
     with serving(tmp_path_factory.mktemp("impatient") / "log", **variables) as running:
         yield running

@@ -80,7 +80,7 @@ class _Engine:
         first = self.versions.best()
         assert first is not None  # None stands for the version in service, and there is none yet
         self._set_model(first)
-        for _ in self.versions.refused:
+        for _ in self.versions.rejected:
             self.metrics.record_refused_version()
         self.draining.begin_on_sigterm(self.settings.drain_s)
         tasks = [asyncio.create_task(self._flush_metrics())]

@@ -133,17 +133,17 @@ class ResidualScorer(nn.Module):
     def features(self, images: Tensor, reconstructions: Tensor, embeddings: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """-> whitened residuals [N, K], log band energies in local standard deviations [N, B], standardised embeddings."""
         z = self.standardise(embeddings)
-        usual = region_weights(z, self.centres, self.widths) @ self.region_statistics  # [N, K + 2 B]
-        usual_mean, usual_band_mean, usual_band_std = torch.split(usual, [BANDS[-1], ENERGIES, ENERGIES], 1)
+        local = region_weights(z, self.centres, self.widths) @ self.region_statistics  # [N, K + 2 B]
+        local_mean, local_band_mean, local_band_std = torch.split(local, [BANDS[-1], ENERGIES, ENERGIES], 1)
         residuals = images - reconstructions
         along = residuals @ self.directions  # [N, K]
         whole = sum_of_squares(residuals)
         rest = (whole - (along * along) @ self.variance) / (residuals.shape[1] - BANDS[-1])
         relative = whole / (sum_of_squares(images + 1) + 1)
-        whitened = along - usual_mean
+        whitened = along - local_mean
         energies = [(whitened * whitened) @ self.band_averages, rest[:, None], relative[:, None]]
         log_energy = torch.cat(energies, 1).clamp(min=1e-6).log()  # [N, B]
-        return whitened, (log_energy - usual_band_mean) / usual_band_std, z
+        return whitened, (log_energy - local_band_mean) / local_band_std, z
 
     def standardise(self, embeddings: Tensor) -> Tensor:
         """Embeddings [N, 2] -> zero mean and unit variance over the fitted images."""

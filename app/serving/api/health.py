@@ -72,7 +72,7 @@ class HealthEndpoints:
             device=str(detector.device),
             refused_versions=[
                 schemas.RefusedVersion(version=number, reason=reason)
-                for number, reason in sorted(self._status.versions.refused.items())
+                for number, reason in sorted(self._status.versions.rejected.items())
             ],
         )
 

@@ -31,8 +31,8 @@ class Versions:
     name: str
     pinned: int | None
     load: Callable[[Path], Detector]  # folder -> a detector that is ready to serve, or StoreError, SelfCheckError
-    refused: dict[int, str] = field(default_factory=dict)  # version -> why
-    _seen: dict[int, Fingerprint] = field(default_factory=dict)
+    rejected: dict[int, str] = field(default_factory=dict)  # version -> why
+    _fingerprints: dict[int, Fingerprint] = field(default_factory=dict)
 
     def best(self, serving: int | None = None) -> Detector | None:
         """The highest good version, loaded, or None if it is already `serving`.
@@ -50,29 +50,29 @@ class Versions:
                 return None
             if detector := self._try(version):
                 return detector
-        if self.refused:
-            raise StoreError("No version can serve. " + " ".join(self.refused.values()))
+        if self.rejected:
+            raise StoreError("No version can serve. " + " ".join(self.rejected.values()))
         raise StoreError(f"There is no detector named {self.name!r} in {self.root}; train one with `oddigit train`.")
 
     def _try(self, version: int) -> Detector | None:
         folder = self.root / self.name / str(version)
         fingerprint = _fingerprint(folder)
-        if version in self.refused and self._seen.get(version) == fingerprint:
+        if version in self.rejected and self._fingerprints.get(version) == fingerprint:
             return None
         try:
             detector = self.load(folder)
         except Exception as error:  # no defect of a version may stop the server
             known = isinstance(error, StoreError | SelfCheckError)
             reason = str(error) if known else f"{folder} cannot be loaded: {error!r}"
-            self.refused[version], self._seen[version] = reason, fingerprint
+            self.rejected[version], self._fingerprints[version] = reason, fingerprint
             logger.error("version %s/%d is refused: %s", self.name, version, reason)
             return None
-        self.refused.pop(version, None)
+        self.rejected.pop(version, None)
         return detector
 
     def _forget(self, found: set[int]) -> None:
-        for version in set(self.refused) - found:
-            del self.refused[version]
+        for version in set(self.rejected) - found:
+            del self.rejected[version]
 
 
 async def watch_store(
@@ -81,18 +81,18 @@ async def watch_store(
     """Put each better version in service when it appears. Runs until it is cancelled."""
     while True:
         await asyncio.sleep(POLL_S)
-        before = dict(versions.refused)
+        before = dict(versions.rejected)
         try:
             serving = inference.detector.bundle.card.version
             detector = await asyncio.to_thread(versions.best, serving)
         except StoreError as error:
-            if versions.refused != before:
+            if versions.rejected != before:
                 logger.error("the version in service stays: %s", error)
             detector = None
         except OSError as error:
             logger.error("the store cannot be read: %s", error)
             detector = None
-        for _ in set(versions.refused.items()) - set(before.items()):
+        for _ in set(versions.rejected.items()) - set(before.items()):
             metrics.record_refused_version()
         if detector is not None:
             set_model(detector)

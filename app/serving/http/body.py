@@ -180,7 +180,7 @@ class _FormReader:
     def __init__(self, max_parts: int) -> None:
         self.parts: list[Part] = []
         self._max_parts = max_parts
-        self._seen = 0
+        self._part_count = 0
         self._headers: dict[bytes, bytes] = {}
         self._field = b""
         self._value = b""
@@ -197,8 +197,8 @@ class _FormReader:
         }
 
     def _begin(self) -> None:
-        self._seen += 1
-        if self._seen > self._max_parts:
+        self._part_count += 1
+        if self._part_count > self._max_parts:
             raise TooLarge(f"The form has more than {self._max_parts} parts; send the images in several requests.")
         self._headers, self._data = {}, []
 

@@ -306,7 +306,7 @@ def test_the_best_is_the_highest_good_one(bundles, root):
         add(bundles[1], root, spoil)
     known = versions(root)
     assert known.best().bundle.card.version == 2
-    assert set(known.refused) == {3}
+    assert set(known.rejected) == {3}
     assert known.best(serving=2) is None
     assert known.best(serving=1).bundle.card.version == 2
     assert versions(root, pinned=1).best().bundle.card.version == 1

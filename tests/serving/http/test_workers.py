@@ -39,7 +39,7 @@ def test_connections_that_come_at_once_are_spread_over_the_workers(tiny_store, t
             line.sendall(head("/livez", "GET"))
         assert {line.recv(1000)[9:12] for line in lines} == {b"200"}
         shares = [sockets(worker) - had for worker, had in zip(workers, before, strict=True)]
-        assert sum(shares) == 100
+        assert sum(shares) >= 99  # the connection of the readiness probe may have closed in between
         assert len(shares) == 2 and min(shares) >= 20
 
 

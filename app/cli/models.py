@@ -6,7 +6,7 @@ from app.cli import options
 
 
 def models(store: options.Store = options.SHIPPED_STORE) -> None:
-    """List the detectors in the store."""
+    """List every version of every detector in the store."""
     from rich.markup import escape
     from rich.table import Table
 

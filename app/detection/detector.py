@@ -1,4 +1,4 @@
-"""The detector: a bundle at work on one device. Images in, scores, p-values, embeddings and pictures out.
+"""The detector: a bundle loaded on one device. Images in, scores, p-values, embeddings and error maps out.
 
 Stateless between calls and safe under concurrency.
 """
@@ -47,7 +47,7 @@ class Detections(NamedTuple):
 
 
 class Detector:
-    """A bundle at work on one device."""
+    """A bundle loaded on one device."""
 
     def __init__(self, bundle: Bundle, device: str = "auto", runtime: str = "auto", threads: int = 1) -> None:
         """Load the bundle's network.
@@ -72,7 +72,7 @@ class Detector:
 
         `features` [N, K] are the upload features of prepared images; rows of NaN mark unprepared images.
         """
-        out = self._runtime.run(images, pictures=reconstructions or error_maps)
+        out = self._runtime.run(images, with_maps=reconstructions or error_maps)
         scores = self._map_uploads(out.score, features)
         return Detections(
             scores=scores,

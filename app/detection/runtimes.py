@@ -1,6 +1,6 @@
-"""The detector's network at work: ONNX Runtime on a CPU, torch on CUDA and MPS, behind one call.
+"""Runs the detector's network: in ONNX Runtime on a CPU, in torch on CUDA and MPS, behind one call.
 
-A server on a CPU imports no torch. Whether CUDA can be there is decided by the driver's library, before torch is imported.
+A server on a CPU imports no torch. `auto` tries to load the NVIDIA driver's library before it imports torch to look for CUDA.
 This is the only file of `detection` that imports `app.network`.
 """
 
@@ -45,8 +45,8 @@ class NetworkOutputs(NamedTuple):
     score: Floats  # [N]
     reconstruction_error: Floats  # [N]
     embedding: Floats  # [N, latent_dim]
-    reconstruction: Floats | None = None  # [N, S, S] in [0, 1], where pictures were asked for
-    error_map: Floats | None = None  # [N, S, S], where pictures were asked for
+    reconstruction: Floats | None = None  # [N, S, S] in [0, 1]; None without maps
+    error_map: Floats | None = None  # [N, S, S]; None without maps
 
     @classmethod
     def join(cls, first: Self, second: Self) -> Self:
@@ -60,8 +60,8 @@ class Runtime(Protocol):
     name: str  # onnx or torch
     device: str  # cpu, cuda:0, mps
 
-    def run(self, images: Images, *, pictures: bool) -> NetworkOutputs:
-        """uint8 [N, S, S] -> outputs; `pictures` asks for reconstructions and error maps."""
+    def run(self, images: Images, *, with_maps: bool) -> NetworkOutputs:
+        """uint8 [N, S, S] -> outputs; `with_maps` adds reconstructions and error maps."""
 
     def decode(self, embeddings: Floats) -> Floats:
         """float32 [N, latent_dim] -> images [N, S, S] in [0, 1]."""
@@ -78,18 +78,20 @@ class OnnxRuntime:
         Raises:
             BundleError: a model is missing, cannot be loaded, or was exported from other weights.
         """
-        self._detector, self._scores, self._decoder = (_open_session(bundle, name, threads) for name in ONNX_FILES)
+        self._full_session, self._score_session, self._decoder_session = (
+            _open_session(bundle, name, threads) for name in ONNX_FILES
+        )
         size, latent_dim = bundle.card.architecture.image_size, bundle.card.architecture.latent_dim
-        shapes = self._detector.get_inputs()[0].shape[1:], self._decoder.get_inputs()[0].shape[1:]
+        shapes = self._full_session.get_inputs()[0].shape[1:], self._decoder_session.get_inputs()[0].shape[1:]
         if shapes != ([size, size], [latent_dim]):
             raise BundleError(f"{DETECTOR_ONNX} of {bundle.label} has other dimensions than its card; publish it again.")
 
-    def run(self, images: Images, *, pictures: bool) -> NetworkOutputs:
-        session = self._detector if pictures else self._scores
+    def run(self, images: Images, *, with_maps: bool) -> NetworkOutputs:
+        session = self._full_session if with_maps else self._score_session
         return NetworkOutputs(*session.run(None, {"images": images}))
 
     def decode(self, embeddings: Floats) -> Floats:
-        images: Floats = self._decoder.run(None, {"embedding": embeddings})[0]
+        images: Floats = self._decoder_session.run(None, {"embedding": embeddings})[0]
         return images
 
 
@@ -106,38 +108,38 @@ class TorchRuntime:
         torch.set_num_threads(threads)
         torch.set_float32_matmul_precision("highest")  # no TF32: scores must agree between devices
         self._network = load_network(bundle).to(device).eval()
-        self._staging = threading.local()  # one pinned buffer a thread
+        self._pinned_buffers = threading.local()  # one per thread
 
-    def run(self, images: Images, *, pictures: bool) -> NetworkOutputs:
-        """As `Runtime.run`. Where the device's memory is exhausted, the two halves of the batch run one after the other."""
+    def run(self, images: Images, *, with_maps: bool) -> NetworkOutputs:
+        """As `Runtime.run`. If the device runs out of memory, the two halves of the batch run one after the other."""
         import torch
 
         try:
             with torch.inference_mode():
-                batch = self._upload(images)
-                return NetworkOutputs(*_download(self._network(batch) if pictures else self._network.score(batch)))
+                batch = self._copy_to_device(images)
+                return NetworkOutputs(*_copy_to_host(self._network(batch) if with_maps else self._network.score(batch)))
         except torch.OutOfMemoryError:
             if len(images) == 1:
                 raise
         torch.cuda.empty_cache()
         half = len(images) // 2
-        return NetworkOutputs.join(self.run(images[:half], pictures=pictures), self.run(images[half:], pictures=pictures))
+        return NetworkOutputs.join(self.run(images[:half], with_maps=with_maps), self.run(images[half:], with_maps=with_maps))
 
     def decode(self, embeddings: Floats) -> Floats:
         import torch
 
         with torch.inference_mode():
-            return _download([self._network.decode(torch.from_numpy(embeddings).to(self.device))])[0]
+            return _copy_to_host([self._network.decode(torch.from_numpy(embeddings).to(self.device))])[0]
 
-    def _upload(self, images: Images) -> "torch.Tensor":
+    def _copy_to_device(self, images: Images) -> "torch.Tensor":
         """Copy images to the device; on CUDA through a pinned buffer, without waiting."""
         import torch
 
         if not self.device.startswith("cuda"):
-            return torch.tensor(images).to(self.device)  # a copy: a view of a request's body is read-only
-        buffer = getattr(self._staging, "buffer", None)
+            return torch.tensor(images).to(self.device)  # copied, because it may be a read-only view of a request
+        buffer = getattr(self._pinned_buffers, "buffer", None)
         if buffer is None or len(buffer) < len(images):
-            buffer = self._staging.buffer = torch.empty(images.shape, dtype=torch.uint8, pin_memory=True)
+            buffer = self._pinned_buffers.buffer = torch.empty(images.shape, dtype=torch.uint8, pin_memory=True)
         buffer.numpy()[: len(images)] = images
         return buffer[: len(images)].to(self.device, non_blocking=True)
 
@@ -167,7 +169,7 @@ def choose_device(device: str = "auto", runtime: str = "auto") -> str:
     """The device to run on: `cpu`, `cuda`, `cuda:N` or `mps`. `auto` takes CUDA where it is available, else the CPU.
 
     Raises:
-        DeviceError: it is not available; the message says what to install or to choose.
+        DeviceError: the device or runtime is not available; the message says what to install or to choose.
     """
     if runtime not in ("auto", "onnx", "torch"):
         raise DeviceError(f"{runtime!r} is not a runtime; use auto, onnx or torch.")
@@ -202,7 +204,7 @@ def load_network(bundle: Bundle) -> "DetectorNetwork":
     except WeightsError as error:
         raise BundleError(str(error)) from error
     except (KeyError, ValueError, TypeError) as error:
-        raise BundleError(f"The scorer of {bundle.label} does not belong to its card: {error}") from error
+        raise BundleError(f"The scorer of {bundle.label} does not match its model card: {error}") from error
 
 
 def _open_session(bundle: Bundle, name: str, threads: int) -> "InferenceSession":
@@ -211,7 +213,7 @@ def _open_session(bundle: Bundle, name: str, threads: int) -> "InferenceSession"
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    options.log_severity_level = 3  # errors: warnings are about the optimiser
+    options.log_severity_level = 3  # errors only; the warnings are about graph optimisation
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads must leave the cores to others
     try:
         session = onnxruntime.InferenceSession(bundle.files[name], options, providers=["CPUExecutionProvider"])
@@ -223,7 +225,7 @@ def _open_session(bundle: Bundle, name: str, threads: int) -> "InferenceSession"
     return session
 
 
-def _download(tensors: Any) -> list[Floats]:  # noqa: ANN401 - a tuple of tensors
+def _copy_to_host(tensors: Any) -> list[Floats]:  # noqa: ANN401 - a tuple of tensors
     """Copy tensors to the host, waiting for the device once."""
     import torch
 
@@ -247,7 +249,7 @@ def _cuda_driver_present() -> bool:
 
 
 def _check_torch_device(name: str) -> str | None:
-    """A sentence that says why torch cannot use the device, or None where it can."""
+    """A sentence that says why torch cannot use the device, or None if it can."""
     import torch
 
     try:

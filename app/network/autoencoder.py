@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 
 class WeightsError(ValueError):
-    """A weights file is missing, unreadable, unsafe or of another architecture; the message says which."""
+    """A weights file is missing, unreadable, unsafe, or for a different architecture; the message says which of these."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class ModelConfig:
 
 
 class Autoencoder(nn.Module):
-    """Maps images to a latent plane and back. Images are flat, float32, in [-1, 1]."""
+    """Maps images to a latent space and back. Images are flat, float32, in [-1, 1]."""
 
     def __init__(self, config: ModelConfig | None = None) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class Autoencoder(nn.Module):
 
 
 def _layers(widths: tuple[int, ...]) -> Iterator[nn.Module]:
-    """Linear layers between consecutive widths, with a ReLU between each two."""
+    """Linear layers between consecutive widths, with a ReLU before every layer except the first."""
     for index, (inputs, outputs) in enumerate(pairwise(widths)):
         if index:
             yield nn.ReLU(inplace=True)
@@ -76,7 +76,7 @@ def load_autoencoder(source: Path | bytes, config: ModelConfig, label: str) -> A
     """Read a state_dict file (or its content) into a network on the CPU. Only tensors are unpickled, no code runs.
 
     Raises:
-        WeightsError: the file is missing, unreadable, holds anything but tensors, or tensors of another architecture.
+        WeightsError: the file is missing or unreadable, or contains anything but the tensors of this architecture.
     """
     try:
         state = torch.load(io.BytesIO(source) if isinstance(source, bytes) else source, map_location="cpu", weights_only=True)
@@ -85,8 +85,8 @@ def load_autoencoder(source: Path | bytes, config: ModelConfig, label: str) -> A
     except FileNotFoundError:
         raise WeightsError(f"{label} is missing.") from None
     except Exception as error:  # torch.load raises any type of error
-        if "weights_only" in str(error):  # the rest of torch's message advises to unpickle without checks
-            raise WeightsError(f"{label} is not a file of tensors alone; save a state_dict with torch.save.") from error
+        if "weights_only" in str(error):  # the rest of torch's message recommends weights_only=False
+            raise WeightsError(f"{label} contains more than tensors; save a state_dict with torch.save.") from error
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise WeightsError(f"{label} does not hold the weights of {config}: {reason}") from error
     if not all(bool(torch.isfinite(weight).all()) for weight in model.parameters()):

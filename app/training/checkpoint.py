@@ -52,8 +52,8 @@ def load_checkpoint(path: Path, config: TrainConfig) -> State:
     """Read the state at `path`, with its tensors on the CPU.
 
     Raises:
-        CheckpointError: the file is damaged, or there is none for this configuration; then the message names what differs
-            from the latest interrupted training of the same detector.
+        CheckpointError: the file is damaged or does not exist. If another checkpoint of this detector exists, the message
+            lists how the configuration of the newest one differs.
     """
     if path.exists():
         return _read(path)

@@ -127,7 +127,7 @@ def _divide(whole: LabelledImages, share: float, rng: np.random.RandomState) -> 
 
 
 def _relative_rank_in_class(labels: Labels) -> NDArray[np.float64]:
-    """The position of each image among those of its class, divided by the size of the class: [N] in [0, 1)."""
+    """For each image, how many images of its class come before it in `labels`, divided by the size of the class: [N]."""
     ranks = np.empty(len(labels))
     for label in np.unique(labels):
         (members,) = np.nonzero(labels == label)

@@ -27,7 +27,7 @@ RIDGE = 0.3  # added to each direction's variance, in mean variances of a direct
 FIT_IMAGES, CHUNK = 60_000, 10_000  # most images used; images in one forward pass
 
 # Training of the shape network
-DRAWS, BATCH = 100_000, 512  # synthetic images of each kind; images in one step
+N_SYNTHETIC, BATCH = 100_000, 512  # synthetic images of each kind; images in one step
 MIN_STEPS, MAX_STEPS, IMAGES_PER_STEP = 300, 2_400, 10  # fewer steps for small sets, which would be overfitted
 PEAK_LEARNING_RATE, WEIGHT_DECAY = 4e-3, 0.1
 
@@ -183,9 +183,9 @@ def _shape_inputs(scorer: ResidualScorer, fitted: ForwardPass) -> Tensor:
 
 
 def _synthetic_inputs(scorer: ResidualScorer, model: Autoencoder, images: Tensor, change: Transform, g: Generator) -> Tensor:
-    """The shape network's inputs for DRAWS images made from the normal ones by `change`."""
+    """Take `images` in order, repeated up to N_SYNTHETIC, apply `change`, and return the shape network's inputs."""
     side = math.isqrt(images.shape[1])
-    parts = torch.split(torch.arange(DRAWS) % len(images), CHUNK)
+    parts = torch.split(torch.arange(N_SYNTHETIC) % len(images), CHUNK)
     made = (change(images[part].view(-1, 1, side, side), g).reshape(len(part), -1) for part in parts)
     return torch.cat([_shape_inputs(scorer, forward(model, part)) for part in made])
 

@@ -23,10 +23,10 @@ def shipped(shipped_store):
     return store.load(store.find(shipped_store, "mnist"))
 
 
-@pytest.mark.parametrize("pictures", [False, True])
-def test_both_runtimes_give_the_same_outputs(shipped, pictures):
+@pytest.mark.parametrize("with_maps", [False, True])
+def test_both_runtimes_give_the_same_outputs(shipped, with_maps):
     """Scores, errors, embeddings and pictures agree to 1e-4 on the CPU."""
-    outputs = [runtime.run(IMAGES, pictures=pictures) for runtime in (OnnxRuntime(shipped), TorchRuntime(shipped, "cpu"))]
+    outputs = [runtime.run(IMAGES, with_maps=with_maps) for runtime in (OnnxRuntime(shipped), TorchRuntime(shipped, "cpu"))]
     for onnx, torch_ in zip(*outputs, strict=True):
         assert (onnx is None) == (torch_ is None)
         if onnx is not None:
@@ -45,16 +45,16 @@ def test_both_runtimes_decode_alike(shipped):
 def test_a_score_does_not_depend_on_the_batch(shipped):
     """Alone or among others, an image's score differs by at most 2e-6 of itself."""
     runtime = OnnxRuntime(shipped)
-    together = runtime.run(IMAGES, pictures=False).score
+    together = runtime.run(IMAGES, with_maps=False).score
     for size in (1, 3, 7):
-        parts = [runtime.run(IMAGES[start : start + size], pictures=False).score for start in range(0, len(IMAGES), size)]
+        parts = [runtime.run(IMAGES[start : start + size], with_maps=False).score for start in range(0, len(IMAGES), size)]
         np.testing.assert_allclose(np.concatenate(parts), together, rtol=2e-6)
 
 
 def test_a_batch_that_exhausts_the_devices_memory_is_halved(shipped, monkeypatch):
     """The halves run one after the other, and their outputs come in order."""
     runtime = TorchRuntime(shipped, "cpu")
-    expected, upload, sizes = runtime.run(IMAGES, pictures=True), runtime._upload, []
+    expected, upload, sizes = runtime.run(IMAGES, with_maps=True), runtime._copy_to_device, []
 
     def upload_at_most_ten(images):
         sizes.append(len(images))
@@ -62,8 +62,8 @@ def test_a_batch_that_exhausts_the_devices_memory_is_halved(shipped, monkeypatch
             raise torch.OutOfMemoryError
         return upload(images)
 
-    monkeypatch.setattr(runtime, "_upload", upload_at_most_ten)
-    for found, wanted in zip(runtime.run(IMAGES, pictures=True), expected, strict=True):
+    monkeypatch.setattr(runtime, "_copy_to_device", upload_at_most_ten)
+    for found, wanted in zip(runtime.run(IMAGES, with_maps=True), expected, strict=True):
         np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
     assert sizes == [40, 20, 10, 10, 20, 10, 10]
 
@@ -75,9 +75,9 @@ def test_an_image_that_does_not_fit_alone_is_an_error(shipped, monkeypatch):
         raise torch.OutOfMemoryError
 
     runtime = TorchRuntime(shipped, "cpu")
-    monkeypatch.setattr(runtime, "_upload", exhausted)
+    monkeypatch.setattr(runtime, "_copy_to_device", exhausted)
     with pytest.raises(torch.OutOfMemoryError):
-        runtime.run(IMAGES[:2], pictures=False)
+        runtime.run(IMAGES[:2], with_maps=False)
 
 
 @pytest.mark.parametrize("name", ["gpu", "", "cuda:99", "cuda:x", "meta", "xpu", "cpu:1:2", "CPU!", "cuda:-1"])

@@ -88,7 +88,7 @@ def _find_glyph(foreground: Foreground) -> Glyph | None:
     if foreground.strength < floor:
         return None
     ink = intensity > max(0.6 * _otsu(intensity), floor)
-    lines = _page_lines(ink)
+    lines = _find_page_lines(ink)
     page = lines | _edge_components(label_components(ink & ~lines, intensity))
     lines_removed = bool(page.any())
     if lines_removed:
@@ -111,7 +111,7 @@ def _otsu(intensity: Floats) -> float:
     return (float(np.nanargmax(np.append(between[:-1], 0.0))) + 1) / 64 * top
 
 
-def _page_lines(mask: Mask) -> Mask:
+def _find_page_lines(mask: Mask) -> Mask:
     """Find straight lines across the whole image: ruled paper and the borders of a cell."""
     return _lines_across(mask) | _lines_across(mask.T).T
 

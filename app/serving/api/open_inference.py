@@ -33,7 +33,7 @@ from app.serving.settings import Settings
 
 _INLINE_BYTES = 16 * 1024  # larger bodies are parsed on a thread
 _PLATFORMS = {"onnx": "onnxruntime_onnx", "torch": "pytorch_state_dict"}  # by the detector's runtime
-_VERDICT_OUTPUTS = frozenset({"score", "p_value", "is_anomaly"})
+_SCORING_OUTPUTS = frozenset({"score", "p_value", "is_anomaly"})
 
 
 class OpenInference:
@@ -76,7 +76,7 @@ class OpenInference:
         return schemas.InferServer(name="oddigit", version=request.app.version, extensions=[])
 
     async def server_live(self) -> schemas.InferLive:
-        """Liveness: the process runs and its event loop turns."""
+        """Liveness: the process runs and its event loop responds."""
         return schemas.InferLive(live=True)
 
     async def server_ready(self) -> schemas.InferReady:
@@ -137,7 +137,7 @@ class OpenInference:
         most = self._settings.max_pictures
         if reconstructions and images > most:
             raise TooLarge(f"A response holds at most {most:,} reconstructions; send {NPY} to /reconstruct for more.")
-        verdicts = not _VERDICT_OUTPUTS.isdisjoint(names)
+        verdicts = not _SCORING_OUTPUTS.isdisjoint(names)
         return RequestedOutputs(verdicts, reconstructions=reconstructions)
 
     async def _score(self, pixels: NDArray[np.uint8], outputs: RequestedOutputs, deadline: float) -> InferenceResult:

@@ -182,7 +182,7 @@ def _apply_one_of(images: Tensor, transforms: Sequence[tuple[Transform, float]],
 
 
 def _uniform(images: Tensor, rng: Generator) -> Tensor:
-    """One random number in [0, 1) for each image: [N, 1, 1, 1]."""
+    """One random number in [0, 1) for each image, on the CPU: [N, 1, 1, 1]."""
     return torch.rand(len(images), 1, 1, 1, generator=rng)
 
 

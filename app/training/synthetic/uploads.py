@@ -52,7 +52,7 @@ def draw_upload(image: Pixels, rng: Rng) -> Pixels:
     ink = _place_on_page(_redraw_large(image, rng), rng)
     paper, pen = _choose_colours(photographed, rng)
     if photographed:
-        page = np.maximum(_page_lines(ink.shape, rng), _smudges(ink.shape, rng))
+        page = np.maximum(_draw_page_lines(ink.shape, rng), _smudges(ink.shape, rng))
         light = _illumination(ink.shape, rng)
         scene = _blend(np.maximum(ink * rng.uniform(0.75, 1), page), paper, pen) * light[..., None]
         shot = _photograph(scene, blur=rng.uniform(0, 0.012) * min(ink.shape), rng=rng)
@@ -116,7 +116,7 @@ def _illumination(shape: tuple[int, ...], rng: Rng) -> Floats:
     return light
 
 
-def _page_lines(shape: tuple[int, ...], rng: Rng) -> Floats:
+def _draw_page_lines(shape: tuple[int, ...], rng: Rng) -> Floats:
     """Lines along the sides of the page, as the borders of a form field: [H, W] in [0, 1]; 65 % of the pages have none."""
     page = np.zeros(shape, np.float32)
     if rng.random() > 0.35:

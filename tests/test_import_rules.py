@@ -124,6 +124,30 @@ def test_telemetry_knows_neither_http_nor_images(path):
     assert [name for name in serving if not name.startswith("app.serving.telemetry.")] == []
 
 
+SERVING_LAYERS = ("telemetry", "engine", "http", "api")  # a layer imports those before it
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_layers_of_serving_import_downwards(path):
+    """api -> http -> engine -> telemetry; the engine imports no web framework, and http no images."""
+    layer = path.parts[2] if room(path) == "serving" else ""
+    if layer in SERVING_LAYERS:
+        above = SERVING_LAYERS[SERVING_LAYERS.index(layer) + 1 :]
+        assert imports_any(path, *(f"app.serving.{name}" for name in above)) == []
+    if layer == "engine":
+        assert imports_any(path, "starlette", "fastapi", "uvicorn") == []
+    if layer == "http":
+        assert imports_any(path, "app.detection", "PIL", "numpy") == []
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_private_names_of_uvicorn_stay_in_the_protocol(path):
+    """Elsewhere only what its documentation names: the command, the supervisor and the proxy middleware."""
+    documented = ("uvicorn", "uvicorn.supervisors.Multiprocess", "uvicorn.middleware.proxy_headers.ProxyHeadersMiddleware")
+    if path != Path("app/serving/http/protocol.py"):
+        assert set(imports_any(path, "uvicorn")) <= set(documented)
+
+
 def test_the_batcher_knows_no_torch():
     """It groups jobs of any kind; HTTP and images are none of its business."""
     assert imports_any(Path("app/serving/engine/batcher.py"), "torch", "numpy", "fastapi", "starlette", "app") == []

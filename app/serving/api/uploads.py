@@ -2,8 +2,8 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -29,15 +29,14 @@ _INLINE_FORM_BYTES = 2048  # larger forms are parsed on a thread
 _INLINE_INFO = [ImageInfo("image")]  # of an unprepared image that is the whole body
 
 
-@dataclass(frozen=True)
-class Upload:
+class Upload(NamedTuple):
     """The images of a request: prepared images, or an array as it was sent; and the images that could not be decoded."""
 
     images: NDArray[np.uint8]  # [n, S, S]
     infos: Sequence[ImageInfo]  # of each image
     features: NDArray[np.float32] | None = None  # upload features [n, K]; None where no image was prepared
     is_array: bool = False
-    failed: dict[int, tuple[str, Problem]] = field(default_factory=dict)  # position in the request -> name and problem
+    failed: Mapping[int, tuple[str, Problem]] = MappingProxyType({})  # position in the request -> name and problem
 
 
 class Body(NamedTuple):

@@ -16,6 +16,7 @@ Result = TypeVar("Result")
 
 class _Waiting(NamedTuple, Generic[Job, Result]):
     job: Job
+    size: int
     future: asyncio.Future[Result]
     deadline: float
 
@@ -47,8 +48,9 @@ class Batcher(Generic[Job, Result]):
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Result] = loop.create_future()
-        self._waiting.append(_Waiting(job, future, deadline))
-        self._depth += self._size(job)
+        size = self._size(job)
+        self._waiting.append(_Waiting(job, size, future, deadline))
+        self._depth += size
         if not self._flushing:
             self._flushing = True
             loop.call_soon(self._flush, loop)
@@ -70,7 +72,7 @@ class Batcher(Generic[Job, Result]):
         remaining = self._max_batch_size
         while self._waiting:
             first = self._waiting[0]
-            size = self._size(first.job)
+            size = first.size
             if first.future.cancelled():
                 pass
             elif now > first.deadline:

@@ -29,14 +29,14 @@ _BATCHES = (1, 2, 4, 8, 16, 32, 64, 256, 1024, 4096, 16384, 65536)
 _SCORES = (0.25, 0.5, 0.75, 1, 1.25, 1.5, 2, 3, 5, 10, 30, 100)
 _P_VALUES = (0.0001, 0.001, 0.005, 0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1)
 
-_BUFFER_SIZE = 64  # requests of one route and status that are buffered before they are counted
+_BUFFER_SIZE = 512  # requests of one route and status, or batches, that are buffered before they are counted
 STAGES = ("decode", "queue", "infer", "encode")
 
 
 class Metrics:
     """The server's metrics; the README documents each under its name.
 
-    Requests, rejections and stages are buffered and counted together, because counting costs more than appending to a list.
+    What occurs for each request or batch is buffered and counted together: counting costs more than appending to a list.
     """
 
     def __init__(self, shared: Path | None = None) -> None:
@@ -90,6 +90,8 @@ class Metrics:
         self._buffered_requests: dict[tuple[str, int], list[float]] = {}  # (route, status) -> seconds
         self._buffered_stages: list[tuple[float, float, float, float]] = []
         self._buffered_rejections: dict[str, int] = {}  # reason -> count
+        self._buffered_batches: list[int] = []
+        self._buffered_scores: list[tuple[NDArray[np.float32], NDArray[np.float64], NDArray[np.bool_]]] = []
 
     def record_request(self, route: str, status: int, seconds: float) -> None:
         """Record a response with its route template, status and duration in seconds."""
@@ -123,18 +125,30 @@ class Metrics:
             for name, column in zip(STAGES, np.array(self._buffered_stages).T, strict=True):
                 observe_many(self._stages[name], _SECONDS, column)
             self._buffered_stages.clear()
+        self._flush_batches()
+
+    def _flush_batches(self) -> None:
+        if self._buffered_batches:
+            observe_many(self._batch, _BATCHES, np.array(self._buffered_batches))
+            self._buffered_batches.clear()
+        if self._buffered_scores:
+            scores, p_values, anomalies = (np.concatenate(column) for column in zip(*self._buffered_scores, strict=True))
+            self._buffered_scores.clear()
+            anomaly_count = int(anomalies.sum())
+            self._anomaly.inc(anomaly_count)
+            self._normal.inc(len(scores) - anomaly_count)
+            observe_many(self._scores, _SCORES, scores)
+            observe_many(self._p_values, _P_VALUES, p_values)
 
     def record_batch(self, images: int) -> None:
         """Record a forward pass of `images` images."""
-        self._batch.observe(images)
+        self._buffered_batches.append(images)
+        if len(self._buffered_batches) >= _BUFFER_SIZE:
+            self.flush()
 
     def record_scores(self, scores: NDArray[np.float32], p_values: NDArray[np.float64], threshold: float) -> None:
         """Record the verdicts of N images: scores [N], p-values [N], and the model's own threshold."""
-        anomalies = int((scores > threshold).sum())
-        self._anomaly.inc(anomalies)
-        self._normal.inc(len(scores) - anomalies)
-        observe_many(self._scores, _SCORES, scores)
-        observe_many(self._p_values, _P_VALUES, p_values)
+        self._buffered_scores.append((scores, p_values, scores > threshold))
 
     def set_model(self, name: str, version: int, scorer: str, device: str) -> None:
         """Set the model in service and count the reload."""
@@ -184,7 +198,7 @@ def _is_running(process: int) -> bool:
     return True
 
 
-def observe_many(histogram: Histogram, bounds: Sequence[float], values: NDArray[np.floating]) -> None:
+def observe_many(histogram: Histogram, bounds: Sequence[float], values: NDArray[np.floating] | NDArray[np.integer]) -> None:
     """Observe all values [N] at once. `bounds` are the histogram's buckets without +Inf.
 
     Observing 1,000 values one by one takes longer than their forward pass.

@@ -11,7 +11,7 @@ import struct
 import zlib
 from typing import Literal
 
-from app.detection.imaging.errors import ImageError, ImageTooLarge, UndecodableImage, UnsupportedImage
+from app.detection.imaging.errors import ImageTooLarge, UndecodableImage, UnsupportedImage
 
 _SIGNATURES = {
     b"\x89PNG\r\n\x1a\n": "PNG",
@@ -58,8 +58,6 @@ _MAX_SEGMENTS = 1000
 _MAX_SCANS = 100  # 1 to 20 are usual; 1 MB of scans can take minutes to decode
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # a stuffed byte or a restart marker is not a segment
 _MAX_CHUNKS = 20_000  # IDAT chunks of 8 KiB make 160 MiB
-_QUICK_SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
-_QUICK_BYTES, _QUICK_PIXELS = 2048, 10_000
 
 
 def strip_png(data: bytes) -> bytes:
@@ -186,21 +184,6 @@ def _jpeg_size(data: bytes) -> tuple[int, int]:
     if not scans:
         raise UndecodableImage("truncated JPEG")
     return size
-
-
-def decodes_quickly(data: bytes) -> bool:
-    """Return whether the image decodes in 1 to 2 ms: a PNG or JPEG of at most 2,048 bytes and 10,000 pixels.
-
-    The header of the other types does not limit the time that decoding takes.
-    """
-    if len(data) > _QUICK_BYTES or not data.startswith(_QUICK_SIGNATURES):
-        return False
-    kind = "PNG" if data.startswith(_QUICK_SIGNATURES[0]) else "JPEG"
-    try:
-        width, height = declared_size(data, kind) or (0, 0)
-    except ImageError:
-        return True  # decoding raises the same error at once
-    return width * height <= _QUICK_PIXELS
 
 
 _MAX_RLE_PIXELS = 1_000_000  # Pillow decodes run lengths in Python

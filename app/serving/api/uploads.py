@@ -11,9 +11,8 @@ from numpy.typing import NDArray
 from starlette.requests import Request
 
 from app.detection.detector import stack_features
-from app.detection.imaging.decode import Preprocess, decode_array, decode_image
+from app.detection.imaging.decode import Preprocess, decode_array, decode_image, decodes_quickly
 from app.detection.imaging.errors import ImageError
-from app.detection.imaging.file_headers import decodes_quickly
 from app.detection.imaging.preprocess import PreprocessedImage
 from app.serving.api.query import NPY
 from app.serving.api.responses import ImageInfo

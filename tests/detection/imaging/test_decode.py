@@ -13,9 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from app.detection.imaging.decode import decode_array, decode_image, encode_png
+from app.detection.imaging.decode import decode_array, decode_image, decodes_quickly, encode_png
 from app.detection.imaging.errors import ImageError, ImageTooLarge, TooManyImages, UndecodableImage, UnsupportedImage
-from app.detection.imaging.file_headers import decodes_quickly
 
 FORMATS = ["PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF"]
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"

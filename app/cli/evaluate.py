@@ -1,8 +1,8 @@
 """The command `evaluate`. The heavy imports wait until it runs, so that `--help` is quick."""
 
 import json
-from collections import Counter
 from dataclasses import replace
+from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -52,10 +52,11 @@ def evaluate(
 
 def _with_distinct_names(sets: "list[NamedImages]") -> "list[NamedImages]":
     """Add a number to repeated names, so that no picture overwrites another."""
-    count: Counter[str] = Counter()
+    names: set[str] = set()
     result = []
     for images in sets:
-        count[images.name] += 1
-        number = count[images.name]
-        result.append(images if number == 1 else replace(images, name=f"{images.name}-{number}"))
+        candidates = chain([images.name], (f"{images.name}-{number}" for number in count(2)))
+        name = next(name for name in candidates if name not in names)
+        names.add(name)
+        result.append(replace(images, name=name))
     return result

@@ -1,1 +1,1 @@
-"""What training and serving share: a model and what its errors mean. Knows no HTTP and no data set."""
+"""Shared by training and serving: images, scores, calibration, model cards and the store."""

@@ -1,1 +1,1 @@
-"""Online: bytes in, JSON, PNG or arrays out. Knows no data set."""
+"""The online side: HTTP requests in, JSON, PNG or arrays out."""

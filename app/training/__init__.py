@@ -1,1 +1,1 @@
-"""Offline: a data set in, a published bundle out. Knows no HTTP."""
+"""The offline side: a data set in, a published version out."""

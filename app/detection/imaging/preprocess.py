@@ -211,7 +211,7 @@ def _longest_side(box: Box) -> int:
 
 
 def _quality_warnings(components: ConnectedComponents, selected: Mask, box: Box, faint: bool) -> tuple[str, ...]:
-    """Return the names of the warnings that apply, of those that the module's docstring lists."""
+    """Return the names of the warnings that apply; the module's docstring lists all of them."""
     at_edge = _touches_edge(components)
     digit_mass = float(components.mass[selected].sum())
     largest_other = float(components.mass[~selected & ~at_edge].max(initial=0.0))

@@ -1,7 +1,7 @@
 """The access log: one line a request on standard error, formatted by hand and written in batches.
 
-One record of the logging module for each request costs 29 % of the requests a second of small images; this costs 3 to 9 %. Lines
-wait for at most 0.1 s; a process that is killed loses the lines that wait.
+One record of the logging module for each request costs 29 % of the requests a second of small images; this costs 3 to 9 %.
+Lines wait for at most 0.1 s; a process that is killed loses the lines that wait.
 """
 
 import atexit

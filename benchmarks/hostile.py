@@ -3,6 +3,10 @@
 Valid images of every type, arrays, forms, JSON and whole request heads are cut, spliced, flipped and repeated, and sent over
 raw sockets. Every answer must be HTTP, and none a 5xx other than 503 and 504; the server must be alive at the end and no
 larger. The mutations follow a seed, so that a failure can be repeated: what broke it is written to build/hostile/.
+
+`python benchmarks/hostile.py --attack [NAME ...]` plays attacks on time and memory instead (attacks/catalogue.py), each
+against a fresh server beside honest clients. It prints a row an attack, then the CPU time of each upload alone, and the time
+that the server takes to exit during them.
 """
 
 import argparse
@@ -173,12 +177,40 @@ async def memory_after(pid: int, reached) -> float:  # noqa: ANN001 - a conditio
     return resident_mib(pid)
 
 
+def play_attacks(parts: list[str], seconds: float, only: str | None) -> int:
+    """Print the tables of the attacks whose names hold one of `parts` (none: all). Returns how many bounds fail."""
+    from attacks.catalogue import ATTACKS
+    from attacks.measure import HEADER, cost_alone, exit_time, measure
+
+    names = [name for name in ATTACKS if not parts or any(part in name for part in parts)]
+    uploads = [name for name in names if ATTACKS[name].upload]
+    failed = 0
+    tables = {
+        "rows": (HEADER, names, lambda name: measure(name, seconds, FOUND).line()),
+        "cost": ("upload alone | bytes | status | CPU s | at most 2.5", uploads, lambda name: cost_alone(name, FOUND)),
+        "exit": ("SIGTERM during | exit after s | at most 5", uploads, lambda name: exit_time(name, FOUND)),
+    }
+    for table, (header, rows, play) in tables.items():
+        if only in (None, table) and rows:
+            print(f"| {header} |\n|{'---|' * (header.count('|') + 1)}", flush=True)
+            for name in rows:
+                print(line := play(name), flush=True)
+                failed += not line.endswith("pass |")
+    print(f"{failed} of the rows break a bound.")
+    return failed
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, default=200_000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--attack", nargs="*", metavar="NAME", help="attacks to play, or parts of their names; none: all")
+    parser.add_argument("--seconds", type=float, default=30, help="of each attack")
+    parser.add_argument("--only", choices=("rows", "cost", "exit"), help="one of the three tables of the attacks")
     arguments = parser.parse_args()
     FOUND.mkdir(parents=True, exist_ok=True)
+    if arguments.attack is not None:
+        sys.exit(play_attacks(arguments.attack, arguments.seconds, arguments.only) > 0)
     server = start()
     try:
         broken = asyncio.run(attack(server.pid, arguments.requests, arguments.seed))

@@ -1,0 +1,109 @@
+"""The list of attacks. Each is played at 10 requests a second or over 8 connections, unless its name says otherwise."""
+
+import io
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from attacks import clients, files, versions
+from attacks.clients import Play, at_rate, endless, over_connections, request, silent, slow_readers
+from attacks.versions import Step
+
+MIB = 2**20
+NPY = "application/x-npy"
+KEY = "honest:honest-key-0123456789"
+_MANY_FIELDS = b"a:\r\n" * 16_000
+_WRONG_KEY = "X-API-Key: wrong-key-0123456789"
+
+
+@dataclass(frozen=True)
+class Attack:
+    """One attack: how it is sent, and the server that it is sent to."""
+
+    play: Callable[[], Play]  # built in the attacker's process
+    variables: dict[str, str] = field(default_factory=dict)  # of the server's environment
+    arguments: tuple[str, ...] = ()  # of the serve command
+    upload: Callable[[], bytes] | None = None  # one request of a file, whose cost is measured alone
+    folder_variable: str = ""  # of the server's environment; names the folder that `beside` makes
+    beside: Callable[[Path], AbstractContextManager[Step]] | None = None  # makes a folder; yields what is called each second
+
+
+def array(count: int) -> bytes:
+    """A .npy file of `count` images of noise."""
+    out = io.BytesIO()
+    np.save(out, np.random.RandomState(0).randint(0, 256, (count, 28, 28)).astype(np.uint8))
+    return out.getvalue()
+
+
+def _upload(kind: str, make: Callable[[], bytes]) -> Attack:
+    def message() -> bytes:
+        return request("/score", f"image/{kind}", make())
+
+    return Attack(lambda: at_rate([message()]), upload=message)
+
+
+def _head(*fields: str, extra: bytes = b"") -> bytes:
+    lines = ["POST /score HTTP/1.1", "Host: x", "Content-Type: image/png", *fields]
+    return "\r\n".join(lines).encode() + b"\r\n" + extra + b"\r\n"
+
+
+def _trailers() -> Play:
+    chunk = b"%x\r\n" % (9 * MIB) + bytes(9 * MIB) + b"\r\n0\r\n"
+    return endless(_head("Transfer-Encoding: chunked") + chunk, b"a:\r\n" * 4096)
+
+
+def _wrong_key(body: int) -> Play:
+    message = _head(f"Content-Length: {body}", _WRONG_KEY, extra=_MANY_FIELDS) + bytes(body)
+    return over_connections([message])
+
+
+def _points(count: int, point: str) -> bytes:
+    return request("/decode", "application/json", f'{{"embedding": [{", ".join([point] * count)}]}}'.encode())
+
+
+def _infer(count: int) -> bytes:
+    inputs = f'{{"name": "images", "datatype": "UINT8", "shape": [{count}, 784], "data": {[[0] * 784] * count}}}'
+    return request("/v2/models/mnist/infer", "application/json", f'{{"inputs": [{inputs}]}}'.encode())
+
+
+ATTACKS: dict[str, Attack] = {
+    "endless trailers": Attack(_trailers),
+    "16,000 fields, 500 held heads": Attack(lambda: silent(_head("Content-Length: 9", extra=_MANY_FIELDS), 500)),
+    "16,000 fields, complete": Attack(lambda: over_connections([_head("Content-Length: 9", extra=_MANY_FIELDS) + bytes(9)])),
+    "wrong key, 16,000 fields": Attack(lambda: _wrong_key(9), {"ODDIGIT_API_KEYS": KEY}),
+    "wrong key, 1 MiB": Attack(
+        lambda: over_connections([_head(f"Content-Length: {MIB}", _WRONG_KEY) + bytes(MIB)]), {"ODDIGIT_API_KEYS": KEY}
+    ),
+    "TIFF tiles 5.5 KB": _upload("tiff", lambda: files.tiff_zstd_tiles(325)),
+    "TIFF tiles 32 KB": _upload("tiff", lambda: files.tiff_tiles(1_000)),
+    "TIFF tiles 266 KB": _upload("tiff", lambda: files.tiff_tiles(30_000)),
+    "TIFF strips 340 KB": _upload("tiff", lambda: files.tiff_strips(30_000)),
+    "WebP of 34 bytes": _upload("webp", files.webp_solid),
+    "JPEG with 60 scans": _upload("jpeg", files.jpeg_scans),
+    "JPEG fill bytes": _upload("jpeg", files.jpeg_fill_bytes),
+    "GIF comment blocks": _upload("gif", files.gif_comments),
+    "GIF comments": _upload("gif", lambda: files.gif_comments(many=True)),
+    "/decode": Attack(lambda: over_connections([_points(1024, "[0.5, -3]")])),
+    "/decode, 43,000 errors": Attack(lambda: at_rate([_points(43_000, '["a"]')])),
+    "/v2 infer of 1,000": Attack(lambda: over_connections([_infer(1_000)])),
+    "arrays of 12,000": Attack(lambda: at_rate([request("/score", NPY, array(12_000))])),
+    "arrays of 100,000": Attack(lambda: over_connections([request("/score", NPY, array(100_000))])),
+    "pictures of 1,000": Attack(lambda: over_connections([request("/reconstruct", NPY, array(1_000))])),
+    "slow readers of 10 MB": Attack(
+        lambda: slow_readers(request("/reconstruct", NPY, array(3_300), f"Accept: {NPY}", "Connection: close"))
+    ),
+    "4,200 silent connections": Attack(lambda: silent(b"", 4_200)),
+    "4,200 kept connections": Attack(lambda: silent(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\nGET", 4_200)),
+    "hostile versions": Attack(lambda: clients.nothing, folder_variable="ODDIGIT_STORE", beside=versions.hostile_store),
+    "full metrics folder": Attack(
+        lambda: over_connections(
+            [f"GET /{name} HTTP/1.1\r\nHost: x\r\n\r\n".encode() for name in ("a", "docs", "model", "latent")]
+        ),
+        arguments=("--workers", "2"),
+        folder_variable="PROMETHEUS_MULTIPROC_DIR",
+        beside=versions.full_folder,
+    ),
+}

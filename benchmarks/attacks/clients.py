@@ -1,0 +1,184 @@
+"""Ways to attack. Each returns a coroutine function that sends to a port until it is cancelled, and counts in a `Tally`."""
+
+import asyncio
+import socket
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+PATIENCE_S = 60.0
+
+_LOST = (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, TimeoutError, ValueError)
+
+
+@dataclass
+class Tally:
+    """What an attack sent and got back."""
+
+    sent: int = 0  # bytes
+    requests: int = 0
+    statuses: Counter[int] = field(default_factory=Counter)  # 0: the connection was closed without an answer
+
+
+Play = Callable[[int, Tally], Awaitable[None]]
+
+
+def request(path: str, content_type: str, body: bytes, *headers: str) -> bytes:
+    """A whole POST request."""
+    lines = [f"POST {path} HTTP/1.1", "Host: x", f"Content-Type: {content_type}", f"Content-Length: {len(body)}", *headers]
+    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
+
+
+def at_rate(messages: Iterable[bytes], rate: float = 10.0) -> Play:
+    """`rate` requests a second, answered or not, each on a connection of its own."""
+
+    async def play(port: int, tally: Tally) -> None:
+        async with asyncio.TaskGroup() as group:
+            for message in _cycle(messages):
+                group.create_task(ask_once(port, message, tally))
+                await asyncio.sleep(1 / rate)
+
+    return play
+
+
+def over_connections(messages: Iterable[bytes], connections: int = 8) -> Play:
+    """As many requests as `connections` kept-open connections get answered."""
+    known = list(messages)
+
+    async def client(port: int, tally: Tally) -> None:
+        while True:
+            with suppress(*_LOST):
+                reader, writer = await asyncio.open_connection("127.0.0.1", port)
+                try:
+                    for message in _cycle(known):
+                        await _send(writer, message, tally)
+                        closes = await _answer(reader, tally)
+                        if closes:
+                            break
+                finally:
+                    writer.close()
+            await asyncio.sleep(0.01)
+
+    return _together(client, connections)
+
+
+def endless(head: bytes, piece: bytes, connections: int = 8) -> Play:
+    """`connections` connections that send `head` and then `piece` again and again, until the server closes."""
+
+    async def client(port: int, tally: Tally) -> None:
+        while True:
+            with suppress(*_LOST):
+                reader, writer = await asyncio.open_connection("127.0.0.1", port)
+                answered = asyncio.create_task(_answer(reader, tally))
+                try:
+                    await _send(writer, head, tally)
+                    while not answered.done():
+                        await _send(writer, piece, tally, requests=0)
+                finally:
+                    answered.cancel()
+                    writer.close()
+            await asyncio.sleep(0.01)
+
+    return _together(client, connections)
+
+
+def silent(head: bytes, connections: int) -> Play:
+    """`connections` connections that send `head` and then nothing; each is opened again when it is closed."""
+
+    async def client(port: int, tally: Tally) -> None:
+        while True:
+            with suppress(*_LOST):
+                reader, writer = await asyncio.open_connection("127.0.0.1", port)
+                try:
+                    await _send(writer, head, tally)
+                    await _answer(reader, tally)
+                finally:
+                    writer.close()
+            await asyncio.sleep(0.1)
+
+    return _together(client, connections)
+
+
+def slow_readers(message: bytes, rate: float = 10.0, bytes_per_s: int = 11_000) -> Play:
+    """`rate` new connections a second, each of which asks once and reads its answer at `bytes_per_s`."""
+
+    async def client(port: int, tally: Tally) -> None:
+        loop = asyncio.get_running_loop()
+        with socket.socket() as line, suppress(*_LOST):
+            line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            line.setblocking(False)
+            await loop.sock_connect(line, ("127.0.0.1", port))
+            await loop.sock_sendall(line, message)
+            tally.sent += len(message)
+            tally.requests += 1
+            first = True
+            while data := await loop.sock_recv(line, bytes_per_s):
+                if first:
+                    tally.statuses[int(data[9:12])] += 1
+                    first = False
+                await asyncio.sleep(len(data) / bytes_per_s)
+
+    async def play(port: int, tally: Tally) -> None:
+        async with asyncio.TaskGroup() as group:
+            while True:
+                group.create_task(client(port, tally))
+                await asyncio.sleep(1 / rate)
+
+    return play
+
+
+async def nothing(port: int, tally: Tally) -> None:
+    """Send nothing: the attack does not come through the network."""
+    await asyncio.Event().wait()
+
+
+def _together(client: Callable[[int, Tally], Awaitable[None]], connections: int) -> Play:
+    async def play(port: int, tally: Tally) -> None:
+        await asyncio.gather(*(client(port, tally) for _ in range(connections)))
+
+    return play
+
+
+def _cycle(messages: Iterable[bytes]) -> Iterator[bytes]:
+    known = list(messages)
+    while True:
+        yield from known
+
+
+async def ask_once(port: int, message: bytes, tally: Tally) -> None:
+    """Send one request over a new connection and count its answer."""
+    with suppress(*_LOST):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        try:
+            await _send(writer, message, tally)
+            await _answer(reader, tally)
+        finally:
+            writer.close()
+
+
+async def _send(writer: asyncio.StreamWriter, message: bytes, tally: Tally, *, requests: int = 1) -> None:
+    for start in range(0, len(message), 65_536):
+        piece = message[start : start + 65_536]
+        writer.write(piece)
+        tally.sent += len(piece)
+        await writer.drain()
+    tally.requests += requests
+
+
+async def _answer(reader: asyncio.StreamReader, tally: Tally) -> bool:
+    """Read one answer whole and count its status. Returns whether the server closes the connection."""
+    status = 0
+    try:
+        async with asyncio.timeout(PATIENCE_S):
+            head = (await reader.readuntil(b"\r\n\r\n")).lower()
+            remaining = int(head.partition(b"content-length:")[2].split(b"\r\n")[0])
+            while remaining:
+                data = await reader.read(min(remaining, 65_536))
+                if not data:
+                    raise asyncio.IncompleteReadError(b"", remaining)
+                remaining -= len(data)
+        status = int(head[9:12])
+        return b"connection: close" in head
+    finally:
+        tally.statuses[status] += 1

@@ -1,0 +1,195 @@
+"""Plays one attack against a fresh server beside honest clients, and compares what they saw with the bounds.
+
+The attacker is a process of lower priority, because on another machine it would not take the server's CPU time.
+"""
+
+import asyncio
+import multiprocessing
+import os
+import resource
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from attacks.catalogue import ATTACKS, Attack
+from attacks.clients import Play, Tally, ask_once
+from attacks.honest import Honest, honest_clients, run_together
+from attacks.server import PORT, start, stop, usage
+from attacks.versions import Step, serves_good_version
+
+BASELINE_S, RECOVERY_S = 6.0, 10.0
+UPLOAD_CPU_S, EXIT_S = 2.5, 5.0  # the most that an upload may cost, and that an exit after SIGTERM may take
+
+
+@dataclass
+class Row:
+    """What one attack did."""
+
+    name: str
+    baseline: dict[str, tuple[float, float]]  # honest client -> p50, p99 in ms before
+    honest: dict[str, Honest]
+    tally: Tally
+    cpu_s: float  # of the server beyond the honest clients' share
+    start_mib: float
+    peak_mib: float
+    later_mib: float
+    notes: list[str]
+
+    def broken(self) -> list[str]:
+        """The bounds that do not hold."""
+        small, photo, limits = self.honest["28x28"], self.honest["photo"], []
+        if small.ms(99) > (bound := min(25.0, 3 * self.baseline["28x28"][1])):
+            limits.append(f"28x28 p99 > {bound:.0f} ms")
+        if photo.ms(99) > 1000:
+            limits.append("photo p99 > 1 s")
+        if any(client.share("failed") > 0 for client in self.honest.values()):
+            limits.append("requests failed")
+        if max(small.share("refused"), photo.share("refused"), self.honest["probe"].share("refused")) > 0.05:
+            limits.append("refused > 5 %")
+        if self.peak_mib > self.start_mib + 300:
+            limits.append("memory > +300 MiB")
+        if self.later_mib > self.start_mib + 30:
+            limits.append("memory later > +30 MiB")
+        return limits + self.notes
+
+    def line(self) -> str:
+        """The table row under HEADER."""
+        kib = max(self.tally.sent / 1024, 1e-9)
+        per_kib = [f"{self.cpu_s / kib * 1000:.3g}", f"{(self.peak_mib - self.start_mib) * 1024 / kib:.3g}"]
+        clients = [
+            f"{before[0]:.1f}/{before[1]:.1f} → {client.ms(50):.1f}/{client.ms(99):.1f}"
+            for client, before in ((self.honest[name], self.baseline[name]) for name in ("28x28", "photo"))
+        ]
+        shares = [
+            "/".join(f"{client.share(outcome):.1%}" for client in self.honest.values()) for outcome in ("refused", "failed")
+        ]
+        memory = f"{self.start_mib:.0f} → {self.peak_mib:.0f} → {self.later_mib:.0f}"
+        statuses = " ".join(f"{status}:{count}" for status, count in sorted(self.tally.statuses.items()))
+        sent = f"{self.tally.requests:,} / {kib:,.0f}"
+        verdict = "; ".join(self.broken()) or "pass"
+        cells = [self.name, sent, statuses, f"{self.cpu_s:.1f}", *per_kib, *clients, *shares, memory, verdict]
+        return f"| {' | '.join(cells)} |"
+
+
+HEADER = (
+    "attack | requests / KiB sent | statuses | CPU s | CPU ms per KiB | memory KiB per KiB | 28x28 p50/p99 ms | "
+    "photo p50/p99 ms | refused 28x28/photo/probe | failed | memory MiB start, peak, 10 s later | bounds"
+)
+
+
+def measure(name: str, seconds: float, logs: Path) -> Row:
+    """Play the attack `name` for `seconds` against a fresh server."""
+    attack = ATTACKS[name]
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "folder"
+        step = stack.enter_context(attack.beside(folder)) if attack.beside else (lambda second: None)
+        given = {attack.folder_variable: str(folder)} if attack.folder_variable else {}
+        server = start(attack.variables | given, attack.arguments, logs / f"{name.replace('/', '')}.log")
+        try:
+            row = asyncio.run(_measure(name, attack, server.pid, seconds, step))
+            if "ODDIGIT_STORE" in given and not serves_good_version(folder, PORT):
+                row.notes.append("a good version is not taken up")
+        finally:
+            if stop(server) == float("inf"):
+                row.notes.append("SIGTERM is ignored")
+    return row
+
+
+async def _measure(name: str, attack: Attack, pid: int, seconds: float, step: Step) -> Row:
+    clients = honest_clients()
+    await run_together(clients, 1.0)
+    before = usage(pid)
+    await run_together(clients, BASELINE_S)
+    baseline = {each: (client.ms(50), client.ms(99)) for each, client in clients.items()}
+    start_usage, honest_cpu = usage(pid), (usage(pid).cpu_s - before.cpu_s) / BASELINE_S
+    with attacker(attack.play, seconds) as tally:
+        peak_mib, notes = start_usage.mib, []
+        watching = asyncio.create_task(run_together(clients, seconds))
+        second = 0
+        began = time.monotonic()
+        while not watching.done():
+            await asyncio.sleep(0.25)
+            peak_mib = max(peak_mib, (await asyncio.to_thread(usage, pid)).mib)
+            if time.monotonic() - began > second + 1:
+                await asyncio.to_thread(step, second)
+                second += 1
+        cpu_s = usage(pid).cpu_s - start_usage.cpu_s - honest_cpu * seconds
+    seen = clients
+    after = honest_clients()
+    await run_together(after, RECOVERY_S)
+    for each, client in after.items():
+        if client.share("ok") < 0.95:
+            notes.append(f"{each} afterwards: {client.share('ok'):.0%} answered")
+    return Row(name, baseline, seen, tally(), cpu_s, start_usage.mib, peak_mib, usage(pid).mib, notes)
+
+
+@contextmanager
+def attacker(play: Callable[[], Play], seconds: float) -> Iterator[Callable[[], Tally]]:
+    """Attack from another process for `seconds`. Yields a function that waits for its end and returns its tally."""
+    receiving, sending = multiprocessing.Pipe(duplex=False)
+    process = multiprocessing.get_context("fork").Process(target=_attack, args=(play, seconds, sending))
+    process.start()
+
+    def tally() -> Tally:
+        done: Tally = receiving.recv() if receiving.poll(20) else Tally()
+        process.join(5)
+        return done
+
+    try:
+        yield tally
+    finally:
+        process.kill()
+        process.join()
+
+
+def _attack(play: Callable[[], Play], seconds: float, sending: Connection) -> None:
+    os.nice(10)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
+    tally = Tally()
+
+    async def run() -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                await play()(PORT, tally)
+        except* TimeoutError:
+            pass
+
+    asyncio.run(run())
+    sending.send(tally)
+
+
+def cost_alone(name: str, logs: Path) -> str:
+    """Send one upload of the attack `name` to a fresh server: a table row with its CPU seconds, and pass or fail."""
+    upload = ATTACKS[name].upload
+    assert upload is not None
+    server = start({}, (), logs / "cost.log")
+    try:
+        before = usage(server.pid).cpu_s
+        tally = Tally()
+        asyncio.run(_ask(upload(), tally))
+        time.sleep(0.5)
+        cpu_s = usage(server.pid).cpu_s - before
+    finally:
+        stop(server, 0)
+    statuses = " ".join(map(str, tally.statuses))
+    return f"| {name} | {len(upload()):,} | {statuses} | {cpu_s:.2f} | {'pass' if cpu_s <= UPLOAD_CPU_S else 'FAIL'} |"
+
+
+async def _ask(message: bytes, tally: Tally) -> None:
+    with suppress(TimeoutError):
+        async with asyncio.timeout(20):
+            await ask_once(PORT, message, tally)
+
+
+def exit_time(name: str, logs: Path) -> str:
+    """Send SIGTERM three seconds into the attack `name`: a table row with the seconds until the server ends."""
+    attack = ATTACKS[name]
+    server = start(attack.variables, attack.arguments, logs / "exit.log")
+    with attacker(attack.play, 60):
+        time.sleep(3)
+        seconds = stop(server)
+    return f"| {name} | {seconds:.1f} | {'pass' if seconds <= EXIT_S else 'FAIL'} |"

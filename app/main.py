@@ -29,8 +29,8 @@ from app.serving.api.predict import Endpoints
 from app.serving.api.routes import add_routes
 from app.serving.api.uploads import Uploads
 from app.serving.engine.admission import Admission
-from app.serving.engine.inference import Inference
-from app.serving.engine.reload import Versions, watch_store
+from app.serving.engine.models import Model, Models
+from app.serving.engine.reload import Versions
 from app.serving.http.access_log import AccessLog
 from app.serving.http.auth import ApiKeyAuth, read_keys
 from app.serving.http.body import ByteBudget
@@ -38,7 +38,6 @@ from app.serving.http.middleware import RequestLimits, RequestMiddleware
 from app.serving.http.problem_responses import ProblemResponses
 from app.serving.http.shutdown import Draining
 from app.serving.settings import Settings, read_settings, unknown_variables
-from app.serving.telemetry.drift import TrafficMonitor
 from app.serving.telemetry.log_setup import set_up_logging
 from app.serving.telemetry.metrics import Metrics
 from app.serving.telemetry.tracing import with_tracing
@@ -58,48 +57,45 @@ _DOCUMENT: dict[str, Any] = {
 
 
 class _Engine:
-    """The parts of a server that work outside of requests: its model, its metrics, and their start and end."""
+    """The parts of a server that work outside of requests: its models, its metrics, and their start and end."""
 
     def __init__(self, settings: Settings) -> None:
         shared = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
         self.settings = settings
         self.metrics = Metrics(Path(shared) if shared else None)
-        self.monitor = TrafficMonitor(self.metrics, settings.drift_level)
-        self.inference = Inference(max_batch_size=settings.max_batch_size, observer=self.monitor.record_batch)
+        self.models = Models(settings.model, self._make_model, partial(_other_names, settings))
         self.admission = Admission(max_waiting=settings.max_waiting, deadline_s=settings.deadline_ms / 1000)
         self.uploads = Uploads(settings)
         self.draining = Draining()
-        self.versions = _versions(settings)
-        status = ServerStatus(self.draining, self.versions, self.monitor, self.admission, self.metrics)
-        self.health = HealthEndpoints(self.inference, status)
+        self.health = HealthEndpoints(self.models, ServerStatus(self.draining, self.admission, self.metrics))
         self.access_log = AccessLog(as_json=settings.log_format == "json") if settings.access_log else None
 
     @asynccontextmanager
     async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
-        """Load the model and start the background tasks; stop them at the end."""
-        first = self.versions.best()
-        assert first is not None  # None stands for the version in service, and there is none yet
-        self._set_model(first)
-        for _ in self.versions.rejected:
-            self.metrics.record_refused_version()
+        """Load the models and start the background tasks; stop them at the end."""
+        await self.models.load()
         self.draining.begin_on_sigterm(self.settings.drain_s)
         tasks = [asyncio.create_task(self._flush_metrics())]
         if self.settings.reload:
-            tasks.append(asyncio.create_task(watch_store(self.versions, self.inference, self.metrics, self._set_model)))
+            tasks.append(asyncio.create_task(self.models.watch()))
         gc.collect()
         gc.freeze()  # the heap is large; each collection that walks it makes requests wait
         yield
         for task in tasks:
             task.cancel()
         self.uploads.close()
-        self.inference.close()
+        self.models.close()
         if self.access_log is not None:
             self.access_log.flush()
 
-    def _set_model(self, detector: Detector) -> None:
-        self.inference.set_model(detector)
-        self.monitor.set_model(detector.bundle, str(detector.device))
-        logger.info("serving %s on %s with %s", detector.bundle.label, detector.device, detector.runtime)
+    def _make_model(self, name: str) -> Model:
+        settings = self.settings
+        return Model(
+            _versions(settings, name),
+            self.metrics.for_model(name),
+            max_batch_size=settings.max_batch_size,
+            drift_level=settings.drift_level,
+        )
 
     async def _flush_metrics(self) -> None:
         """Count buffered metrics once a second, so that a scrape of another worker finds them."""
@@ -110,17 +106,17 @@ class _Engine:
 
 
 def create_app(settings: Settings) -> ASGIApp:
-    """The server for `settings`. The model is loaded and checked when the server starts.
+    """The server for `settings`. The models are loaded and checked when the server starts.
 
     Raises:
         KeysError: the API keys cannot be used.
     """
     auth = ApiKeyAuth(_read_keys(settings))
     engine = _Engine(settings)
-    inference, admission, metrics = engine.inference, engine.admission, engine.metrics
-    endpoints = Endpoints(inference, engine.uploads, admission, metrics, settings)
-    model_info = ModelInfoEndpoints(inference, settings)
-    open_inference = OpenInference(inference, admission, engine.draining, settings)
+    models, admission, metrics = engine.models, engine.admission, engine.metrics
+    endpoints = Endpoints(models, engine.uploads, admission, metrics, settings)
+    model_info = ModelInfoEndpoints(models, settings)
+    open_inference = OpenInference(models, admission, engine.draining, settings)
     app = FastAPI(lifespan=engine.lifespan, **_DOCUMENT)
     problem_responses = ProblemResponses(metrics)
     problem_responses.add_to(app)
@@ -182,11 +178,18 @@ def check_settings(settings: Settings) -> None:
     """
     _read_keys(settings)
     choose_device(settings.device, settings.runtime)
-    _versions(settings).best()
+    _versions(settings, settings.model).best()
 
 
-def _versions(settings: Settings) -> Versions:
-    return Versions(settings.store, settings.model, settings.version, partial(load_detector, settings=settings))
+def _versions(settings: Settings, name: str) -> Versions:
+    """The versions of the detector `name`; ODDIGIT_VERSION pins that of the default alone."""
+    pinned = settings.version if name == settings.model else None
+    return Versions(settings.store, name, pinned, partial(load_detector, settings=settings))
+
+
+def _other_names(settings: Settings) -> list[str]:
+    """The detectors of the store that are served besides the default."""
+    return [name for name in store.names(settings.store) if name != settings.model and settings.serves(name)]
 
 
 def _read_keys(settings: Settings) -> dict[str, str]:

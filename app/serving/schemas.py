@@ -98,11 +98,12 @@ class ReconstructResponse(_ResponsePart):
 
 
 MAX_COORDINATE = 1e6  # larger latent coordinates overflow in float32
+MAX_POINTS = 1024  # in one request of /decode
 
 
 Point = Annotated[
     list[Annotated[float, Field(ge=-MAX_COORDINATE, le=MAX_COORDINATE)]],
-    Field(json_schema_extra={"minItems": 2, "maxItems": 2}),  # checked against the model's latent_dim, which is 2
+    Field(min_length=1, max_length=128),  # the endpoint checks that there are as many as the model has dimensions
 ]
 
 
@@ -111,7 +112,7 @@ class DecodeRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    embedding: list[Point] = Field(min_length=1, max_length=1024, examples=[[[0.5, -1.0]]])
+    embedding: list[Point] = Field(min_length=1, max_length=MAX_POINTS, examples=[[[0.5, -1.0]]])
 
 
 class DecodeResponse(_ResponsePart):
@@ -131,8 +132,29 @@ class Latent(_ResponsePart):
 class RefusedVersion(_ResponsePart):
     """A version of the store that must not be served, with the reason."""
 
+    model: str
     version: int
     reason: str
+
+
+class ServedModel(_ResponsePart):
+    """A model in service."""
+
+    name: str = Field(examples=["mnist"])
+    version: int = Field(ge=1)
+    scorer: str
+    alpha: float = Field(gt=0, lt=1, description="The model's own false-alarm rate.")
+    latent_dim: int = Field(ge=1, description="Number of coordinates of an embedding.")
+    device: str = Field(examples=["cpu"])
+    runtime: str = Field(examples=["onnx"])
+
+
+class ModelList(_ResponsePart):
+    """Response of /models: the models in service, the default first."""
+
+    default: str = Field(description="The model that answers where a request names none.")
+    memory_bytes: int | None = Field(description="Resident memory of this process with all models; null where unknown.")
+    models: list[ServedModel]
 
 
 class Readiness(_ResponsePart):

@@ -24,8 +24,9 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     store: Path = Field(SHIPPED_STORE, description="Folder of trained detectors.")
-    model: str = Field("mnist", description="Which detector of the store to serve.")
-    version: int | None = Field(None, ge=1, description="Serve this version; unset, the highest.")
+    model: str = Field("mnist", description="The detector that answers where a request names no model.")
+    models: str = Field("", description="Other detectors to serve, separated by commas; unset, all of the store.")
+    version: int | None = Field(None, ge=1, description="Serve this version of the default detector; unset, the highest.")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps.")
     runtime: Literal["auto", "onnx", "torch"] = Field("auto", description="auto, onnx (CPU) or torch.")
     threads: int = Field(1, ge=1, le=256, description="Threads for one forward pass on the CPU.")
@@ -71,6 +72,10 @@ class Settings(BaseModel):
     drift_level: float = Field(100.0, gt=1, description="Drift is announced at this capital; false alarms: 1 in this many.")
     log_format: Literal["text", "json"] = Field("text", description="text for people, json for machines.")
     access_log: bool = Field(True, description="One log line a request.")
+
+    def serves(self, name: str) -> bool:
+        """Whether the detector `name` of the store is to be served."""
+        return not self.models or name in (self.model, *(listed.strip() for listed in self.models.split(",")))
 
 
 def read_settings(environment: Mapping[str, str]) -> Settings:

@@ -28,6 +28,7 @@ const calls: Record<string, () => Promise<Result>> = {
   embed: () => client.POST("/embed", upload),
   reconstruct: () => client.POST("/reconstruct", upload),
   decode: () => client.POST("/decode", { body: { embedding: [[0.5, -1]] } }),
+  get_models: () => client.GET("/models"),
   get_model: () => client.GET("/model"),
   get_report_picture: () => client.GET("/model/report/{picture}", { params: { path: { picture: report } }, parseAs: "blob" }),
   get_latent: () => client.GET("/latent"),

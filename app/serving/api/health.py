@@ -8,14 +8,12 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4 as METRICS_TYP
 from starlette.responses import PlainTextResponse, Response
 
 from app.serving import schemas
-from app.serving.api.openapi import API_KEY, problems
+from app.serving.api.openapi import API_KEY, ModelName, problems
 from app.serving.api.responses import model_entry
 from app.serving.engine.admission import Admission
-from app.serving.engine.inference import Inference
-from app.serving.engine.reload import Versions
+from app.serving.engine.models import Models
 from app.serving.errors import PROBLEMS, NotFound, Unavailable
 from app.serving.http.shutdown import Draining
-from app.serving.telemetry.drift import TrafficMonitor
 from app.serving.telemetry.metrics import Metrics
 
 
@@ -23,8 +21,6 @@ class ServerStatus(NamedTuple):
     """The objects that hold the state of the server."""
 
     draining: Draining
-    versions: Versions
-    monitor: TrafficMonitor
     admission: Admission
     metrics: Metrics
 
@@ -32,8 +28,8 @@ class ServerStatus(NamedTuple):
 class HealthEndpoints:
     """/livez, /readyz, /metrics, /drift and /problems/{type}."""
 
-    def __init__(self, inference: Inference, status: ServerStatus) -> None:
-        self._inference = inference
+    def __init__(self, models: Models, status: ServerStatus) -> None:
+        self._models = models
         self._status = status
         self.router = router = APIRouter()
         router.get("/livez", operation_id="get_liveness", tags=["probes"])(self.livez)
@@ -47,7 +43,7 @@ class HealthEndpoints:
             responses=problems(401),
         )(self.metrics)
         router.get(
-            "/drift", operation_id="get_drift", tags=["monitoring"], dependencies=API_KEY, responses=problems(401)
+            "/drift", operation_id="get_drift", tags=["monitoring"], dependencies=API_KEY, responses=problems(401, 404)
         )(self.drift)  # fmt: skip
         router.get(
             "/problems/{type}",
@@ -62,17 +58,17 @@ class HealthEndpoints:
         return schemas.Liveness(status="alive")
 
     async def readyz(self) -> schemas.Readiness:
-        """Readiness: the model is loaded and has passed its self-check, and the server is not shutting down."""
+        """Readiness: the default model is loaded and has passed its self-check, and the server is not shutting down."""
         if self._status.draining.on:
             raise Unavailable("The server is shutting down.", {"retry-after": "1"})
-        detector = self._inference.detector
+        detector = self._models.default.inference.detector
         return schemas.Readiness(
             status="ready",
             model=schemas.Model(**model_entry(detector.bundle)),
             device=str(detector.device),
             refused_versions=[
-                schemas.RefusedVersion(version=number, reason=reason)
-                for number, reason in sorted(self._status.versions.rejected.items())
+                schemas.RefusedVersion(model=model, version=number, reason=reason)
+                for model, number, reason in self._models.refused_versions
             ],
         )
 
@@ -81,10 +77,11 @@ class HealthEndpoints:
         self.update_gauges()
         return Response(self._status.metrics.text(), media_type=METRICS_TYPE)
 
-    async def drift(self) -> schemas.Drift:
+    async def drift(self, model: ModelName = None) -> schemas.Drift:
         """Evidence that the traffic differs from the images that the model was calibrated on."""
-        model = schemas.Model(**model_entry(self._inference.detector.bundle))
-        return schemas.Drift(model=model, **asdict(self._status.monitor.drift()))
+        found = self._models.find(model)
+        entry = schemas.Model(**model_entry(found.inference.detector.bundle))
+        return schemas.Drift(model=entry, **asdict(found.monitor.drift()))
 
     async def problem_type(self, type: str) -> PlainTextResponse:
         """The meaning of a problem type."""
@@ -95,11 +92,6 @@ class HealthEndpoints:
 
     def update_gauges(self) -> None:
         """Set the metrics that describe the current state."""
-        status = self._status
-        drift = status.monitor.drift()
-        status.metrics.set_gauges(
-            in_flight=status.admission.in_flight,
-            queued_images=self._inference.queued_images,
-            drift_capital=drift.capital,
-            drifting=drift.drifting,
-        )
+        self._status.metrics.set_in_flight(self._status.admission.in_flight)
+        for model in self._models:
+            model.update_gauges()

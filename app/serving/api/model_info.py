@@ -1,6 +1,7 @@
-"""The endpoints that describe the model in service: its card, its report, its latent plane."""
+"""The endpoints that describe the models in service: which there are, and of each its card, its report, its latent space."""
 
 import asyncio
+import os
 from pathlib import Path
 
 import numpy as np
@@ -14,15 +15,15 @@ from app.detection.bundle import Bundle
 from app.detection.detector import Detector
 from app.detection.store import REPORT
 from app.serving import schemas
-from app.serving.api.openapi import API_KEY, BINARY, json_body, problems
+from app.serving.api.openapi import API_KEY, BINARY, ModelName, json_body, problems
 from app.serving.api.query import JSON, PNG
 from app.serving.api.responses import json_bytes, model_entry, picture_text, to_uint8
-from app.serving.engine.inference import Inference
+from app.serving.engine.models import Models
 from app.serving.errors import NotFound, OutOfRange, from_validation_error
 from app.serving.http.body import read_body
 from app.serving.settings import Settings
 
-_MAX_DECODE_BYTES = 128 * 1024  # 1,024 points with all digits of their coordinates fit
+_MAX_COORDINATE_BYTES = 64  # of JSON: all digits of a coordinate fit
 
 
 class PngFile(FileResponse):
@@ -30,13 +31,14 @@ class PngFile(FileResponse):
 
 
 class ModelInfoEndpoints:
-    """/model, /model/report/{picture}, /latent and /decode."""
+    """/models, /model, /model/report/{picture}, /latent and /decode."""
 
-    def __init__(self, inference: Inference, settings: Settings) -> None:
-        self._inference = inference
+    def __init__(self, models: Models, settings: Settings) -> None:
+        self._models = models
         self._settings = settings
         self.router = router = APIRouter(tags=["model"], dependencies=API_KEY)
-        router.get("/model", operation_id="get_model", responses=problems(401))(self.card)
+        router.get("/models", operation_id="get_models", responses=problems(401))(self.models)
+        router.get("/model", operation_id="get_model", responses=problems(401, 404))(self.card)
         router.get(
             "/model/report/{picture}",
             operation_id="get_report_picture",
@@ -50,44 +52,74 @@ class ModelInfoEndpoints:
             "/decode",
             operation_id="decode",
             response_model=schemas.DecodeResponse,
-            responses=problems(400, 401, 408, 413, 422, 503),
+            responses=problems(400, 401, 404, 408, 413, 422, 503),
             openapi_extra=json_body(schemas.DecodeRequest),
         )(self.decode)
 
-    async def card(self) -> schemas.ModelCard:
+    async def models(self) -> schemas.ModelList:
+        """The models in service, and the memory that the process takes with all of them."""
+        served = [_served_model(model.inference.detector) for model in self._models]
+        return schemas.ModelList(default=self._models.default.name, memory_bytes=resident_memory_bytes(), models=served)
+
+    async def card(self, model: ModelName = None) -> schemas.ModelCard:
         """The card of the model in service and the device that it runs on."""
-        detector = self._inference.detector
+        detector = self._detector(model)
         return schemas.ModelCard(**detector.bundle.card.model_dump(), device=str(detector.device))
 
-    async def report_picture(self, picture: str) -> PngFile:
+    async def report_picture(self, picture: str, model: ModelName = None) -> PngFile:
         """A picture of the model's report, named in `files` of the card."""
-        bundle = self._inference.detector.bundle
+        bundle = self._detector(model).bundle
         path = _report_file(bundle, picture) if picture.endswith(".png") else None
         if path is None:
             pictures = sorted(name.removeprefix(f"{REPORT}/") for name in bundle.card.files if name.endswith(".png"))
             raise NotFound(f"The report has no such picture; it has: {', '.join(pictures) or 'none'}.")
         return PngFile(path)
 
-    async def latent(self) -> Response:
-        """The test images' coordinates in the latent plane, with their labels."""
-        path = _report_file(self._inference.detector.bundle, "latent.npz")
+    async def latent(self, model: ModelName = None) -> Response:
+        """The test images' coordinates in the latent space, with their labels."""
+        path = _report_file(self._detector(model).bundle, "latent.npz")
         if path is None:
-            raise NotFound("This version has no map of its latent plane.")
+            raise NotFound("This version has no map of its latent space.")
         return await asyncio.to_thread(_latent_response, path)
 
-    async def decode(self, request: Request) -> Response:
-        """The images that the decoder makes of points in the latent plane."""
+    async def decode(self, request: Request, model: ModelName = None) -> Response:
+        """The images that the decoder makes of points in the latent space."""
+        detector = self._detector(model)
         headers = dict(request.scope["headers"])
-        body = await read_body(request.receive, headers, limit=_MAX_DECODE_BYTES)
+        body = await read_body(request.receive, headers, limit=schemas.MAX_POINTS * _MAX_COORDINATE_BYTES * detector.latent_dim)
         try:
             points = schemas.DecodeRequest.model_validate_json(body).embedding
         except ValidationError as error:
             raise from_validation_error(error) from None
-        detector = self._inference.detector
         dimensions = detector.latent_dim
         if any(len(point) != dimensions for point in points):
             raise OutOfRange(f"Each point of embedding must have {dimensions} coordinates.")
         return await asyncio.to_thread(_decode_response, detector, np.array(points, np.float32))
+
+    def _detector(self, model: str | None) -> Detector:
+        return self._models.find(model).inference.detector
+
+
+def _served_model(detector: Detector) -> schemas.ServedModel:
+    card = detector.bundle.card
+    return schemas.ServedModel(
+        name=card.name,
+        version=card.version,
+        scorer=card.scorer,
+        alpha=card.alpha,
+        latent_dim=detector.latent_dim,
+        device=str(detector.device),
+        runtime=detector.runtime,
+    )
+
+
+def resident_memory_bytes() -> int | None:
+    """Resident memory of this process; None where /proc does not have it."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return None
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def _report_file(bundle: Bundle, name: str) -> Path | None:

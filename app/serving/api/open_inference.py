@@ -20,12 +20,13 @@ from starlette.responses import Response
 from app.detection.detector import Detector
 from app.serving import schemas
 from app.serving.api import responses
-from app.serving.api.openapi import API_KEY, infer_problems, json_body
+from app.serving.api.openapi import API_KEY, WATCH, infer_problems, json_body
 from app.serving.api.predict import deadline_error, decide
-from app.serving.api.query import JSON, NPY, Options, check_rate
+from app.serving.api.query import JSON, NPY, Options, check_rate, read_options
 from app.serving.api.responses import Entry
 from app.serving.engine.admission import Admission
 from app.serving.engine.inference import Inference, InferenceResult, Job, RequestedOutputs
+from app.serving.engine.models import Models
 from app.serving.errors import BadRequest, NotFound, OutOfRange, TooLarge, Unavailable, from_validation_error
 from app.serving.http.body import read_body
 from app.serving.http.shutdown import Draining
@@ -39,8 +40,8 @@ _SCORING_OUTPUTS = frozenset({"score", "p_value", "is_anomaly"})
 class OpenInference:
     """The endpoints under /v2."""
 
-    def __init__(self, inference: Inference, admission: Admission, draining: Draining, settings: Settings) -> None:
-        self._inference = inference
+    def __init__(self, models: Models, admission: Admission, draining: Draining, settings: Settings) -> None:
+        self._models = models
         self._admission = admission
         self._draining = draining
         self._settings = settings
@@ -66,7 +67,7 @@ class OpenInference:
             "dependencies": API_KEY,
             "response_model": schemas.InferResponse,
             "responses": infer_problems(400, 401, 404, 408, 413, 422, 503, 504),
-            "openapi_extra": json_body(schemas.InferRequest),
+            "openapi_extra": {**json_body(schemas.InferRequest), "parameters": [WATCH]},
         }
         self.router.post(f"{model}/infer", operation_id="v2_model_infer", **infer)(self.model_infer)
         self.router.post(f"{version}/infer", operation_id="v2_version_infer", **infer)(self.version_infer)
@@ -80,38 +81,39 @@ class OpenInference:
         return schemas.InferLive(live=True)
 
     async def server_ready(self) -> schemas.InferReady:
-        """Readiness: a model is in service, and the server is not shutting down."""
+        """Readiness: the default model is in service, and the server is not shutting down."""
         if self._draining.on:
             raise Unavailable("The server is shutting down.", {"retry-after": "1"})
-        return schemas.InferReady(ready=self._inference.detector is not None)
+        return schemas.InferReady(ready=self._models.default.inference.is_loaded)
 
     async def model_metadata(self, model: str) -> schemas.InferModel:
         """Name, versions, inputs and outputs of a model."""
-        return _metadata(self._detector(model))
+        return _metadata(self._find(model).detector)
 
     async def version_metadata(self, model: str, version: str) -> schemas.InferModel:
         """Name, versions, inputs and outputs of one version of a model."""
-        return _metadata(self._detector(model, version))
+        return _metadata(self._find(model, version).detector)
 
     async def model_ready(self, model: str) -> schemas.InferModelReady:
         """Readiness of a model: the one in service is ready."""
-        return schemas.InferModelReady(name=self._detector(model).bundle.card.name, ready=True)
+        return schemas.InferModelReady(name=self._find(model).detector.bundle.card.name, ready=True)
 
     async def version_ready(self, model: str, version: str) -> schemas.InferModelReady:
         """Readiness of one version of a model."""
-        return schemas.InferModelReady(name=self._detector(model, version).bundle.card.name, ready=True)
+        return schemas.InferModelReady(name=self._find(model, version).detector.bundle.card.name, ready=True)
 
     async def model_infer(self, model: str, request: Request) -> Response:
         """Score images that are sent as numbers."""
-        return await self._infer(request, self._detector(model))
+        return await self._infer(request, self._find(model))
 
     async def version_infer(self, model: str, version: str, request: Request) -> Response:
         """Score images that are sent as numbers, with one version of a model."""
-        return await self._infer(request, self._detector(model, version), pinned=True)
+        return await self._infer(request, self._find(model, version), pinned=True)
 
-    async def _infer(self, request: Request, detector: Detector, *, pinned: bool = False) -> Response:
-        """Read, check and score the request's images; `pinned`: only the version of `detector` may answer."""
-        settings, loop = self._settings, asyncio.get_running_loop()
+    async def _infer(self, request: Request, inference: Inference, *, pinned: bool = False) -> Response:
+        """Read, check and score the request's images; `pinned`: only the version that is in service now may answer."""
+        settings, loop, detector = self._settings, asyncio.get_running_loop(), inference.detector
+        watch = read_options(request.scope["query_string"]).watch == "1"
         headers = dict(request.scope["headers"])
         body = await read_body(request.receive, headers, limit=settings.max_body_bytes)
         inline = len(body) <= _INLINE_BYTES
@@ -119,9 +121,9 @@ class OpenInference:
             deadline = loop.time() + settings.deadline_ms / 1000
             parsed = _parse(body, detector) if inline else await asyncio.to_thread(_parse, body, detector)
             infer_request, pixels = parsed
-            outputs = self._requested_outputs(infer_request, len(pixels))
+            outputs = self._requested_outputs(infer_request, len(pixels), watch=watch)
             try:
-                result = await self._score(pixels, outputs, deadline)
+                result = await self._score(inference, pixels, outputs, deadline)
             except TimeoutError:
                 raise deadline_error(settings) from None
             if pinned and result.bundle is not detector.bundle:  # replaced while the request waited
@@ -130,28 +132,30 @@ class OpenInference:
                 return _response(infer_request, result)
             return await asyncio.to_thread(_response, infer_request, result)
 
-    def _requested_outputs(self, infer_request: schemas.InferRequest, images: int) -> RequestedOutputs:
+    def _requested_outputs(self, infer_request: schemas.InferRequest, images: int, *, watch: bool) -> RequestedOutputs:
         """What the detector must compute. Raises TooLarge for too many reconstructions."""
         names = _output_names(infer_request)
         reconstructions = "reconstruction" in names
         most = self._settings.max_pictures
         if reconstructions and images > most:
             raise TooLarge(f"A response holds at most {most:,} reconstructions; send {NPY} to /reconstruct for more.")
-        verdicts = not _SCORING_OUTPUTS.isdisjoint(names)
+        verdicts = watch and not _SCORING_OUTPUTS.isdisjoint(names)
         return RequestedOutputs(verdicts, reconstructions=reconstructions)
 
-    async def _score(self, pixels: NDArray[np.uint8], outputs: RequestedOutputs, deadline: float) -> InferenceResult:
+    async def _score(
+        self, inference: Inference, pixels: NDArray[np.uint8], outputs: RequestedOutputs, deadline: float
+    ) -> InferenceResult:
         if len(pixels) > self._settings.max_batch_size:
-            return await self._inference.infer_array(pixels, outputs)
-        return await self._inference.infer(Job(pixels, None, outputs), deadline=deadline)
+            return await inference.infer_array(pixels, outputs)
+        return await inference.infer(Job(pixels, None, outputs), deadline=deadline)
 
-    def _detector(self, model: str, version: str | None = None) -> Detector:
-        """The detector in service. Raises NotFound if it is another model or version."""
-        detector = self._inference.detector
-        card = detector.bundle.card
-        if model != card.name or version not in (None, str(card.version)):
-            raise NotFound(f"There is no such model or version here; in service is {card.name}, version {card.version}.")
-        return detector
+    def _find(self, model: str, version: str | None = None) -> Inference:
+        """The inference of a model in service. Raises UnknownModel, or NotFound if another version is in service."""
+        inference = self._models.find(model).inference
+        card = inference.detector.bundle.card
+        if version not in (None, str(card.version)):
+            raise NotFound(f"There is no such version here; in service is {card.name}, version {card.version}.")
+        return inference
 
 
 def _metadata(detector: Detector) -> schemas.InferModel:

@@ -2,9 +2,9 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, get_args
+from typing import Annotated, Any, get_args
 
-from fastapi import FastAPI, Security
+from fastapi import FastAPI, Query, Security
 from fastapi.encoders import jsonable_encoder
 from fastapi.security import APIKeyHeader, HTTPBearer
 from pydantic import BaseModel
@@ -20,6 +20,9 @@ Entry = dict[str, Any]
 
 # The two ways to send a key, for the document alone: auto_error=False leaves the check to the middleware.
 API_KEY = [Security(APIKeyHeader(name="X-API-Key", auto_error=False)), Security(HTTPBearer(auto_error=False))]
+
+_MODEL = "Name of a model, see /models; default: the server's own."
+ModelName = Annotated[str | None, Query(description=_MODEL)]  # the query parameter of endpoints that describe a model
 
 BINARY: Entry = {"type": "string", "format": "binary"}
 _RATE: Entry = {"type": "number", "minimum": LEAST_RATE, "exclusiveMaximum": 1}
@@ -57,6 +60,9 @@ def upload(*, rates: bool) -> Entry:
     text = "auto leaves a 28x28 grey image unchanged and prepares others as digits; none only resizes."
     preprocess = _query("preprocess", text, {"type": "string", "enum": list(get_args(Preprocess)), "default": "auto"})
     parameters = [alpha, fdr, preprocess] if rates else [preprocess]
+    parameters.append(_query("model", _MODEL, {"type": "string"}))
+    if rates:
+        parameters.append(WATCH)
     return {"parameters": parameters, "requestBody": {"required": True, "content": content}}
 
 
@@ -85,3 +91,10 @@ def _complete(app: FastAPI, generate: Callable[[], Entry], key_optional: bool) -
 
 def _query(name: str, description: str, schema: Entry) -> Entry:
     return {"name": name, "in": "query", "description": description, "schema": schema}
+
+
+WATCH = _query(
+    "watch",
+    "0: score the images, but leave them out of verdict metrics and drift, as for a canary or a demonstration.",
+    {"type": "string", "enum": ["0", "1"], "default": "1"},
+)

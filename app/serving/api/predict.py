@@ -19,6 +19,7 @@ from app.serving.api.responses import BytesResponse, Entry
 from app.serving.api.uploads import Body, Upload, Uploads, combine_problems
 from app.serving.engine.admission import Admission
 from app.serving.engine.inference import Inference, InferenceResult, Job, RequestedOutputs
+from app.serving.engine.models import Models
 from app.serving.errors import DeadlinePassed, OutOfRange, TooLarge
 from app.serving.settings import Settings
 from app.serving.telemetry.metrics import Metrics
@@ -86,10 +87,8 @@ _SCORE, _EMBED, _RECONSTRUCT = EndpointSpec(), _EmbedSpec(), _ReconstructSpec()
 class Endpoints:
     """The three endpoints, with everything that they need."""
 
-    def __init__(
-        self, inference: Inference, uploads: Uploads, admission: Admission, metrics: Metrics, settings: Settings
-    ) -> None:
-        self._inference = inference
+    def __init__(self, models: Models, uploads: Uploads, admission: Admission, metrics: Metrics, settings: Settings) -> None:
+        self._models = models
         self._uploads = uploads
         self._admission = admission
         self._array_admission = Admission(max_waiting=settings.max_arrays, deadline_s=math.inf)
@@ -111,6 +110,7 @@ class Endpoints:
     async def _respond(self, request: Request, spec: EndpointSpec) -> Response:
         query = request.scope["query_string"]
         options = read_options(query) if query else DEFAULTS
+        inference = self._models.find(options.model).inference
         headers = dict(request.scope["headers"])  # three times as fast as request.headers
         accept = headers.get(b"accept", b"*/*")
         media = spec.offers[0] if accept == b"*/*" else choose(accept.decode("latin-1"), spec.offers)
@@ -118,23 +118,24 @@ class Endpoints:
         body = await self._uploads.receive(request, headers)
         try:
             with self._array_admission if len(body.data) > self._settings.max_body_bytes else self._admission:
-                return await self._respond_to_body(request, spec, media, body, options)
+                return await self._respond_to_body(request, spec, media, body, options, inference)
         except TimeoutError:
             raise deadline_error(self._settings) from None
 
     async def _respond_to_body(
-        self, request: Request, spec: EndpointSpec, media: str, body: Body, options: Options
+        self, request: Request, spec: EndpointSpec, media: str, body: Body, options: Options, inference: Inference
     ) -> Response:
         clock = time.perf_counter
         deadline = asyncio.get_running_loop().time() + self._settings.deadline_ms / 1000
         started = clock()
-        upload = await self._uploads.decode(body, options.preprocess, self._inference.detector.image_size)
+        upload = await self._uploads.decode(body, options.preprocess, inference.detector.image_size)
         self._check_upload(upload, spec, media)
         decoded = clock()
+        outputs = spec.outputs if options.watch == "1" else spec.outputs._replace(verdicts=False)
         if upload.is_array:
-            result = await self._inference.infer_array(upload.images, spec.outputs)
+            result = await inference.infer_array(upload.images, outputs)
         else:
-            result = await self._inference.infer(Job(upload.images, upload.features, spec.outputs), deadline=deadline)
+            result = await inference.infer(Job(upload.images, upload.features, outputs), deadline=deadline)
         inferred = clock()
         if len(upload.infos) <= _INLINE_IMAGES and not spec.outputs.error_maps:
             response = _render_response(request, spec, media, upload, result, options)

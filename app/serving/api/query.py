@@ -1,7 +1,7 @@
 """Query options and content negotiation: query string and Accept header in, checked values out."""
 
 import re
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, Literal, get_args
 from urllib.parse import parse_qsl
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -27,17 +27,25 @@ Rate = Annotated[float, Field(ge=LEAST_RATE, lt=1, allow_inf_nan=False), BeforeV
 
 
 class Options(BaseModel):
-    """The query options of /score, /embed and /reconstruct; None stands for the model's own value."""
+    """The query options of /score, /embed and /reconstruct. None: the default model, the model's own rate."""
 
     model_config = ConfigDict(frozen=True)
 
     alpha: Rate | None = None
     fdr: Rate | None = None
     preprocess: Preprocess = "auto"
+    model: str | None = None
+    watch: Literal["0", "1"] = "1"  # 0: neither counted in verdict metrics nor bet on by the drift monitor
 
 
 DEFAULTS = Options()
 _RATE_ERROR = f"must be a number between 0 and 1, both excluded, and not below {LEAST_RATE:g}."
+_ERRORS = {
+    "alpha": _RATE_ERROR,
+    "fdr": _RATE_ERROR,
+    "preprocess": f"must be one of: {', '.join(get_args(Preprocess))}.",
+    "watch": "must be 0 or 1.",
+}
 
 
 def read_options(query: bytes) -> Options:
@@ -51,8 +59,7 @@ def read_options(query: bytes) -> Options:
         options = Options.model_validate(values)
     except ValidationError as error:
         name = str(error.errors()[0]["loc"][0])
-        sentence = _RATE_ERROR if name in ("alpha", "fdr") else f"must be one of: {', '.join(get_args(Preprocess))}."
-        raise OutOfRange(f"{name} {sentence}") from None
+        raise OutOfRange(f"{name} {_ERRORS[name]}") from None
     if options.alpha is not None and options.fdr is not None:
         raise OutOfRange("Ask for alpha or for fdr, not for both.")
     return options

@@ -37,7 +37,7 @@ def add_routes(
             response_model=response_model,
             responses={
                 200: {"content": {media: {"schema": BINARY} for media in other_types}},
-                **problems(400, 401, 408, 413, 415, 422, 503, 504),
+                **problems(400, 401, 404, 408, 413, 415, 422, 503, 504),
             },
             openapi_extra=upload(rates=path == "/score"),
         )

@@ -26,7 +26,7 @@ class NotLoaded(RuntimeError):
 class RequestedOutputs(NamedTuple):
     """The outputs that a response needs besides scores and embeddings, and whether it reports verdicts."""
 
-    verdicts: bool = False  # only images with verdicts are counted in metrics and drift
+    verdicts: bool = False  # only images with verdicts are counted in verdict metrics and drift
     reconstructions: bool = False
     error_maps: bool = False
 
@@ -68,6 +68,11 @@ class Inference:
         if self._detector is None:
             raise NotLoaded("The model is not loaded yet.")
         return self._detector
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether a detector is in service."""
+        return self._detector is not None
 
     @property
     def queued_images(self) -> int:

@@ -1,10 +1,8 @@
-"""Reloading: watches the store and puts the best version in service. A bad version is refused and logged once.
+"""Which version of a detector to serve: the highest good one, or the pinned one. A bad version is refused and logged once.
 
-A version is loaded, verified, self-checked and warmed up on a thread while the current one serves; the swap is one assignment
-between two batches. The highest good version serves, unless one is pinned; removing the highest version rolls back.
+Removing the highest version rolls back.
 """
 
-import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,12 +11,8 @@ from pathlib import Path
 from app.detection import store
 from app.detection.detector import Detector, SelfCheckError
 from app.detection.store import StoreError
-from app.serving.engine.inference import Inference
-from app.serving.telemetry.metrics import Metrics
 
 logger = logging.getLogger(__name__)
-
-POLL_S = 0.5
 
 Fingerprint = tuple[int, int]  # size and modification time of a version's files; a repaired version is tried again
 
@@ -73,29 +67,6 @@ class Versions:
     def _forget(self, found: set[int]) -> None:
         for version in set(self.rejected) - found:
             del self.rejected[version]
-
-
-async def watch_store(
-    versions: Versions, inference: Inference, metrics: Metrics, set_model: Callable[[Detector], None]
-) -> None:
-    """Put each better version in service when it appears. Runs until it is cancelled."""
-    while True:
-        await asyncio.sleep(POLL_S)
-        before = dict(versions.rejected)
-        try:
-            serving = inference.detector.bundle.card.version
-            detector = await asyncio.to_thread(versions.best, serving)
-        except StoreError as error:
-            if versions.rejected != before:
-                logger.error("the version in service stays: %s", error)
-            detector = None
-        except OSError as error:
-            logger.error("the store cannot be read: %s", error)
-            detector = None
-        for _ in set(versions.rejected.items()) - set(before.items()):
-            metrics.record_refused_version()
-        if detector is not None:
-            set_model(detector)
 
 
 def _fingerprint(folder: Path) -> Fingerprint:

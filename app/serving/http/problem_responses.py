@@ -12,7 +12,8 @@ from starlette.types import Scope
 
 from app.serving.engine.admission import Overloaded
 from app.serving.engine.inference import NotLoaded
-from app.serving.errors import BY_STATUS, MEDIA_TYPE, InternalError, OutOfRange, Problem, Unavailable
+from app.serving.engine.models import UnknownModel
+from app.serving.errors import BY_STATUS, MEDIA_TYPE, InternalError, NotFound, OutOfRange, Problem, Unavailable
 from app.serving.telemetry.metrics import Metrics
 
 logger = logging.getLogger(__name__)
@@ -33,7 +34,7 @@ class ProblemResponses:
 
     def add_to(self, app: FastAPI) -> None:
         """Let `app` answer the errors of its endpoints, and its own, with problem responses."""
-        for kind in (Problem, Overloaded, NotLoaded, HTTPException, RequestValidationError, Exception):
+        for kind in (Problem, Overloaded, NotLoaded, UnknownModel, HTTPException, RequestValidationError, Exception):
             app.add_exception_handler(kind, self._handle)
 
     async def _handle(self, request: Request, error: Exception) -> Response:
@@ -51,6 +52,8 @@ def problem_for(error: Exception) -> Problem:
         return Unavailable(f"Too many requests are waiting; try again in {seconds} s.", {"retry-after": seconds})
     if isinstance(error, NotLoaded):
         return Unavailable(str(error), {"retry-after": "1"})
+    if isinstance(error, UnknownModel):
+        return NotFound(str(error))
     if isinstance(error, RequestValidationError):
         first = error.errors()[0]
         return OutOfRange(f"{'.'.join(str(step) for step in first['loc'])}: {first['msg']}.")

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from app.serving.telemetry.metrics import Metrics
+from app.serving.telemetry.model_metrics import ModelMetrics
 
 if TYPE_CHECKING:
     from app.detection.bundle import Bundle
@@ -126,13 +126,13 @@ class DriftMonitor:
 
 
 class TrafficMonitor:
-    """Records the results of every forward pass: metrics of all images, drift of the images with verdicts.
+    """Records the results of every forward pass of one model: metrics of all images, drift of the images with verdicts.
 
     The p-values of one forward pass are shuffled before the bets: neighbours in an array that is sorted by writer or class are
     alike, which is not drift.
     """
 
-    def __init__(self, metrics: Metrics, level: float) -> None:
+    def __init__(self, metrics: ModelMetrics, level: float) -> None:
         """`level` is the alarm level of the drift monitor's capital."""
         self._metrics = metrics
         self._level = level
@@ -143,7 +143,7 @@ class TrafficMonitor:
     def set_model(self, bundle: "Bundle", device: str) -> None:
         """Start a new stream of p-values for a bundle that goes into service on `device`."""
         self._bundle, self._drift = bundle, DriftMonitor(bundle.calibration.n, self._level)
-        self._metrics.set_model(bundle.card.name, bundle.card.version, bundle.card.scorer, device)
+        self._metrics.set_version(bundle.card.version, bundle.card.scorer, device)
 
     def record_batch(self, bundle: "Bundle", images: int, scored: "Detections | None") -> None:
         """Record a forward pass of `images` images; `scored` holds the detections that become verdicts."""

@@ -2,17 +2,13 @@
 
 One process keeps its numbers in memory. With several workers each keeps them in files under PROMETHEUS_MULTIPROC_DIR (the
 `serve` command makes that folder), and the worker that is scraped adds them up.
-
-Private names of prometheus_client, used in `observe_many` alone: Histogram._sum, Histogram._buckets.
 """
 
 import os
-from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from prometheus_client import (
     CollectorRegistry,
     Counter,
@@ -24,12 +20,9 @@ from prometheus_client import (
 )
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
-_SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10)
-_BATCHES = (1, 2, 4, 8, 16, 32, 64, 256, 1024, 4096, 16384, 65536)
-_SCORES = (0.25, 0.5, 0.75, 1, 1.25, 1.5, 2, 3, 5, 10, 30, 100)
-_P_VALUES = (0.0001, 0.001, 0.005, 0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1)
+from app.serving.telemetry.model_metrics import BUFFER_SIZE, ModelFamilies, ModelMetrics, observe_many
 
-_BUFFER_SIZE = 512  # requests of one route and status, or batches, that are buffered before they are counted
+_SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10)
 STAGES = ("decode", "queue", "infer", "encode")
 
 
@@ -60,38 +53,21 @@ class Metrics:
         self._in_flight = Gauge(
             "oddigit_in_flight", "Questions accepted and not answered yet.", multiprocess_mode="livesum", registry=registry
         )  # fmt: skip
-        self._queue = Gauge(
-            "oddigit_queue_images", "Images that wait for a forward pass.", multiprocess_mode="livesum", registry=registry
-        )  # fmt: skip
-        self._batch = Histogram("oddigit_batch_images", "Images in one forward pass.", buckets=_BATCHES, registry=registry)
         stage = Histogram(
             "oddigit_stage_seconds", "Time in each stage of a request.", ("stage",), buckets=_SECONDS, registry=registry
         )  # fmt: skip
         self._stages = {name: stage.labels(name) for name in STAGES}
-        images = Counter("oddigit_images", "Images judged, by verdict.", ("verdict",), registry=registry)
-        self._normal, self._anomaly = images.labels("normal"), images.labels("anomaly")
-        self._scores = Histogram("oddigit_score", "Anomaly scores.", buckets=_SCORES, registry=registry)
-        self._p_values = Histogram("oddigit_p_value", "p-values.", buckets=_P_VALUES, registry=registry)
-        self._model = Gauge(
-            "oddigit_model_info",
-            "1 for the model in service.",
-            ("model", "version", "scorer", "device"),
-            multiprocess_mode="livemax",
-            registry=registry,
-        )
-        self._reloads = Counter("oddigit_reloads", "Versions taken up or refused.", ("outcome",), registry=registry)
-        self._capital = Gauge(
-            "oddigit_drift_capital", "Capital of the drift martingale.", multiprocess_mode="livemax", registry=registry
-        )  # fmt: skip
-        self._drifting = Gauge(
-            "oddigit_drifting", "1 once the capital has reached the level.", multiprocess_mode="livemax", registry=registry
-        )  # fmt: skip
-        self._model_labels: tuple[str, ...] | None = None
+        self._families = ModelFamilies(registry)
+        self._models: dict[str, ModelMetrics] = {}
         self._buffered_requests: dict[tuple[str, int], list[float]] = {}  # (route, status) -> seconds
         self._buffered_stages: list[tuple[float, float, float, float]] = []
         self._buffered_rejections: dict[str, int] = {}  # reason -> count
-        self._buffered_batches: list[int] = []
-        self._buffered_scores: list[tuple[NDArray[np.float32], NDArray[np.float64], NDArray[np.bool_]]] = []
+
+    def for_model(self, name: str) -> ModelMetrics:
+        """The metrics of the model `name`."""
+        if name not in self._models:
+            self._models[name] = ModelMetrics(self._families, name)
+        return self._models[name]
 
     def record_request(self, route: str, status: int, seconds: float) -> None:
         """Record a response with its route template, status and duration in seconds."""
@@ -100,7 +76,7 @@ class Metrics:
         except KeyError:
             buffered = self._buffered_requests[route, status] = []
         buffered.append(seconds)
-        if len(buffered) >= _BUFFER_SIZE:
+        if len(buffered) >= BUFFER_SIZE:
             self.flush()
 
     def record_rejection(self, reason: str) -> None:
@@ -125,49 +101,12 @@ class Metrics:
             for name, column in zip(STAGES, np.array(self._buffered_stages).T, strict=True):
                 observe_many(self._stages[name], _SECONDS, column)
             self._buffered_stages.clear()
-        self._flush_batches()
+        for model in self._models.values():
+            model.flush()
 
-    def _flush_batches(self) -> None:
-        if self._buffered_batches:
-            observe_many(self._batch, _BATCHES, np.array(self._buffered_batches))
-            self._buffered_batches.clear()
-        if self._buffered_scores:
-            scores, p_values, anomalies = (np.concatenate(column) for column in zip(*self._buffered_scores, strict=True))
-            self._buffered_scores.clear()
-            anomaly_count = int(anomalies.sum())
-            self._anomaly.inc(anomaly_count)
-            self._normal.inc(len(scores) - anomaly_count)
-            observe_many(self._scores, _SCORES, scores)
-            observe_many(self._p_values, _P_VALUES, p_values)
-
-    def record_batch(self, images: int) -> None:
-        """Record a forward pass of `images` images."""
-        self._buffered_batches.append(images)
-        if len(self._buffered_batches) >= _BUFFER_SIZE:
-            self.flush()
-
-    def record_scores(self, scores: NDArray[np.float32], p_values: NDArray[np.float64], threshold: float) -> None:
-        """Record the verdicts of N images: scores [N], p-values [N], and the model's own threshold."""
-        self._buffered_scores.append((scores, p_values, scores > threshold))
-
-    def set_model(self, name: str, version: int, scorer: str, device: str) -> None:
-        """Set the model in service and count the reload."""
-        if self._model_labels is not None:
-            self._model.labels(*self._model_labels).set(0)
-        self._model_labels = (name, str(version), scorer, device)
-        self._model.labels(*self._model_labels).set(1)
-        self._reloads.labels("taken_up").inc()
-
-    def record_refused_version(self) -> None:
-        """Count a version of the store that must not be served."""
-        self._reloads.labels("refused").inc()
-
-    def set_gauges(self, *, in_flight: int, queued_images: int, drift_capital: float, drifting: bool) -> None:
-        """Set the gauges of the current state. The server calls it once a second and before each scrape."""
-        self._in_flight.set(in_flight)
-        self._queue.set(queued_images)
-        self._capital.set(drift_capital)
-        self._drifting.set(drifting)
+    def set_in_flight(self, requests: int) -> None:
+        """Set the number of requests in progress. The server calls it once a second and before each scrape."""
+        self._in_flight.set(requests)
 
     def text(self) -> bytes:
         """All metrics in Prometheus's text format, added up over the workers."""
@@ -196,18 +135,3 @@ def _is_running(process: int) -> bool:
     except (PermissionError, OverflowError):  # a process of another user, or a number that is no process id
         pass
     return True
-
-
-def observe_many(histogram: Histogram, bounds: Sequence[float], values: NDArray[np.floating] | NDArray[np.integer]) -> None:
-    """Observe all values [N] at once. `bounds` are the histogram's buckets without +Inf.
-
-    Observing 1,000 values one by one takes longer than their forward pass.
-    """
-    if len(values) == 1:
-        histogram.observe(float(values[0]))
-        return
-    counts = np.bincount(np.searchsorted(bounds, values, side="left"), minlength=len(bounds) + 1)
-    histogram._sum.inc(float(values.sum(dtype=float)))
-    for bucket, count in zip(histogram._buckets, counts.tolist(), strict=True):
-        if count:
-            bucket.inc(count)

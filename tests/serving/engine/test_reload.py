@@ -60,9 +60,8 @@ class Watched:
             time.sleep(0.05)
 
     def reloads(self, outcome):
-        lines = [
-            line for line in self.client.get("/metrics").text.splitlines() if f'reloads_total{{outcome="{outcome}"}}' in line
-        ]
+        label = f'reloads_total{{model="mnist",outcome="{outcome}"}}'
+        lines = [line for line in self.client.get("/metrics").text.splitlines() if label in line]
         return float(lines[0].split()[-1]) if lines else 0.0
 
 

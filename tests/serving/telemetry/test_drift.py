@@ -161,7 +161,7 @@ def test_an_array_in_order_is_no_drift(tiny_bundle):
     """Images that come together may be sorted by writers or by classes; bet on in that order they would be called drift."""
     p_values = np.sort(np.random.default_rng(4).random(5000))
     scores = np.zeros(5000, np.float32)
-    monitor = TrafficMonitor(Metrics(), 100.0)
+    monitor = TrafficMonitor(Metrics().for_model("mnist"), 100.0)
     monitor.set_model(tiny_bundle, "cpu")
     monitor.record_batch(tiny_bundle, 5000, Detections(scores, p_values, scores, np.zeros((5000, 2), np.float32)))
     assert monitor.drift().images == 5000

@@ -1,0 +1,141 @@
+"""The models in service: every detector of the store, each with its own versions, inference queue and traffic monitor.
+
+A version is loaded, verified, self-checked and warmed up on a thread while the current one serves; the swap is one assignment
+between two batches of its model. A model that cannot be loaded is left out until it can; the others serve on.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterator
+
+from app.detection.detector import Detector
+from app.detection.store import StoreError
+from app.serving.engine.inference import Inference
+from app.serving.engine.reload import Versions
+from app.serving.telemetry.drift import TrafficMonitor
+from app.serving.telemetry.model_metrics import ModelMetrics
+
+logger = logging.getLogger(__name__)
+
+POLL_S = 0.5
+
+
+class UnknownModel(LookupError):
+    """No model of this name is in service; the message lists those that are."""
+
+
+class Model:
+    """One detector of the store. Belongs to one event loop."""
+
+    def __init__(self, versions: Versions, metrics: ModelMetrics, *, max_batch_size: int, drift_level: float) -> None:
+        """`max_batch_size` in images; `drift_level` is the alarm level of the drift monitor's capital."""
+        self.name = versions.name
+        self.versions = versions
+        self.monitor = TrafficMonitor(metrics, drift_level)
+        self.inference = Inference(max_batch_size=max_batch_size, observer=self.monitor.record_batch)
+        self._metrics = metrics
+
+    async def load(self) -> None:
+        """Put the best version in service, if it is not already. Raises StoreError if no version can serve."""
+        serving = self.inference.detector.bundle.card.version if self.inference.is_loaded else None
+        before = dict(self.versions.rejected)
+        try:
+            detector = await asyncio.to_thread(self.versions.best, serving)
+        finally:
+            for _ in set(self.versions.rejected.items()) - set(before.items()):
+                self._metrics.record_refused_version()
+        if detector is not None:
+            self._set_detector(detector)
+
+    async def try_load(self) -> None:
+        """As `load`; if no version can serve, or the store cannot be read, log it and keep the version in service."""
+        before = dict(self.versions.rejected)
+        try:
+            await self.load()
+        except StoreError as error:
+            if self.versions.rejected != before:
+                logger.error("%s: the version in service stays: %s", self.name, error)
+        except OSError as error:
+            logger.error("%s: the store cannot be read: %s", self.name, error)
+
+    async def watch(self) -> None:
+        """Put each better version in service when it appears. Runs until it is cancelled."""
+        while True:
+            await asyncio.sleep(POLL_S)
+            await self.try_load()
+
+    def update_gauges(self) -> None:
+        """Set the metrics that describe the current state."""
+        drift = self.monitor.drift()
+        self._metrics.set_gauges(
+            queued_images=self.inference.queued_images, drift_capital=drift.capital, drifting=drift.drifting
+        )
+
+    def _set_detector(self, detector: Detector) -> None:
+        self.inference.set_model(detector)
+        self.monitor.set_model(detector.bundle, str(detector.device))
+        logger.info("serving %s on %s with %s", detector.bundle.label, detector.device, detector.runtime)
+
+
+class Models:
+    """The models by name. Iteration gives those in service, the default first."""
+
+    def __init__(self, default: str, make: Callable[[str], Model], list_names: Callable[[], list[str]]) -> None:
+        """`default` must be loadable; `make` creates the model of a name; `list_names` lists the names to serve besides it."""
+        self._make, self._list_names = make, list_names
+        self.default = make(default)
+        self._by_name = {default: self.default}
+
+    def find(self, name: str | None) -> Model:
+        """The model `name`, the default for None. Raises UnknownModel."""
+        if name is None:
+            return self.default
+        model = self._by_name.get(name)
+        if model is None or not model.inference.is_loaded:
+            known = ", ".join(model.name for model in self)
+            raise UnknownModel(f"There is no such model here; in service: {known}.")
+        return model
+
+    def __iter__(self) -> Iterator[Model]:
+        return iter([model for model in self._by_name.values() if model.inference.is_loaded])
+
+    @property
+    def refused_versions(self) -> list[tuple[str, int, str]]:
+        """Model, version and reason of each refused version, of models that are not in service too."""
+        return [
+            (name, version, reason)
+            for name, model in self._by_name.items()
+            for version, reason in sorted(model.versions.rejected.items())
+        ]
+
+    async def load(self) -> None:
+        """Load the default and every other model that can be loaded. Raises StoreError if the default cannot."""
+        await self.default.load()
+        await self._add_new()
+
+    async def watch(self) -> None:
+        """Reload each model when a better version appears, and add models that appear. Runs until it is cancelled."""
+        async with asyncio.TaskGroup() as group:
+            for model in self._by_name.values():
+                group.create_task(model.watch())
+            while True:
+                await asyncio.sleep(POLL_S)
+                for model in await self._add_new():
+                    group.create_task(model.watch())
+
+    def close(self) -> None:
+        for model in self._by_name.values():
+            model.inference.close()
+
+    async def _add_new(self) -> list[Model]:
+        """Load the models of the store that are not known yet; returns them."""
+        try:
+            names = await asyncio.to_thread(self._list_names)
+        except OSError as error:
+            logger.error("the store cannot be read: %s", error)
+            return []
+        added = [self._make(name) for name in names if name not in self._by_name]
+        for model in added:
+            await model.try_load()
+            self._by_name[model.name] = model
+        return added

@@ -22,6 +22,7 @@ class Architecture(_Strict):
     image_size: Dimension
     hidden: tuple[Dimension, ...]
     latent_dim: Dimension
+    variational: bool = False
     parameters: int
 
 

@@ -195,7 +195,7 @@ def load_network(bundle: Bundle) -> "DetectorNetwork":
     from app.network.detector_network import DetectorNetwork, make_scorer
 
     architecture = bundle.card.architecture
-    config = ModelConfig(architecture.image_size, architecture.hidden, architecture.latent_dim)
+    config = ModelConfig(**architecture.model_dump(exclude={"parameters"}))
     label = str(bundle.folder / WEIGHTS) if bundle.folder else WEIGHTS
     try:
         model = load_autoencoder(bundle.files[WEIGHTS], config, label)

@@ -1,7 +1,7 @@
 """The tutorial autoencoder: fully connected, 784-128-64-12-2 and back, ReLU between the layers, Tanh at the end.
 
 Images in, reconstructions out, both flat and in [-1, 1]. The layer names are the tutorial's, so its `autoencoder.pth` loads
-unchanged.
+unchanged. The variational autoencoder has the same layers and one more, the encoder's second output.
 """
 
 import io
@@ -11,7 +11,8 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+import torch.nn.functional as F
+from torch import Generator, Tensor, nn
 
 
 class WeightsError(ValueError):
@@ -25,6 +26,7 @@ class ModelConfig:
     image_size: int = 28
     hidden: tuple[int, ...] = (128, 64, 12)
     latent_dim: int = 2
+    variational: bool = False
 
     def __post_init__(self) -> None:
         if min((self.image_size, self.latent_dim, *self.hidden)) < 1:
@@ -63,6 +65,39 @@ class Autoencoder(nn.Module):
         """[N, pixels] -> reconstructions [N, pixels]."""
         return self.decode(self.encode(images))
 
+    def training_loss(self, images: Tensor, rng: Generator | None = None) -> Tensor:
+        """[N, pixels] -> the mean squared error of the reconstructions. `rng` is unused."""
+        return F.mse_loss(self(images), images)
+
+
+class VariationalAutoencoder(Autoencoder):
+    """An autoencoder whose encoder returns a normal distribution over embeddings (Kingma & Welling, 2014).
+
+    The distribution's mean is the embedding, so nothing is random after the training. The prior is N(0, 1).
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        self.log_variance = nn.Linear(config.widths[-2], config.latent_dim)
+
+    def training_loss(self, images: Tensor, rng: Generator | None = None) -> Tensor:
+        """[N, pixels] -> the negative evidence lower bound, up to a constant, divided by pixels / 2.
+
+        The likelihood of a pixel is normal with variance 1, so the first term is the mean squared error. One embedding of
+        each image is drawn with `rng`, a generator of the CPU; the global generator if it is None.
+        """
+        hidden = self.encoder[:-1](images)
+        mean, log_variance = self.encoder[-1](hidden), self.log_variance(hidden)  # [N, latent_dim] each
+        noise = torch.randn(mean.shape, generator=rng).to(mean.device)
+        reconstructions = self.decode(mean + (log_variance / 2).exp() * noise)
+        divergence = (mean.square() + log_variance.exp() - log_variance - 1).sum(1) / 2  # Kullback-Leibler, from N(0, 1)
+        return F.mse_loss(reconstructions, images) + 2 * divergence.mean() / self.config.pixels
+
+
+def make_autoencoder(config: ModelConfig) -> Autoencoder:
+    """An untrained network of these dimensions; its initial weights come from torch's global generator."""
+    return VariationalAutoencoder(config) if config.variational else Autoencoder(config)
+
 
 def _layers(widths: tuple[int, ...]) -> Iterator[nn.Module]:
     """Linear layers between consecutive widths, with a ReLU before every layer except the first."""
@@ -80,7 +115,7 @@ def load_autoencoder(source: Path | bytes, config: ModelConfig, label: str) -> A
     """
     try:
         state = torch.load(io.BytesIO(source) if isinstance(source, bytes) else source, map_location="cpu", weights_only=True)
-        model = Autoencoder(config)
+        model = make_autoencoder(config)
         model.load_state_dict(state)
     except FileNotFoundError:
         raise WeightsError(f"{label} is missing.") from None

@@ -30,11 +30,12 @@ ENERGIES = len(BANDS) + 1  # one for each band, one for the rest of the space, o
 ENERGY_WEIGHT = 2.0
 MIN_PIXEL_STD = 0.05  # in [-1, 1] units: an error map treats smaller residuals as usual
 
-# Fitted tensors: M regions of the latent plane, K directions of the P pixels, B = ENERGIES, H hidden units. All float32.
+# Fitted tensors, float32: M regions of the latent space, L dimensions of it, K directions of the P pixels, B = ENERGIES,
+# H hidden units.
 SHAPES = {
-    "location": "[2] mean of the embeddings",
-    "scale": "[2] their standard deviation",
-    "centres": "[M, 2] of the regions, in standardised embeddings",
+    "location": "[L] mean of the embeddings",
+    "scale": "[L] their standard deviation",
+    "centres": "[M, L] of the regions, in standardised embeddings",
     "widths": "[M] distance of each centre to its nearest neighbour",
     "pixel_mean": "[M, P] mean residual of each region",
     "pixel_std": "[M, P] its standard deviation",
@@ -43,7 +44,7 @@ SHAPES = {
     "mean": "[M, K] pixel_mean along the directions",
     "band_mean": "[M, B] log energy of each band in each region",
     "band_std": "[M, B] its standard deviation",
-    "w1": "[K + B + 2, H] the shape network: inputs -> H -> H -> 1",
+    "w1": "[K + B + L, H] the shape network: inputs -> H -> H -> 1",
     "b1": "[H]",
     "w2": "[H, H]",
     "b2": "[H]",
@@ -107,7 +108,7 @@ class ResidualScorer(nn.Module):
         return {name: getattr(self, name) for name in SHAPES}
 
     def forward(self, images: Tensor, reconstructions: Tensor, embeddings: Tensor) -> Tensor:
-        """Images and reconstructions [N, P] in [-1, 1], embeddings [N, 2] -> scores [N], > 0.
+        """Images and reconstructions [N, P] in [-1, 1], embeddings [N, L] -> scores [N], > 0.
 
         1 for the median normal image, and about 1.44 (1 / ln 2) more for each further standard deviation.
         """
@@ -146,22 +147,22 @@ class ResidualScorer(nn.Module):
         return whitened, (log_energy - local_band_mean) / local_band_std, z
 
     def standardise(self, embeddings: Tensor) -> Tensor:
-        """Embeddings [N, 2] -> zero mean and unit variance over the fitted images."""
+        """Embeddings [N, L] -> zero mean and unit variance over the fitted images."""
         return (embeddings - self.location) / self.scale
 
     def region_weights(self, embeddings: Tensor) -> Tensor:
-        """Embeddings [N, 2] -> the weight of each region for each image, [N, M]."""
+        """Embeddings [N, L] -> the weight of each region for each image, [N, M]."""
         return region_weights(self.standardise(embeddings), self.centres, self.widths)
 
 
 def region_weights(z: Tensor, centres: Tensor, widths: Tensor) -> Tensor:
-    """Gaussian kernel: standardised embeddings [N, 2] -> weights [N, M] whose rows sum to 1."""
-    differences = z[:, :, None] - centres.T  # [N, 2, M]; subtracting first is exact for near points too
+    """Gaussian kernel: standardised embeddings [N, L] -> weights [N, M] whose rows sum to 1."""
+    differences = z[:, :, None] - centres.T  # [N, L, M]; subtracting first is exact for near points too
     return torch.softmax(sum_of_squares(differences) / (-2 * widths * widths), 1)
 
 
 def shape_inputs(whitened: Tensor, bands: Tensor, z: Tensor) -> Tensor:
-    """The inputs of the shape network, [N, K + B + 2]; values outside the range that it was trained on are clipped."""
+    """The inputs of the shape network, [N, K + B + L]; values outside the range that it was trained on are clipped."""
     return torch.cat([whitened, bands.clamp(-4, 8), z.clamp(-6, 6)], 1)
 
 

@@ -206,6 +206,7 @@ def _first_card(network: DetectorNetwork, calibration: Calibration, provenance: 
             image_size=config.image_size,
             hidden=config.hidden,
             latent_dim=config.latent_dim,
+            variational=config.variational,
             parameters=sum(weight.numel() for weight in network.autoencoder.parameters()),
         ),
         preprocessing=PREPROCESSING,

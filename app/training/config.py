@@ -23,6 +23,8 @@ class TrainConfig:
     data_dir: Path = Path("data")
     root: Path = Path("model_store")
     name: str | None = None  # None: the data set's name
+    latent_dim: int = 2
+    variational: bool = False  # a variational autoencoder rather than the plain one
     epochs: int = 100
     batch_size: int = 128
     learning_rate: float = 1e-3
@@ -39,7 +41,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Raise TrainingError if a value is not acceptable."""
-        for name in ("epochs", "batch_size", "picture_every", "threads"):
+        for name in ("latent_dim", "epochs", "batch_size", "picture_every", "threads"):
             _require(getattr(self, name) >= 1, f"{name} must be at least 1")
         _require(0 <= self.seed < 2**32, "seed must lie between 0 and 2^32 - 1")
         _require(0 < self.learning_rate < math.inf, "learning_rate must be a number above 0")

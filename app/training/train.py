@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from app.detection.model_card import EpochLosses
 from app.detection.runtimes import choose_device
-from app.network.autoencoder import Autoencoder
+from app.network.autoencoder import Autoencoder, ModelConfig, make_autoencoder
 from app.training.calibration import CHUNK, Provenance, check_calibration_size, check_scorer, flatten
 from app.training.checkpoint import State, checkpoint_path, load_checkpoint, remove_checkpoint, save_checkpoint
 from app.training.config import TrainConfig, TrainingError
@@ -43,16 +43,17 @@ class History:
 
 
 class Training:
-    """The state of a training: the network, the optimizer, the shuffling and the history. A checkpoint holds all of it."""
+    """The state of a training: the network, the optimizer, the random numbers and the history. A checkpoint holds all of it."""
 
     def __init__(self, config: TrainConfig, device: torch.device) -> None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            self.model = Autoencoder().to(device)
+            network = ModelConfig(latent_dim=config.latent_dim, variational=config.variational)
+            self.model = make_autoencoder(network).to(device)
         self.optimizer = torch.optim.Adam(
             self.model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
         )
-        self.shuffle = torch.Generator().manual_seed(config.seed)
+        self.rng = torch.Generator().manual_seed(config.seed)
         self.history = History()
 
     @property
@@ -65,7 +66,7 @@ class Training:
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "shuffle": self.shuffle.get_state(),
+            "shuffle": self.rng.get_state(),
             **{entry.name: getattr(self.history, entry.name) for entry in fields(History)},
         }
 
@@ -73,7 +74,7 @@ class Training:
         """Restore the content of a checkpoint."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.shuffle.set_state(state["shuffle"])
+        self.rng.set_state(state["shuffle"])
         self.history = History(**{entry.name: state[entry.name] for entry in fields(History)})
 
 
@@ -129,14 +130,14 @@ def run_epochs(
 
 
 def run_epoch(training: Training, config: TrainConfig, images: Tensor, progress: Progress) -> None:
-    """Train on all images [N, pixels] once, in a random order drawn from `training.shuffle`.
+    """Train on all images [N, pixels] once, in a random order drawn from `training.rng`.
 
     Raises:
         TrainingError: the loss is no longer a finite number.
     """
-    order = torch.randperm(len(images), generator=training.shuffle).to(images.device)
+    order = torch.randperm(len(images), generator=training.rng).to(images.device)
     batches = torch.split(order, config.batch_size)
-    losses = train_one_epoch(training.model, training.optimizer, images, batches, progress.advance)
+    losses = train_one_epoch(training.model, training.optimizer, images, batches, progress.advance, training.rng)
     if not bool(torch.isfinite(losses).all()):
         raise TrainingError(
             f"The loss is no longer a number in epoch {training.epoch + 1}; use a smaller --learning-rate than "
@@ -151,12 +152,16 @@ def train_one_epoch(
     images: Tensor,
     batches: Iterable[Tensor],
     advance: Callable[[int], None] = lambda images: None,
+    rng: torch.Generator | None = None,
 ) -> Tensor:
-    """Train on images [N, pixels] once; `batches` are their indices -> the loss of each iteration [steps]."""
+    """Train on images [N, pixels] once; `batches` are their indices -> the loss of each iteration [steps].
+
+    `rng` draws the embeddings of a variational autoencoder.
+    """
     losses = []
     for batch in batches:
         originals = images[batch]  # [B, pixels]
-        loss = nn.functional.mse_loss(model(originals), originals)
+        loss = model.training_loss(originals, rng)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tutorial import TUTORIAL
 
-from app.network.autoencoder import Autoencoder, ModelConfig
+from app.network.autoencoder import Autoencoder, ModelConfig, make_autoencoder
 
 
 def test_the_default_network_has_the_tutorials_names_and_shapes():
@@ -54,3 +54,34 @@ def test_dimensions_below_one_are_refused(wrong):
     """A configuration that is no network fails with a sentence."""
     with pytest.raises(ValueError, match="at least 1"):
         ModelConfig(**wrong)
+
+
+def test_a_variational_network_adds_one_layer_to_the_plain_one():
+    """The names and shapes of the plain network stay; the encoder's second output is the only addition."""
+    state = make_autoencoder(ModelConfig(variational=True)).state_dict()
+    added = {name: tuple(weight.shape) for name, weight in state.items() if name not in TUTORIAL}
+    assert {name: tuple(state[name].shape) for name in TUTORIAL} == TUTORIAL
+    assert added == {"log_variance.weight": (2, 12), "log_variance.bias": (2,)}
+
+
+def test_the_variational_loss_is_the_evidence_lower_bound():
+    """With the mean and variance of the prior the divergence is zero; a mean of 3 in each dimension adds 9 / 2 each."""
+    model = make_autoencoder(ModelConfig(8, (4,), 3, variational=True))
+    last, log_variance, images = model.encoder[-1], model.log_variance, torch.zeros(5, 64)
+    with torch.no_grad():
+        for layer in (last, log_variance, model.decoder[0]):  # the decoder ignores its input
+            layer.weight.zero_()
+            layer.bias.zero_()
+        at_prior = model.training_loss(images)
+        torch.testing.assert_close(at_prior, model(images).square().mean())
+        last.bias.fill_(3)
+        torch.testing.assert_close(model.training_loss(images) - at_prior, torch.tensor(2 * 3 * 4.5 / 64))
+
+
+def test_the_variational_loss_draws_from_its_generator():
+    """The same generator state gives the same loss; detection draws nothing."""
+    model = make_autoencoder(ModelConfig(variational=True))
+    images = torch.rand(4, 784, generator=torch.Generator().manual_seed(0))
+    one, same, other = (model.training_loss(images, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+    assert torch.equal(one, same) and not torch.equal(one, other)
+    assert torch.equal(model(images), model(images))

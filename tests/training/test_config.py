@@ -12,6 +12,7 @@ from app.training.config import TrainConfig, TrainingError
     [
         {"epochs": 0},
         {"batch_size": 0},
+        {"latent_dim": 0},
         {"learning_rate": float("nan")},
         {"weight_decay": -1},
         {"alpha": 1.0},

@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from strokes import stroke_images
 
 from app.detection import store
 from app.detection.conformal import CalibrationError
+from app.detection.detector import Detector
 from app.detection.runtimes import DeviceError
 from app.network.autoencoder import Autoencoder
 from app.training.calibration import UnknownScorer
@@ -57,6 +59,27 @@ def test_nothing_is_written_for_what_cannot_be_done(short, tmp_path, changes, er
     with pytest.raises(error, match=words):
         train(short(**changes))
     assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize("variational", [False, True])
+def test_a_network_of_more_dimensions_is_published_like_the_plain_one(short, variational):
+    """Embeddings of five numbers are scored, exported and drawn; the variational network comes back as one."""
+    folder = train(short(variational=variational, latent_dim=5, scorer="residual"))
+    detector = Detector(store.load(folder), "cpu", "onnx")
+    detector.self_check()
+    images = stroke_images(7, seed=5)
+    detections = detector.detect(images, reconstructions=True)
+    assert detections.embeddings.shape == (7, 5)
+    np.testing.assert_allclose(detector.decode(detections.embeddings), detections.reconstructions, atol=1e-5)
+    assert (folder / "report" / "latent.png").exists()
+    assert ("log_variance.weight" in torch.load(folder / store.WEIGHTS, weights_only=True)) == variational
+    torch_scores = Detector(store.load(folder), "cpu", "torch").detect(images).scores
+    np.testing.assert_allclose(torch_scores, detections.scores, rtol=1e-3)
+
+
+def test_a_variational_training_is_reproducible(short):
+    """The drawn embeddings come from the seed too."""
+    assert same_weights(train(short(variational=True)), train(short(variational=True)))
 
 
 def test_divergence_stops_with_a_sentence(short, tmp_path):

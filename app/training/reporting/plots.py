@@ -52,8 +52,13 @@ def reconstructions(originals: Pixels, reconstructed: Pixels, title: str) -> "Fi
 
 
 def latent_plane(embeddings: Floats, labels: NDArray[np.integer] | None) -> "Figure":
-    """Embeddings [N, 2] as points, coloured by class where labels are known."""
-    figure, axes = _blank("Test images in the latent plane", "first coordinate", "second coordinate", size=(8, 7))
+    """Embeddings [N, D >= 2] as points, coloured by class where labels are known; D > 2: their first two principal axes."""
+    if embeddings.shape[1] == 2:
+        title, axis = "Test images in the latent plane", "coordinate"
+    else:
+        title, axis = f"Test images in the latent space of {embeddings.shape[1]} dimensions", "principal axis"
+        embeddings = _principal_axes(embeddings)
+    figure, axes = _blank(title, f"first {axis}", f"second {axis}", size=(8, 7))
     if labels is None:
         axes.scatter(embeddings[:, 0], embeddings[:, 1], s=3, color=NORMAL, linewidths=0)
         return figure
@@ -63,6 +68,13 @@ def latent_plane(embeddings: Floats, labels: NDArray[np.integer] | None) -> "Fig
         points.set_clim(classes.min() - 0.5, max(classes.max(), classes.min() + 9) + 0.5)
         figure.colorbar(points, ax=axes, ticks=list(classes), label="class")
     return figure
+
+
+def _principal_axes(embeddings: Floats) -> Floats:
+    """Embeddings [N, D] -> [N, 2]: their coordinates along the two directions of largest variance, around their mean."""
+    centred = embeddings - embeddings.mean(0)
+    _, directions = np.linalg.eigh(centred.T @ centred)  # ascending variance
+    return centred @ directions[:, :-3:-1]
 
 
 def errors(normal: Floats, threshold: float, alpha: float, anomalies: Mapping[str, Floats] | None = None) -> "Figure":

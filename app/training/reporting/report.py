@@ -48,7 +48,7 @@ class Report:
         embeddings = self.detections.embeddings
         labels = _small_labels(self.test)
         np.savez_compressed(folder / "latent.npz", allow_pickle=False, embeddings=embeddings, labels=labels)
-        if embeddings.shape[1] == 2:
+        if embeddings.shape[1] >= 2:
             figure = plots.latent_plane(embeddings, self.test.labels)
             plots.save(figure, folder / "latent.png")
 

@@ -23,6 +23,7 @@ FIGURES = {
     "latent plane, one class": lambda: plots.latent_plane(PLANE, np.zeros(40, np.int64)),
     "latent plane, many classes": lambda: plots.latent_plane(PLANE, np.arange(40)),
     "latent plane without labels": lambda: plots.latent_plane(PLANE, None),
+    "latent space of five dimensions": lambda: plots.latent_plane(np.repeat(PLANE, 3, 1)[:, :5], np.arange(40) % 10),
     "errors": lambda: plots.errors(SCORES, 0.9, 0.01),
     "errors, all the same": lambda: plots.errors(np.ones(5, np.float32), 1.0, 0.01),
     "errors with anomalies": lambda: plots.errors(SCORES, 0.9, 0.01, {"noise": SCORES + 1}),
@@ -55,6 +56,14 @@ def test_extremes_are_in_order():
     figure = plots.extremes(IMAGES, SCORES, "strokes", count=4)
     assert f"{SCORES.min():.4g}" in figure.axes[0].get_title()
     assert f"{SCORES.max():.4g}" in figure.axes[1].get_title()
+
+
+def test_more_dimensions_are_drawn_along_the_axes_of_largest_variance():
+    """Two large coordinates among small ones become the picture, whatever their place."""
+    points = np.random.RandomState(2).randn(50, 4) * [0.01, 5, 0.01, 3]
+    drawn = plots.latent_plane(points, None).axes[0].collections[0].get_offsets()
+    expected = (points - points.mean(0))[:, [1, 3]]
+    np.testing.assert_allclose(np.abs(np.corrcoef(drawn.T, expected.T)[[0, 1], [2, 3]]), 1, atol=0.01)
 
 
 def test_missing_matplotlib(monkeypatch):

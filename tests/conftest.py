@@ -16,7 +16,7 @@ from app.detection import store
 from app.detection.bundle import Bundle
 from app.detection.conformal import Calibration
 from app.detection.model_card import Architecture, Card, EpochLosses, SelfCheck, self_check_images
-from app.network.autoencoder import Autoencoder
+from app.network.autoencoder import Autoencoder, ModelConfig
 from app.network.detector_network import DetectorNetwork
 from app.network.mse_scorer import MseScorer
 from app.training.calibration import bundle_files, score_images
@@ -118,17 +118,17 @@ def strokes_file(tmp_path_factory):
 
 
 @functools.cache
-def make_bundle(seed: int = 0, name: str = "mnist") -> Bundle:
+def make_bundle(seed: int = 0, name: str = "mnist", latent_dim: int = 2) -> Bundle:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        network = DetectorNetwork(Autoencoder(), MseScorer()).eval()
+        network = DetectorNetwork(Autoencoder(ModelConfig(latent_dim=latent_dim)), MseScorer()).eval()
     calibration = Calibration.from_scores(score_images(network, stroke_images(199, seed=2)))
     checked = score_images(network, self_check_images(0, 28)).tolist()
     card = Card(
         name=name,
         version=1,
         created="2026-01-01T00:00:00+00:00",
-        architecture=Architecture(image_size=28, hidden=(128, 64, 12), latent_dim=2, parameters=222_384),
+        architecture=Architecture(image_size=28, hidden=(128, 64, 12), latent_dim=latent_dim, parameters=222_384),
         preprocessing="28x28 grey",
         scorer="mse",
         alpha=0.01,

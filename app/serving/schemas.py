@@ -171,9 +171,9 @@ class Drift(_ResponsePart):
 
     model: Model
     images: int = Field(description="Images with verdicts since the model went into service.")
-    capital: Finite = Field(ge=0, description="Current capital of the test martingale, which starts at 1.")
+    capital: Finite = Field(ge=0, description="Current capital of the test martingale, which starts at 0.9.")
     highest: Finite = Field(ge=0, description="Highest capital so far.")
-    level: Finite = Field(description="Alarm level; normal traffic reaches it with a probability of at most 1 / level.")
+    level: Finite = Field(description="Alarm level; normal traffic reaches it with a probability of at most 1 / level, ever.")
     drifting: bool
     since: int | None = Field(description="Number of images at which the level was reached.")
 

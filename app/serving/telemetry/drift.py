@@ -1,15 +1,23 @@
 """Drift detection: p-values of the traffic in, evidence of a changed distribution out.
 
-The detector is a test martingale (Vovk, Nouretdinov & Gammerman, Testing exchangeability on-line, 2003). It starts with a
-capital of 1 and bets on each p-value against the hypothesis "the traffic is like the calibration images". While that is true,
-no bet has a positive expected gain, and by Ville's inequality the capital ever reaches a level L with probability at most 1/L,
-for a stream of any length.
+The detector is a test martingale (Vovk, Nouretdinov & Gammerman, Testing exchangeability on-line, 2003). It bets on each
+p-value against the hypothesis "the traffic is like the calibration images". While that is true, no bet has a positive expected
+gain, and by Ville's inequality a capital that starts at c ever reaches a level L with probability at most c / L.
 
 Each bet states that p-values in one tail (for example those below 0.01) occur `factor` times as often as expected. The
-calibration set is finite, so its own sampling error would be reported as drift in the long run. Each bet therefore uses the
-largest tail probability that is compatible with the calibration set (Chernoff's bound on the Beta distribution of a conformal
-threshold). A tracking mixture (Herbster & Warmuth, Tracking the best expert, 1998) moves a small share of the capital between
-the bets and a reserve that does not bet, so that a change after a long normal period is found quickly.
+calibration set is finite and fixed, so the true probability q of a tail differs from the nominal one, which would be reported
+as drift in the long run. Each bet is therefore made against an upper confidence bound of q: with q below the bound, no bet
+gains on average. The bounds of all tails together fail with probability at most _CALIBRATION_SHARE / L, and the capital starts
+at 1 - _CALIBRATION_SHARE. Over calibration set and traffic, for a stream of any length,
+
+    P(false alarm) <= P(a bound fails) + P(the capital reaches L while all bounds hold)
+                   <= _CALIBRATION_SHARE / L + (1 - _CALIBRATION_SHARE) / L = 1 / L.
+
+Conformal test martingales on a fixed reference set: Prinster, Shaer, Bar & Romano, Testing for
+distribution shifts with conditional conformal test martingales, arXiv 2602.13848, 2026.
+
+A tracking mixture (Herbster & Warmuth, Tracking the best expert, 1998) moves a small share of the capital between the bets and
+a reserve that does not bet, so that a change after a long normal period is found quickly.
 """
 
 import math
@@ -31,7 +39,7 @@ _TAILS = (0.01, 0.05, 0.2)  # each gives a bet on p-values <= tail and a bet on 
 _FACTORS = (1.5, 2.0, 4.0, 10.0, 30.0)  # claimed frequency of the tail, as a multiple of the expected one
 _BLOCK = 32  # p-values per update of the capital
 _MIXING_RATE = 0.01  # share of the capital that is redistributed after each block
-_CALIBRATION_ERROR = 1e-4  # probability that the true tail probability is above the bound that is used
+_CALIBRATION_SHARE = 0.1  # share of the false-alarm probability that is kept for the error of the calibration
 
 
 @dataclass(frozen=True)
@@ -39,7 +47,7 @@ class Drift:
     """State of a DriftMonitor."""
 
     images: int  # p-values observed since the last reset
-    capital: float  # current capital
+    capital: float  # current capital; it starts at 0.9
     highest: float  # highest capital since the last reset
     level: float  # alarm level
     drifting: bool  # True once `highest` has reached `level`
@@ -50,6 +58,7 @@ class _Bet(NamedTuple):
     """The claim that a tail occurs `factor` times as often as expected."""
 
     tail: float
+    is_lower: bool  # p-values <= tail, else p-values > 1 - tail
     log_win: float  # log of the capital's factor for a p-value inside the tail
     log_loss: float  # log of the capital's factor for a p-value outside it
 
@@ -57,16 +66,16 @@ class _Bet(NamedTuple):
 class DriftMonitor:
     """Test martingale over a stream of conformal p-values. Not thread-safe: use it from one thread."""
 
-    def __init__(self, calibration_images: int, level: float = LEVEL) -> None:
-        """`calibration_images` is the number of calibration scores that the p-values are computed from."""
-        candidates = (_make_bet(tail, factor, calibration_images) for tail in _TAILS for factor in _FACTORS)
-        bets = [bet for bet in candidates if bet is not None]
-        self._tails = np.array([bet.tail for bet in bets * 2])  # first the lower tails, then the upper tails
-        self._is_lower = np.arange(2 * len(bets)) < len(bets)
-        self._log_win = np.array([0.0, *(bet.log_win for bet in bets * 2)])  # index 0 is the reserve, which does not bet
-        self._log_loss = np.array([0.0, *(bet.log_loss for bet in bets * 2)])
-        shares = np.full(len(self._tails), 0.5 / max(len(self._tails), 1))
-        self._initial = np.log(np.array([1 - shares.sum(), *shares]))  # half of the capital is the reserve
+    def __init__(self, calibration_images: int, level: float = LEVEL, groups: int = 1) -> None:
+        """`calibration_images` is the number of calibration scores that the p-values are computed from. Where kinds of images
+        have p-values from calibration sets of their own, `groups` is their number and `calibration_images` the smallest."""
+        bets = _make_bets(calibration_images, error=_CALIBRATION_SHARE / (level * groups))
+        self._tails = np.array([bet.tail for bet in bets])
+        self._is_lower = np.array([bet.is_lower for bet in bets], bool)
+        self._log_win = np.array([0.0, *(bet.log_win for bet in bets)])  # index 0 is the reserve, which does not bet
+        self._log_loss = np.array([0.0, *(bet.log_loss for bet in bets)])
+        shares = np.full(len(bets), 0.5 / max(len(bets), 1))
+        self._log_shares = np.log(np.array([1 - shares.sum(), *shares]))  # half of the capital is the reserve
         self._pending: list[NDArray[np.float64]] = []  # p-values of the block that is not complete yet
         self._pending_count = 0
         self.level = level
@@ -74,9 +83,9 @@ class DriftMonitor:
 
     def reset(self) -> None:
         """Return to the initial state, as for a new model version."""
-        self._log_capital = self._initial.copy()  # log capital of each bet, [1 + bets]
+        self._log_capital = self._log_shares + math.log1p(-_CALIBRATION_SHARE)  # of each bet, [1 + bets]
         self._images = 0
-        self._highest = 0.0  # log of the highest total capital
+        self._highest = math.log1p(-_CALIBRATION_SHARE)  # log of the highest total capital
         self._since: int | None = None
         self._pending.clear()
         self._pending_count = 0
@@ -122,7 +131,7 @@ class DriftMonitor:
         if self._since is None and total >= math.log(self.level):
             self._since = self._images
         kept = self._log_capital + math.log1p(-_MIXING_RATE)
-        self._log_capital = np.logaddexp(kept, total + math.log(_MIXING_RATE) + self._initial)
+        self._log_capital = np.logaddexp(kept, total + math.log(_MIXING_RATE) + self._log_shares)
 
 
 class TrafficMonitor:
@@ -142,7 +151,8 @@ class TrafficMonitor:
 
     def set_model(self, bundle: "Bundle", device: str) -> None:
         """Start a new stream of p-values for a bundle that goes into service on `device`."""
-        self._bundle, self._drift = bundle, DriftMonitor(bundle.calibration.n, self._level)
+        groups = 1 if bundle.uploads is None else 2  # unprepared images and prepared uploads, n scores each
+        self._bundle, self._drift = bundle, DriftMonitor(bundle.calibration.n, self._level, groups)
         self._metrics.set_version(bundle.card.version, bundle.card.scorer, device)
 
     def record_batch(self, bundle: "Bundle", images: int, scored: "Detections | None") -> None:
@@ -160,25 +170,34 @@ class TrafficMonitor:
         return self._drift.state()
 
 
-def _make_bet(tail: float, factor: float, n: int) -> _Bet | None:
-    """The bet that `tail` occurs `factor` times as often; None where the claimed probability would be 0.95 or more."""
-    probability = largest_tail_probability(tail, n)
-    if probability * factor >= 0.95:
-        return None
-    return _Bet(tail, math.log(factor), math.log((1 - probability * factor) / (1 - probability)))
+def _make_bets(n: int, error: float) -> list[_Bet]:
+    """The bets for p-values from n calibration scores; `error` is the probability that any of their bounds fails."""
+    p_values = np.arange(1, n + 2) / (n + 1)  # all that occur, computed as Calibration.p_values does
+    bets = []
+    for tail in _TAILS:
+        for is_lower in (True, False):
+            rank = int((p_values <= tail if is_lower else p_values > 1 - tail).sum())
+            bound = largest_tail_probability(rank, n, error / (2 * len(_TAILS)))
+            bets += [
+                _Bet(tail, is_lower, math.log(factor), math.log((1 - bound * factor) / (1 - bound)))
+                for factor in _FACTORS
+                if bound * factor < 0.95  # a claim near certainty would lose all on its first loss
+            ]
+    return bets
 
 
-def largest_tail_probability(tail: float, n: int) -> float:
-    """Upper confidence bound on the true probability of p-values <= `tail` with n calibration images.
+def largest_tail_probability(rank: int, n: int, error: float) -> float:
+    """Upper confidence bound on the true probability q of a tail that holds `rank` of the n + 1 possible p-values.
 
-    The true probability follows Beta(k, n + 1 - k) with k = tail (n + 1). Its upper tail at q is the lower tail of a binomial
-    distribution, which Chernoff bounds by exp(-n KL(k / n || q)). The bound fails with probability _CALIBRATION_ERROR.
+    If the scores have no ties, q follows Beta(k, n + 1 - k) over calibration sets, k = rank. P(q > x) is the probability that
+    Binomial(n, x) is below k, and Chernoff's bound on it is exp(-n KL((k - 1) / n || x)). The bound fails with a probability
+    of at most `error`. A rank of 0 counts as 1.
     """
-    k = max(tail * (n + 1), 1.0)
-    low, high = min(k / n, 1.0), 1.0
+    share = (max(rank, 1) - 1) / n
+    low, high = share, 1.0
     for _ in range(60):
         middle = (low + high) / 2
-        if n * _divergence(min(k / n, 1.0), middle) < -math.log(_CALIBRATION_ERROR):
+        if n * _divergence(share, middle) < -math.log(error):
             low = middle
         else:
             high = middle

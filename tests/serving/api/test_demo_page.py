@@ -5,8 +5,12 @@ from contextlib import contextmanager, nullcontext
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import httpx
+import numpy as np
 import pytest
+from conftest import make_bundle
 from live import serving
+
+from app.detection import store
 
 CHROMIUM = "/usr/bin/chromium"
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
@@ -159,6 +163,43 @@ def test_the_plane_draws_where_one_points(page):
         if drawn.count():
             break
     assert page.locator("#decoded").evaluate("image => image.naturalWidth") == 28
+
+
+def test_the_page_asks_the_chosen_model_and_is_not_counted(browser, tmp_path, samples, shipped_store):
+    """The list names every model; the chosen one answers, with its own map; no request of the page counts as traffic."""
+    root = tmp_path / "store"
+    shutil.copytree(shipped_store, root)
+    publish_wide(root)
+    with serving(tmp_path / "log", "--store", str(root), ODDIGIT_DRAIN_S="0") as server:
+        page = browser.new_page()
+        errors, sent = [], []
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("request", lambda request: sent.append(request.url))
+        page.goto(server.url)
+        page.set_input_files("#file", samples / "cat.png")
+        verdict(page, "Not a digit")
+        page.select_option("#models", "wide")
+        page.locator("#model").filter(has_text="wide/1").wait_for()
+        page.wait_for_timeout(500)
+        assert any("/score?watch=0&model=wide" in url for url in sent)
+        page.locator("#map").hover(position={"x": 90, "y": 100})
+        page.locator("#map").hover(position={"x": 100, "y": 110})
+        page.locator("#decoded[src^='data:image/png']").wait_for()
+        for name in ("mnist", "wide"):
+            assert httpx.get(f"{server.url}/drift", params={"model": name}).json()["images"] == 0
+        page.close()
+    assert errors == []
+
+
+def publish_wide(root):
+    """Publish the detector `wide`, whose embeddings have three coordinates, with a map of them."""
+    bundle = make_bundle(1, "wide", latent_dim=3)
+    embeddings = np.random.default_rng(0).normal(size=(60, 3)).astype(np.float32) * [3, 2, 1]
+
+    def write_report(folder):
+        np.savez(folder / "latent.npz", embeddings=embeddings, labels=np.arange(60) % 10)
+
+    store.publish(bundle, root, write_report)
 
 
 def test_what_is_no_image_is_told_in_words(browser, server, tmp_path):

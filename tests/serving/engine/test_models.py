@@ -99,6 +99,25 @@ def test_each_model_of_the_store_answers_by_its_name(client):
     assert score(client)["model"]["name"] == "mnist"
 
 
+def test_models_may_differ_in_the_number_of_coordinates(client, root):
+    """/embed gives and /decode takes as many as the model has; the image that comes of an embedding is its reconstruction."""
+    store.publish(make_bundle(1, "wide", latent_dim=5), root)
+    wait_until(lambda: "wide" in served(client))
+    query = {"model": "wide"}
+    listed = {model["name"]: model["latent_dim"] for model in client.get("/models").json()["models"]}
+    assert listed == {"mnist": 2, "other": 2, "wide": 5}
+    embedding = client.post("/embed", params=query, content=png(IMAGES[0]), headers=PNG).json()["results"][0]["embedding"]
+    assert len(embedding) == 5
+    decoded = client.post("/decode", params=query, json={"embedding": [embedding] * 1024}).json()["images"][0]
+    drawn = client.post("/reconstruct", params=query, content=png(IMAGES[0]), headers=PNG).json()["results"][0]
+    assert decoded == drawn["reconstruction"]
+    refused = client.post("/decode", params=query, json={"embedding": [[0, 0]]})
+    assert refused.status_code == 422
+    assert "5 coordinates" in refused.json()["detail"]
+    outputs = {output["name"]: output["shape"] for output in client.get("/v2/models/wide").json()["outputs"]}
+    assert outputs["embedding"] == [-1, 5]
+
+
 @pytest.mark.parametrize(
     ("method", "path"),
     [

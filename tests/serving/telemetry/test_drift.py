@@ -8,6 +8,7 @@ from conftest import make_bundle
 from hypothesis import given
 from hypothesis import strategies as st
 from live import serving
+from scipy.stats import beta
 from strokes import npy, stroke_images
 
 from app.detection import store
@@ -116,11 +117,11 @@ def test_a_reset_forgets_everything(count, seed):
     assert monitor.state() == after(p_values, n=200)
 
 
-def test_capital_begins_at_one_and_stays_finite():
-    """The capital is 1 before any traffic and finite after a million anomalies."""
+def test_capital_begins_below_one_and_stays_finite():
+    """The capital is 0.9 before any traffic, since the calibration takes a tenth, and finite after a million anomalies."""
     fresh = DriftMonitor(10_000).state()
     assert (fresh.images, fresh.drifting, fresh.since) == (0, False, None)
-    assert fresh.capital == pytest.approx(1)
+    assert fresh.capital == pytest.approx(0.9)
     for p in (1 / 10_001, 1.0):
         state = after(np.full(1_000_000, p))
         assert math.isfinite(state.capital)
@@ -141,12 +142,51 @@ def test_a_tiny_calibration_is_never_called_drift_by_itself(n):
     assert not any(after(conformal(random, n, 5000), n=n).drifting for _ in range(50))
 
 
-@given(st.floats(1e-4, 0.5), st.integers(1, 100_000))
-def test_what_a_calibration_leaves_possible_shrinks_towards_the_share(share, n):
-    """The largest possible share is above the share itself, at most 1, and nearer to it with ten times the images."""
-    possible = largest_tail_probability(share, n)
-    assert share <= possible <= 1
-    assert largest_tail_probability(share, 10 * n) <= possible + 1e-9
+@given(st.integers(1, 5000), st.integers(1, 100_000), st.floats(1e-9, 0.1))
+def test_the_bound_on_a_tail_shrinks_towards_its_nominal_probability(rank, n, error):
+    """The bound is above the nominal probability, at most 1, and smaller where the same rank is one of ten times the images."""
+    rank = min(rank, n)
+    bound = largest_tail_probability(rank, n, error)
+    assert rank / (n + 1) <= bound + 1e-9 <= 1 + 1e-9
+    assert largest_tail_probability(rank, 10 * n, error) <= bound + 1e-9
+
+
+@pytest.mark.parametrize("n", [3, 19, 200, 500, 20_000])
+@pytest.mark.parametrize("error", [0.01, 1e-4, 1e-6])
+def test_the_bound_on_a_tail_fails_with_at_most_the_given_probability(n, error):
+    """By the exact Beta law of the true probability of a tail, for tails of one p-value up to most of them."""
+    for rank in {1, max(n // 100, 1), max(n // 20, 1), max(n // 5, 1), n // 2, n}:
+        assert beta.sf(largest_tail_probability(rank, n, error), rank, n + 1 - rank) <= error * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("level", [10.0, 100.0, 10_000.0, 1e6])
+@pytest.mark.parametrize("n", [50, 199, 2000, 20_000])
+def test_bounds_and_first_capital_spend_no_more_than_the_promise(n, level):
+    """P(a bound fails) + first capital / level <= 1 / level, with the bounds read back from the bets of the monitor."""
+    monitor = DriftMonitor(n, level)
+    win, loss = np.exp(monitor._log_win[1:]), np.exp(monitor._log_loss[1:])
+    bounds = (1 - loss) / (win - loss)  # where the bet is fair: q win + (1 - q) loss = 1
+    grid = np.arange(1, n + 2) / (n + 1)
+    failing = 0.0
+    for tail, is_lower in {*zip(monitor._tails, monitor._is_lower, strict=True)}:
+        rank = int((grid <= tail if is_lower else grid > 1 - tail).sum())
+        if rank == 0:
+            continue  # no p-value is that small
+        of_tail = bounds[(monitor._tails == tail) & (monitor._is_lower == is_lower)]
+        failing += beta.sf(of_tail.min(), rank, n + 1 - rank)
+    assert 0 < failing + monitor.state().capital / level <= (1 + 1e-6) / level
+
+
+@pytest.mark.parametrize("n", [50, 200, 1000])
+def test_the_promise_counts_the_error_of_a_small_calibration(n):
+    """150 streams of 10,000 images at level 20, each with a calibration set of its own: at most 1 in 20 of them alarms.
+
+    Bets that take the calibration for exact alarm in a quarter of the streams and more: the traffic does show its error.
+    """
+    random = np.random.default_rng(n)
+    streams = [conformal(random, n, 10_000) for _ in range(150)]
+    assert sum(after(p_values, n=n, level=20.0).drifting for p_values in streams) <= 150 / 20
+    assert sum(after(p_values, n=10**6, level=20.0).drifting for p_values in streams) > 150 / 4
 
 
 def test_a_higher_level_is_reached_later():

@@ -13,6 +13,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Callable
@@ -20,11 +21,24 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from app.detection.bundle import SCORER, WEIGHTS, Bundle, BundleError, first_line, read_calibration, sha256
+from app.detection.bundle import (
+    MAX_VERSION_BYTES,
+    SCORER,
+    WEIGHTS,
+    Bundle,
+    BundleError,
+    check_architecture,
+    check_weights_file,
+    first_line,
+    read_calibration,
+    sha256,
+)
 from app.detection.conformal import CalibrationError
 from app.detection.model_card import Card
 
 CARD, REPORT = "card.json", "report"
+_MAX_CARD_BYTES = 4 * 2**20
+_READ_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)  # without it, opening a FIFO waits for a writer
 _DIGEST = "card_sha256"  # of the card without this entry: detects an altered card
 
 
@@ -77,20 +91,24 @@ def publish(bundle: Bundle, root: Path, write_report: Callable[[Path], None] = l
         raise
 
 
-def load(folder: Path) -> Bundle:
-    """Read and verify one version; imports no torch.
+def load(folder: Path, max_bytes: int = MAX_VERSION_BYTES) -> Bundle:
+    """Read and verify one version of at most `max_bytes`; imports no torch.
 
     Raises:
-        StoreError: a file is missing, truncated, altered, or does not belong to the others.
+        StoreError: a file is missing, truncated, altered, too large, not a regular file, or does not belong to the others.
     """
     card = load_card(folder)
-    contents = {name: _read_verified(folder, name, digest) for name, digest in card.files.items()}
+    contents: dict[str, bytes] = {}
+    for name, digest in card.files.items():
+        contents[name] = _read_verified(folder, name, digest, max_bytes - sum(map(len, contents.values())))
     for required in (WEIGHTS, SCORER):
         if required not in contents:
             raise StoreError(f"{folder / CARD} does not list {required}; publish the version again.")
     files = {name: content for name, content in contents.items() if not name.startswith(f"{REPORT}/")}
     try:
-        calibration, uploads = read_calibration(contents[SCORER], str(folder / SCORER))
+        check_architecture(card, contents[WEIGHTS], str(folder / CARD))
+        check_weights_file(contents[WEIGHTS], str(folder / WEIGHTS))
+        calibration, uploads = read_calibration(contents[SCORER], str(folder / SCORER), max_bytes)
         threshold = calibration.threshold(card.alpha)
     except (BundleError, CalibrationError) as error:
         raise StoreError(str(error)) from error
@@ -103,7 +121,7 @@ def load_card(folder: Path) -> Card:
     """Read and verify a version's card alone. Raises StoreError."""
     path = folder / CARD
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(_read_regular(folder, CARD, _MAX_CARD_BYTES))
         digest = content.pop(_DIGEST, "none")
         if digest != _card_digest(content):
             raise StoreError(f"{path} was altered after it was published; restore it or remove the version.")
@@ -151,12 +169,10 @@ def _card_digest(content: dict[str, Any]) -> str:
     return sha256(json.dumps(content, sort_keys=True).encode())
 
 
-def _read_verified(folder: Path, name: str, digest: str) -> bytes:
+def _read_verified(folder: Path, name: str, digest: str, max_bytes: int) -> bytes:
     path = folder / name
-    if not path.resolve().is_relative_to(folder.resolve()):
-        raise StoreError(f"{folder / CARD} lists {name}, which lies outside the version.")
     try:
-        content = path.read_bytes()
+        content = _read_regular(folder, name, max_bytes)
     except OSError:
         raise StoreError(f"{path} is missing or unreadable; restore it or remove the version.") from None
     if sha256(content) != digest:
@@ -164,6 +180,29 @@ def _read_verified(folder: Path, name: str, digest: str) -> bytes:
             f"{path} is truncated or altered: its checksum differs from the card's. Restore it or remove the version."
         )
     return content
+
+
+def _read_regular(folder: Path, name: str, max_bytes: int) -> bytes:
+    """Read a regular file inside the version's folder, of at most `max_bytes`. Links may point inside the folder only.
+
+    Raises:
+        StoreError: the file lies outside, is no regular file (a FIFO, a device), or is too large.
+        OSError: the file is missing or unreadable.
+    """
+    path = folder / name
+    real = path.resolve()
+    if not real.is_relative_to(folder.resolve()):
+        raise StoreError(f"{path} lies outside the version, or is a link to a file outside.")
+    with os.fdopen(os.open(real, _READ_FLAGS), "rb") as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise StoreError(f"{path} is not a regular file.")
+        if status.st_size > max_bytes:
+            raise StoreError(
+                f"{path} makes the version larger than is loaded: {status.st_size:,} bytes, where {max_bytes:,} remain. "
+                "Servers load at most ODDIGIT_MAX_VERSION_BYTES."
+            )
+        return file.read(max_bytes + 1)[:max_bytes]  # a file that grows meanwhile fails its checksum
 
 
 def _sync(folder: Path) -> None:

@@ -7,7 +7,7 @@ import zlib
 from PIL import Image
 
 MIB = 2**20
-_SIDE = 4992  # 4,992 x 5,008 pixels are just below ODDIGIT_MAX_PIXELS
+_TILE_WIDTH, _TILE_ROWS = 1_560_000, 16  # 24.96 million pixels, just below ODDIGIT_MAX_PIXELS
 _TAGS = {"width": 256, "height": 257, "bits": 258, "compression": 259, "photometric": 262, "samples": 277, "predictor": 317}
 _DEFLATE, _ZSTD = 8, 50000
 
@@ -17,16 +17,22 @@ def tiff_tiles(tiles: int) -> bytes:
 
     1,000 tiles make 32 KB and 50 s of decoding, 30,000 make 266 KB and half an hour.
     """
-    packed = zlib.compress(bytes(5008 * _SIDE), 9)
-    fields = {"width": 1, "height": tiles * _SIDE, "bits": 8, "compression": _DEFLATE, "photometric": 1, "samples": 1}
-    return _tiff(fields, packed, tiles, offsets=324, lengths=325, extra={322: 5008, 323: _SIDE})
+    packed = zlib.compress(bytes(_TILE_WIDTH * _TILE_ROWS), 9)
+    fields = {"width": 1, "height": tiles * _TILE_ROWS, "bits": 8, "compression": _DEFLATE, "photometric": 1, "samples": 1}
+    return _tiff(fields, packed, tiles, offsets=324, lengths=325, extra={322: _TILE_WIDTH, 323: _TILE_ROWS})
 
 
 def tiff_zstd_tiles(tiles: int) -> bytes:
     """The same with RGBA tiles of runs (Zstandard) and a predictor: 325 tiles make 5.5 KB and 17 s of decoding."""
-    fields = {"width": 1, "height": tiles * _SIDE, "compression": _ZSTD, "photometric": 2, "samples": 4, "predictor": 2}
+    fields = {"width": 1, "height": tiles * _TILE_ROWS, "compression": _ZSTD, "photometric": 2, "samples": 4, "predictor": 2}
     return _tiff(
-        fields, _zstd_zeros(5008 * _SIDE * 4), tiles, offsets=324, lengths=325, extra={322: 5008, 323: _SIDE}, rgba=True
+        fields,
+        _zstd_zeros(_TILE_WIDTH * _TILE_ROWS * 4),
+        tiles,
+        offsets=324,
+        lengths=325,
+        extra={322: _TILE_WIDTH, 323: _TILE_ROWS},
+        rgba=True,
     )
 
 

@@ -160,7 +160,8 @@ def load_detector(folder: Path, settings: Settings) -> Detector:
         StoreError, SelfCheckError: the version must not be served; the message says why.
         DeviceError: the device or runtime is not available.
     """
-    detector = Detector(store.load(folder), settings.device, settings.runtime, settings.threads)
+    bundle = store.load(folder, settings.max_version_bytes)
+    detector = Detector(bundle, settings.device, settings.runtime, settings.threads)
     detector.self_check()
     size = detector.image_size
     for count in (1, settings.max_batch_size):

@@ -5,6 +5,7 @@ This is the only file of `detection` that imports `app.network`.
 """
 
 import ctypes
+import os
 import sys
 import threading
 from importlib.util import find_spec
@@ -215,6 +216,8 @@ def _open_session(bundle: Bundle, name: str, threads: int) -> "InferenceSession"
     options.inter_op_num_threads = 1
     options.log_severity_level = 3  # errors only; the warnings are about graph optimisation
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads must leave the cores to others
+    # A model may name other files that hold its weights, relative to this folder (the working folder, if it is not set).
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
     try:
         session = onnxruntime.InferenceSession(bundle.files[name], options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's errors have no common type

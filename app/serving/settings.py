@@ -29,6 +29,7 @@ class Settings(BaseModel):
     version: int | None = Field(None, ge=1, description="Serve this version of the default detector; unset, the highest.")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps.")
     runtime: Literal["auto", "onnx", "torch"] = Field("auto", description="auto, onnx (CPU) or torch.")
+    max_version_bytes: int = Field(256 * MIB, ge=1, description="Most bytes of a version's files together.")
     threads: int = Field(1, ge=1, le=256, description="Threads for one forward pass on the CPU.")
     max_body_bytes: int = Field(10 * MIB, ge=1, description="Largest request body; arrays have their own limit.")
     max_array_bytes: int = Field(128 * MIB, ge=1, description="Largest application/x-npy body.")

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 
 from app.detection.detector import Detector
 from app.detection.store import StoreError
+from app.serving.engine.daemon_threads import start_daemon
 from app.serving.engine.inference import Inference
 from app.serving.engine.reload import Versions
 from app.serving.telemetry.drift import TrafficMonitor
@@ -40,7 +41,7 @@ class Model:
         serving = self.inference.detector.bundle.card.version if self.inference.is_loaded else None
         before = dict(self.versions.rejected)
         try:
-            detector = await asyncio.to_thread(self.versions.best, serving)
+            detector = await asyncio.wrap_future(start_daemon(self.versions.best, serving))
         finally:
             for _ in set(self.versions.rejected.items()) - set(before.items()):
                 self._metrics.record_refused_version()
@@ -57,6 +58,8 @@ class Model:
                 logger.error("%s: the version in service stays: %s", self.name, error)
         except OSError as error:
             logger.error("%s: the store cannot be read: %s", self.name, error)
+        except Exception:  # whatever a version does, the next one is looked at
+            logger.exception("%s: the version in service stays", self.name)
 
     async def watch(self) -> None:
         """Put each better version in service when it appears. Runs until it is cancelled."""
@@ -130,7 +133,7 @@ class Models:
     async def _add_new(self) -> list[Model]:
         """Load the models of the store that are not known yet; returns them."""
         try:
-            names = await asyncio.to_thread(self._list_names)
+            names = await asyncio.wrap_future(start_daemon(self._list_names))
         except OSError as error:
             logger.error("the store cannot be read: %s", error)
             return []

@@ -4,17 +4,24 @@ Removing the highest version rolls back.
 """
 
 import logging
+import os
+import stat
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from app.detection import store
 from app.detection.detector import Detector, SelfCheckError
-from app.detection.store import StoreError
+from app.detection.store import REPORT, StoreError
+from app.serving.engine.daemon_threads import start_daemon
 
 logger = logging.getLogger(__name__)
 
+LOAD_TIMEOUT_S = 60.0  # the shipped version takes 0.2 s; a file system that hangs takes forever
+
 Fingerprint = tuple[int, int]  # size and modification time of a version's files; a repaired version is tried again
+_MAX_LISTED = 1_000  # files of a version; the shipped one has 20
 
 
 @dataclass
@@ -25,7 +32,8 @@ class Versions:
     name: str
     pinned: int | None
     load: Callable[[Path], Detector]  # folder -> a detector that is ready to serve, or StoreError, SelfCheckError
-    rejected: dict[int, str] = field(default_factory=dict)  # version -> why
+    load_timeout_s: float = LOAD_TIMEOUT_S
+    rejected: dict[int, str] = field(default_factory=dict)  # version -> why, without the store's path: clients can read it
     _fingerprints: dict[int, Fingerprint] = field(default_factory=dict)
 
     def best(self, serving: int | None = None) -> Detector | None:
@@ -54,15 +62,23 @@ class Versions:
         if version in self.rejected and self._fingerprints.get(version) == fingerprint:
             return None
         try:
-            detector = self.load(folder)
+            detector = start_daemon(self.load, folder).result(self.load_timeout_s)
         except Exception as error:  # no defect of a version may stop the server
             known = isinstance(error, StoreError | SelfCheckError)
             reason = str(error) if known else f"{folder} cannot be loaded: {error!r}"
-            self.rejected[version], self._fingerprints[version] = reason, fingerprint
+            if isinstance(error, TimeoutError):
+                reason = f"{folder} could not be loaded within {self.load_timeout_s:g} s."
+            self.rejected[version], self._fingerprints[version] = self._without_path(reason), fingerprint
             logger.error("version %s/%d is refused: %s", self.name, version, reason)
             return None
         self.rejected.pop(version, None)
         return detector
+
+    def _without_path(self, reason: str) -> str:
+        """`reason` with paths relative to the store."""
+        for root in (self.root.resolve(), self.root):
+            reason = reason.replace(f"{root}{os.sep}", "")
+        return reason
 
     def _forget(self, found: set[int]) -> None:
         for version in set(self.rejected) - found:
@@ -70,6 +86,13 @@ class Versions:
 
 
 def _fingerprint(folder: Path) -> Fingerprint:
-    """The total size and the newest modification time of all files of a version."""
-    files = [path.stat() for path in sorted(folder.rglob("*")) if path.is_file()] if folder.is_dir() else []
+    """The total size and the newest modification time of the files of a version. Opens none and follows no link."""
+    files = [each for each in _list(folder) + _list(folder / REPORT) if not stat.S_ISDIR(each.st_mode)]
     return sum(file.st_size for file in files), max((file.st_mtime_ns for file in files), default=0)
+
+
+def _list(folder: Path) -> list[os.stat_result]:
+    """The status of the entries of a folder, at most _MAX_LISTED; none where it cannot be read."""
+    with suppress(OSError), os.scandir(folder) as entries:
+        return [entry.stat(follow_symlinks=False) for entry, _ in zip(entries, range(_MAX_LISTED), strict=False)]
+    return []

@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 import threading
 import time
@@ -320,3 +321,84 @@ def test_where_nothing_can_serve_the_reasons_are_told(bundles, root):
         versions(root.parent / "nowhere").best()
     with pytest.raises(StoreError, match="no version 9"):
         versions(root, pinned=9).best()
+
+
+def fifo(folder):
+    (folder / SCORER).unlink()
+    os.mkfifo(folder / SCORER)
+
+
+def fifo_for_a_card(folder):
+    (folder / CARD).unlink()
+    os.mkfifo(folder / CARD)
+
+
+def device(folder):
+    (folder / WEIGHTS).unlink()
+    (folder / WEIGHTS).symlink_to("/dev/zero")
+
+
+def without_end(folder):
+    os.truncate(folder / SCORER, 2**40)
+
+
+def of_700000_units(folder):
+    signed_anew(folder, lambda card: card["architecture"].update(hidden=[700_000, 64, 12]))
+
+
+def test_hostile_versions_do_not_stop_the_watcher(bundles, watched):
+    """FIFOs, devices, terabytes and huge layers are refused one after the other, and a good version after them serves."""
+    hostile = (fifo, fifo_for_a_card, device, without_end, of_700000_units)
+    staging = watched.root.parent / "hostile"
+    for spoil in (None, *hostile, None):
+        folder = store.publish(bundles[1], staging)
+        if spoil:
+            spoil(folder)
+    for version in map(str, range(2, 7)):
+        (staging / "mnist" / version).rename(watched.root / "mnist" / version)
+    watched.until(lambda: len(watched.ready.refused_versions) == len(hostile), patience=5)
+    assert watched.version == 1
+    (staging / "mnist" / "7").rename(watched.root / "mnist" / "7")
+    watched.until(lambda: watched.version == 7)
+
+
+def test_reasons_for_clients_name_no_path_of_the_server(bundles, root):
+    """They begin at the store; the log has the whole path."""
+    add(bundles[1], root, corrupted)
+    known = versions(root)
+    known.best()
+    assert known.rejected[2].startswith(f"mnist/2/{WEIGHTS} ")
+
+
+def test_a_version_that_hangs_while_it_is_loaded_is_passed_over(bundles, root):
+    """After the timeout the next version serves, and the one that hangs is not tried again."""
+    add(bundles[1], root)
+    tried, hanging = [], threading.Event()
+
+    def load(folder):
+        tried.append(folder.name)
+        if folder.name == "2":
+            hanging.wait(60)
+        return Detector(store.load(folder), "cpu")
+
+    known = Versions(root, "mnist", None, load, load_timeout_s=1)
+    assert known.best().bundle.card.version == 1
+    assert "within 1 s" in known.rejected[2]
+    assert known.best(serving=1) is None
+    hanging.set()
+    assert tried == ["2", "1"]
+
+
+@pytest.mark.parametrize("error", [MemoryError(), SystemExit(3), RecursionError(), KeyboardInterrupt()], ids=repr)
+def test_no_error_of_a_version_stops_the_search(bundles, root, error):
+    """Whatever loading raises, the version is refused and the next one is tried."""
+    add(bundles[1], root)
+
+    def load(folder):
+        if folder.name == "2":
+            raise error
+        return Detector(store.load(folder), "cpu")
+
+    known = Versions(root, "mnist", None, load)
+    assert known.best().bundle.card.version == 1
+    assert set(known.rejected) == {2}

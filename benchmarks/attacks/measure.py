@@ -133,11 +133,14 @@ def attacker(play: Callable[[], Play], seconds: float) -> Iterator[Callable[[], 
     receiving, sending = multiprocessing.Pipe(duplex=False)
     process = multiprocessing.get_context("fork").Process(target=_attack, args=(play, seconds, sending))
     process.start()
+    sending.close()  # the attacker has its own; now its end can be noticed
 
     def tally() -> Tally:
-        done: Tally = receiving.recv() if receiving.poll(20) else Tally()
-        process.join(5)
-        return done
+        with suppress(EOFError):  # the attacker itself may run out of memory
+            if receiving.poll(20):
+                done: Tally = receiving.recv()
+                return done
+        return Tally()
 
     try:
         yield tally

@@ -49,7 +49,7 @@ class Model:
             self._set_detector(detector)
 
     async def try_load(self) -> None:
-        """As `load`; if no version can serve, or the store cannot be read, log it and keep the version in service."""
+        """As `load`, but log every error and keep the version in service: no defect of a model may stop the others."""
         before = dict(self.versions.rejected)
         try:
             await self.load()
@@ -58,6 +58,8 @@ class Model:
                 logger.error("%s: the version in service stays: %s", self.name, error)
         except OSError as error:
             logger.error("%s: the store cannot be read: %s", self.name, error)
+        except Exception:
+            logger.exception("%s: the version in service stays", self.name)
         except Exception:  # whatever a version does, the next one is looked at
             logger.exception("%s: the version in service stays", self.name)
 
@@ -75,8 +77,8 @@ class Model:
         )
 
     def _set_detector(self, detector: Detector) -> None:
-        self.inference.set_model(detector)
         self.monitor.set_model(detector.bundle, str(detector.device))
+        self.inference.set_model(detector)
         logger.info("serving %s on %s with %s", detector.bundle.label, detector.device, detector.runtime)
 
 

@@ -145,14 +145,15 @@ def _read_all(paths: list[Path], preprocess: "Preprocess", size: int) -> Iterato
 def _read_file(file: Path, preprocess: "Preprocess", size: int) -> Iterator[Input]:
     from app.detection.imaging.decode import decode_array, decode_image
     from app.detection.imaging.errors import ImageError
-    from app.detection.imaging.preprocess import PreprocessedImage
+    from app.detection.imaging.preprocess import PreprocessedImage, centre_images
 
     try:
         data = file.read_bytes()
         if file.suffix.lower() == ".npy":
             array = decode_array(data, max_images=sys.maxsize, size=size)
-            for index, image in enumerate(array):
-                yield Input(f"{file}[{index}]", PreprocessedImage(image))
+            images, moved = (array, [False] * len(array)) if preprocess == "none" else centre_images(array)
+            for index, (image, shifted) in enumerate(zip(images, moved, strict=True)):
+                yield Input(f"{file}[{index}]", PreprocessedImage(image, ("centred",) if shifted else ()))
         else:
             yield Input(str(file), decode_image(data, preprocess=preprocess, size=size))
     except ImageError as error:

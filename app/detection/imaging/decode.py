@@ -8,8 +8,9 @@ Of the metadata only the EXIF orientation is used.
 import io
 import warnings
 import zlib
+from collections.abc import Sequence
 from contextlib import suppress
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,7 @@ from PIL.ImageFile import ImageFile
 
 from app.detection.imaging.errors import ImageError, ImageTooLarge, TooManyImages, UndecodableImage
 from app.detection.imaging.file_headers import check_bmp, check_tiff, declared_size, read_npy_header, sniff, strip_png
-from app.detection.imaging.preprocess import WORKING_SIDE, PreprocessedImage, preprocess_digit
+from app.detection.imaging.preprocess import WORKING_SIDE, PreprocessedImage, centre_images, preprocess_digit
 
 Preprocess = Literal["auto", "none", "digit"]
 Pixels = NDArray[np.uint8]
@@ -32,14 +33,15 @@ def decode_image(
     """Decode one image file to the size that the model reads.
 
     `data` holds a PNG, JPEG, WebP, BMP, GIF (first frame) or TIFF (first page). The EXIF orientation is applied, transparency
-    is composited on white, 16 bits are scaled to 8. Then `none` only resizes the image to size x size grey; `digit` applies
-    the preprocessing of MNIST; `auto` keeps a grey size x size image bit for bit and treats any other image as `digit`.
+    is composited on white or black, 16 bits are scaled to 8. Then `none` only resizes the image to size x size grey; `digit`
+    applies the preprocessing of MNIST; `auto` keeps the grey values of a grey size x size image, which it shifts only if it
+    lies off the middle, and treats any other image as `digit`.
 
     Returns a `PreprocessedImage`: image uint8 [size, size] (0 = background, 255 = ink).
     Raises UndecodableImage, UnsupportedImage or ImageTooLarge, and no other exception for any input.
     """
     if preprocess != "digit" and size == 28 and (plain := _plain_png(data)) is not None:
-        return PreprocessedImage(plain)
+        return PreprocessedImage(plain) if preprocess == "none" else _centred_grey(plain, ())
     kind = sniff(data)
     try:
         shown, steps = _to_display_mode(_open(data, kind, max_pixels))
@@ -168,6 +170,7 @@ def _plain_png(data: bytes) -> Pixels | None:
     return np.frombuffer(image.tobytes(), np.uint8).reshape(28, 28)
 
 
+_MIN_CONTRAST_ON_WHITE = 64  # of 255: below it, ink of a transparent image is composited on black if that shows it better
 _MAX_EXIF_BYTES = 65_536  # Pillow reads 5,000 entries in at most 30 ms
 _TRANSPOSES = {  # by EXIF orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -186,7 +189,7 @@ def _to_display_mode(image: Image.Image) -> tuple[Image.Image, tuple[str, ...]]:
     transpose = _TRANSPOSES.get(_exif_orientation(image))
     image = _to_8bit(image)
     if image.has_transparency_data or image.mode in ("LA", "PA", "La", "RGBa"):
-        image, steps = _composite_on_white(image), ("composited_on_white",)
+        image, steps = _composite(image)
     elif image.mode == "1":
         image = image.convert("L")
     elif image.mode not in ("L", "RGB"):
@@ -211,13 +214,27 @@ def _reduce(image: Image.Image) -> Image.Image:
     return image.reduce(factor) if factor > 1 else image
 
 
-def _composite_on_white(image: Image.Image) -> Image.Image:
-    """Composite an image with transparency on white. A large one is premultiplied and reduced first, which is faster."""
+def _composite(image: Image.Image) -> tuple[Image.Image, tuple[str, ...]]:
+    """Composite an image with transparency on white, or on black where the ink is too light to be seen on white."""
     image = image.convert("RGBA")
+    white = _composite_on(image, 255)
+    if _contrast(white) < _MIN_CONTRAST_ON_WHITE and _contrast(black := _composite_on(image, 0)) > _contrast(white):
+        return black, ("composited_on_black",)
+    return white, ("composited_on_white",)
+
+
+def _contrast(image: Image.Image) -> int:
+    """The largest range of values in a channel."""
+    return max(high - low for low, high in cast("Sequence[tuple[int, int]]", image.getextrema()))
+
+
+def _composite_on(image: Image.Image, backdrop: int) -> Image.Image:
+    """Composite an RGBA image on grey. A large one is premultiplied and reduced first, which is faster."""
     if max(image.size) > 2 * WORKING_SIDE:
         small = np.asarray(_reduce(image.convert("RGBa"))).astype(np.uint16)
-        return Image.fromarray(np.minimum(small[..., :3] + (255 - small[..., 3:]), 255).astype(np.uint8))
-    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+        rest = (255 - small[..., 3:]) * backdrop // 255
+        return Image.fromarray(np.minimum(small[..., :3] + rest, 255).astype(np.uint8))
+    return Image.alpha_composite(Image.new("RGBA", image.size, (backdrop,) * 3), image).convert("RGB")
 
 
 def _to_8bit(image: Image.Image) -> Image.Image:
@@ -240,7 +257,14 @@ def _to_model_size(pixels: Pixels, steps: tuple[str, ...], preprocess: Preproces
     if preprocess == "none":
         return _resized(Image.fromarray(pixels), steps, size)
     grey = _as_grey(pixels) if preprocess == "auto" and pixels.shape[:2] == (size, size) else None
-    return preprocess_digit(pixels, size=size, steps=steps) if grey is None else PreprocessedImage(grey, steps)
+    if grey is None:
+        return preprocess_digit(pixels, size=size, steps=steps)
+    return _centred_grey(grey, steps)
+
+
+def _centred_grey(grey: Pixels, steps: tuple[str, ...]) -> PreprocessedImage:
+    images, moved = centre_images(grey[None])
+    return PreprocessedImage(images[0], (*steps, "centred") if moved[0] else steps)
 
 
 def _as_grey(pixels: Pixels) -> Pixels | None:

@@ -1,5 +1,6 @@
 """Uploads: a request in, uint8 images out, in any of the three forms of the contract: one image, a form, or an array."""
 
+import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -13,7 +14,7 @@ from starlette.requests import Request
 from app.detection.detector import stack_features
 from app.detection.imaging.decode import Preprocess, decode_array, decode_image, decodes_quickly
 from app.detection.imaging.errors import ImageError
-from app.detection.imaging.preprocess import PreprocessedImage
+from app.detection.imaging.preprocess import PreprocessedImage, centre_images
 from app.serving.api.query import NPY
 from app.serving.api.responses import ImageInfo
 from app.serving.engine.decoders import Decoders
@@ -25,6 +26,7 @@ FORM = "multipart/form-data"
 IMAGE_TYPES = frozenset({"image/png", "image/jpeg", "image/webp", "image/bmp", "image/gif", "image/tiff"})
 _UNDECLARED = ("", "application/octet-stream")  # content types of form parts whose client names no type
 _INLINE_FORM_BYTES = 2048  # larger forms are parsed on a thread
+_INLINE_ARRAY_IMAGES = 256  # larger arrays are centred on a thread
 _INLINE_INFO = [ImageInfo("image")]  # of an unprepared image that is the whole body
 
 
@@ -73,7 +75,7 @@ class Uploads:
         try:
             if body.kind == NPY:
                 array = decode_array(body.data, max_images=self._settings.max_array_images, size=size)
-                return Upload(array, [ImageInfo(str(index)) for index in range(len(array))], is_array=True)
+                return await _array_upload(array, centre=preprocess != "none")
             if decodes_quickly(body.data):  # quicker than a thread
                 prepared = self._decode(body.data, preprocess, size)
             else:
@@ -126,6 +128,16 @@ class Uploads:
 
     def _decode(self, data: bytes, preprocess: Preprocess, size: int) -> PreprocessedImage:
         return decode_image(data, preprocess=preprocess, max_pixels=self._settings.max_pixels, size=size)
+
+
+async def _array_upload(array: NDArray[np.uint8], *, centre: bool) -> Upload:
+    """An upload of the images of an array [N, S, S]; images that lie off the middle are shifted if `centre`."""
+    if not centre:
+        return Upload(array, [ImageInfo(str(index)) for index in range(len(array))], is_array=True)
+    inline = len(array) <= _INLINE_ARRAY_IMAGES
+    images, moved = centre_images(array) if inline else await asyncio.to_thread(centre_images, array)
+    infos = [ImageInfo(str(index), ("centred",) if shifted else ()) for index, shifted in enumerate(moved.tolist())]
+    return Upload(images, infos, is_array=True)
 
 
 def _prepared_upload(prepared: list[tuple[str, PreprocessedImage]], failed: dict[int, tuple[str, Problem]]) -> Upload:

@@ -23,9 +23,10 @@ PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 def seven(size: int = 28) -> np.ndarray:
     """Something like a 7, bright on dark, uint8 [size, size]."""
     image = np.zeros((28, 28), np.uint8)
-    image[5:8, 8:20] = 250
+    image[5:8, 10:22] = 250
     for row in range(8, 23):
-        image[row, 19 - row // 2 : 22 - row // 2] = 255 - row
+        image[row, 21 - row // 2 : 24 - row // 2] = 255 - row
+    image = np.roll(image, (3, -1), (0, 1))
     return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC))
 
 
@@ -99,6 +100,16 @@ def test_transparency_is_shown_on_white():
     layers = np.zeros((28, 28, 4), np.uint8)
     layers[..., 3] = ink
     assert np.array_equal(decode_image(saved(layers)).image, 255 - ink)
+
+
+@pytest.mark.parametrize("size", [60, 900])
+def test_white_ink_on_a_transparent_page_is_shown_on_black(size):
+    """A drawing app's white strokes would be lost on white."""
+    alpha = seven(size)
+    picture = np.concatenate([np.full((size, size, 3), 255, np.uint8), alpha[..., None]], axis=2)
+    prepared = decode_image(saved(Image.fromarray(picture)))
+    assert "composited_on_black" in prepared.preprocess
+    assert np.abs(prepared.image.astype(int) - decode_image(saved(255 - alpha)).image).mean() < 8
 
 
 def test_large_transparent_pictures_keep_their_ink():

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from app.detection.imaging.decode import decode_image
 from app.detection.imaging.morphology import dilate, erode, label_components, sliding_extreme
-from app.detection.imaging.preprocess import PreprocessedImage, preprocess_digit
+from app.detection.imaging.preprocess import PreprocessedImage, centre_images, preprocess_digit
 from app.detection.imaging.upload_features import FEATURE_NAMES
 
 DATA = Path(os.environ.get("ODDIGIT_DATA", Path(__file__).resolve().parents[4] / "shared" / "data"))
@@ -26,6 +26,21 @@ def written(size: int = 100, paper=255, ink=0, width: int = 8, at=(0, 0)) -> np.
         x, y = at
         pen.line([(start[0] + x, start[1] + y), (end[0] + x, end[1] + y)], fill=ink, width=width, joint="curve")
     return np.asarray(image.filter(ImageFilter.GaussianBlur(0.6)))
+
+
+def drawn(strokes) -> np.ndarray:
+    """Lines drawn on a white page, uint8 [100, 100]."""
+    image = Image.new("L", (100, 100), 255)
+    for points in strokes:
+        ImageDraw.Draw(image).line(points, fill=20, width=9, joint="curve")
+    return np.asarray(image)
+
+
+GLYPHS = {
+    "four": written(),
+    "seven": drawn([[(25, 22), (72, 22), (45, 82)]]),
+    "two": drawn([[(28, 30), (50, 18), (68, 34), (30, 80), (72, 80)]]),
+}
 
 
 def difference(one: PreprocessedImage, other: PreprocessedImage) -> float:
@@ -123,6 +138,47 @@ def test_borders_of_a_cell_are_taken_away():
     prepared = preprocess_digit(cell)
     assert "lines_removed" in prepared.preprocess
     assert difference(preprocess_digit(written()), prepared) < 0.05
+
+
+@pytest.mark.parametrize("margin", [0, 1, 2])
+@pytest.mark.parametrize("digit", ["four", "seven", "two"])
+def test_tight_crops_are_read_whole(digit, margin):
+    """A segmenter's crop, with a stroke across the whole crop, is neither inverted nor taken for lines of the page."""
+    page = GLYPHS[digit]
+    rows, columns = np.flatnonzero((page < 128).any(axis=1)), np.flatnonzero((page < 128).any(axis=0))
+    crop = page[rows[0] - margin : rows[-1] + 1 + margin, columns[0] - margin : columns[-1] + 1 + margin]
+    for pixels in (crop, 255 - crop):
+        prepared = preprocess_digit(np.ascontiguousarray(pixels))
+        assert "lines_removed" not in prepared.preprocess
+        assert difference(preprocess_digit(page), prepared) < 0.05
+
+
+@pytest.mark.parametrize("both", [False, True], ids=["lined", "squared"])
+def test_strokes_that_cross_the_lines_of_the_page_are_kept(both):
+    """Ruled and squared paper is taken away; the digit stays whole."""
+    page = written(150, at=(25, 25)).copy()
+    for start in range(13, 150, 30):
+        page[start : start + 2] = np.minimum(page[start : start + 2], 110)
+        if both:
+            page[:, start : start + 2] = np.minimum(page[:, start : start + 2], 110)
+    prepared = preprocess_digit(page)
+    assert "lines_removed" in prepared.preprocess
+    assert difference(preprocess_digit(written(150, at=(25, 25))), prepared) < 0.07
+
+
+def test_a_frame_with_paper_around_it_is_taken_away():
+    """The frame of a form field need not reach the edge of the image."""
+    page = written(140, at=(20, 20)).copy()
+    page[6:9, 6:134] = page[131:134, 6:134] = page[6:134, 6:9] = page[6:134, 131:134] = 40
+    assert difference(preprocess_digit(written()), preprocess_digit(page)) < 0.05
+
+
+def test_dots_of_a_printer_are_smoothed():
+    """A halftone of a digit is a digit."""
+    y, x = np.indices((150, 150))
+    screen = 127 + 60 * (np.sin(2 * np.pi * (x + y) / 4.3) + np.sin(2 * np.pi * (x - y) / 4.3))
+    page = written(150, at=(25, 25), paper=225, ink=45)
+    assert difference(preprocess_digit(page), preprocess_digit(((page > screen) * 255).astype(np.uint8))) < 0.12
 
 
 def test_thin_pens_are_thickened():
@@ -237,6 +293,36 @@ def test_photographs_of_digits_are_read(name):
     """Of real uploads nearly every digit is found, whole and alone."""
     prepared = [decode_image(file.read_bytes()) for file in sorted((DATA / "photos" / name).iterdir())]
     assert np.mean(["several_glyphs" in one.warnings or "blank" in one.warnings for one in prepared]) < 0.05
+
+
+# -------------------------------------------------------------------------------------------------- centring
+
+
+def test_images_off_the_middle_are_shifted_by_whole_pixels():
+    """Ink that lies two pixels off is moved back; an image in its place is left alone to the bit."""
+    image = preprocess_digit(written()).image
+    images, moved = centre_images(np.stack([image, np.roll(image, (2, -2), (0, 1)), np.zeros_like(image)]))
+    assert moved.tolist() == [False, True, False]
+    assert np.array_equal(images[0], image)
+    assert np.array_equal(images[1], image)
+
+
+def test_centring_loses_no_ink():
+    """Where the shift would move ink out of the image, it is smaller."""
+    image = np.zeros((1, 28, 28), np.uint8)
+    image[0, 5:9, 2:4], image[0, 27, 26] = 255, 1
+    centred, _ = centre_images(image)
+    assert centred.sum(dtype=int) == image.sum(dtype=int)
+    assert np.array_equal(np.sort(centred, axis=None), np.sort(image, axis=None))
+
+
+@pytest.mark.skipif(not (DATA / "MNIST" / "raw").is_dir(), reason=f"no MNIST under {DATA}")
+def test_no_image_of_mnist_is_moved():
+    """MNIST was centred when it was made."""
+    for name in ("train", "t10k"):
+        file = DATA / "MNIST" / "raw" / f"{name}-images-idx3-ubyte"
+        images = np.frombuffer(file.read_bytes(), np.uint8, offset=16).reshape(-1, 28, 28)
+        assert not centre_images(images)[1].any()
 
 
 # -------------------------------------------------------------------------------------------------- morphology

@@ -13,6 +13,7 @@ from scipy.stats import false_discovery_control
 from strokes import npy, png, stroke_images
 
 from app.detection import store
+from app.detection.imaging.preprocess import centre_images
 from app.detection.runtimes import load_network
 from app.network.detector_network import normalise
 
@@ -130,12 +131,12 @@ def test_questions_of_all_kinds_at_once_get_their_own_answers(client):
 
 
 def test_a_reconstruction_comes_as_three_pictures_an_image(client):
-    """Input, reconstruction and error map are 28x28 PNGs; the input is the image that was sent."""
+    """Input, reconstruction and error map are 28x28 PNGs; the input is the image that was sent, centred."""
     results = ask(client, "/reconstruct").json()["results"]
     assert len(results) == len(IMAGES)
     for image, result in zip(IMAGES, results, strict=True):
         given, made, error = (opened(base64.b64decode(result[key])) for key in ("input", "reconstruction", "error_map"))
-        assert np.array_equal(given, image)
+        assert np.array_equal(given, centre_images(image[None])[0][0])
         assert made.shape[:2] == error.shape[:2] == (28, 28)
 
 

@@ -19,6 +19,7 @@ from app.serving.telemetry.model_metrics import ModelMetrics
 logger = logging.getLogger(__name__)
 
 POLL_S = 0.5
+START_TIMEOUT_S = 10.0  # for the models besides the default; one takes 0.15 s
 
 
 class UnknownModel(LookupError):
@@ -35,18 +36,20 @@ class Model:
         self.monitor = TrafficMonitor(metrics, drift_level)
         self.inference = Inference(max_batch_size=max_batch_size, observer=self.monitor.record_batch)
         self._metrics = metrics
+        self._loading = asyncio.Lock()
 
     async def load(self) -> None:
         """Put the best version in service, if it is not already. Raises StoreError if no version can serve."""
-        serving = self.inference.detector.bundle.card.version if self.inference.is_loaded else None
-        before = dict(self.versions.rejected)
-        try:
-            detector = await asyncio.wrap_future(start_daemon(self.versions.best, serving))
-        finally:
-            for _ in set(self.versions.rejected.items()) - set(before.items()):
-                self._metrics.record_refused_version()
-        if detector is not None:
-            self._set_detector(detector)
+        async with self._loading:
+            serving = self.inference.detector.bundle.card.version if self.inference.is_loaded else None
+            before = dict(self.versions.rejected)
+            try:
+                detector = await asyncio.wrap_future(start_daemon(self.versions.best, serving))
+            finally:
+                for _ in set(self.versions.rejected.items()) - set(before.items()):
+                    self._metrics.record_refused_version()
+            if detector is not None:
+                self._set_detector(detector)
 
     async def try_load(self) -> None:
         """As `load`, but log every error and keep the version in service: no defect of a model may stop the others."""
@@ -58,8 +61,6 @@ class Model:
                 logger.error("%s: the version in service stays: %s", self.name, error)
         except OSError as error:
             logger.error("%s: the store cannot be read: %s", self.name, error)
-        except Exception:
-            logger.exception("%s: the version in service stays", self.name)
         except Exception:  # whatever a version does, the next one is looked at
             logger.exception("%s: the version in service stays", self.name)
 
@@ -113,10 +114,14 @@ class Models:
             for version, reason in sorted(model.versions.rejected.items())
         ]
 
-    async def load(self) -> None:
-        """Load the default and every other model that can be loaded. Raises StoreError if the default cannot."""
+    async def load(self, timeout_s: float = START_TIMEOUT_S) -> None:
+        """Load the default and every other model that can be loaded. Raises StoreError if the default cannot.
+
+        After `timeout_s` seconds the other models are no longer waited for; they are put in service when they are loaded.
+        """
         await self.default.load()
-        await self._add_new()
+        self._adding = asyncio.create_task(self._add_new())
+        await asyncio.wait([self._adding], timeout=timeout_s)
 
     async def watch(self) -> None:
         """Reload each model when a better version appears, and add models that appear. Runs until it is cancelled."""
@@ -140,7 +145,6 @@ class Models:
             logger.error("the store cannot be read: %s", error)
             return []
         added = [self._make(name) for name in names if name not in self._by_name]
-        for model in added:
-            await model.try_load()
-            self._by_name[model.name] = model
+        self._by_name |= {model.name: model for model in added}  # not in service until it is loaded
+        await asyncio.gather(*(model.try_load() for model in added))
         return added

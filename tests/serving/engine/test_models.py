@@ -1,5 +1,6 @@
 import asyncio
 import shutil
+import threading
 import time
 from functools import partial
 
@@ -209,12 +210,16 @@ def test_images_that_are_not_watched_are_scored_but_not_counted(client):
     assert client.post("/score", params={"watch": "maybe"}, **sent).status_code == 422
 
 
-def models(root, default="mnist"):
-    """The models of a store, loaded as in production."""
+def load_detector(folder):
+    return Detector(store.load(folder), "cpu")
+
+
+def models(root, default="mnist", load=load_detector):
+    """The models of a store, loaded by `load`."""
     metrics = Metrics()
 
     def make(name):
-        versions = Versions(root, name, None, lambda folder: Detector(store.load(folder), "cpu"))
+        versions = Versions(root, name, None, load)
         return Model(versions, metrics.for_model(name), max_batch_size=8, drift_level=100.0)
 
     return Models(default, make, partial(store.names, root))
@@ -230,6 +235,27 @@ def test_the_default_must_be_loadable(root):
         found.find("other")
     with pytest.raises(StoreError):
         asyncio.run(models(root, "other").load())
+
+
+def test_a_model_that_hangs_while_it_is_loaded_delays_no_other(root):
+    """The start does not wait for it; it is in service when it is loaded."""
+    may_load = threading.Event()
+
+    def load_when_allowed(folder):
+        if folder.parent.name == "other":
+            may_load.wait(60)
+        return load_detector(folder)
+
+    async def start():
+        found = models(root, load=load_when_allowed)
+        await found.load(timeout_s=0)
+        early = [model.name for model in found]
+        may_load.set()
+        while len(list(found)) < 2:
+            await asyncio.sleep(0.01)
+        return early, [model.name for model in found]
+
+    assert asyncio.run(start()) == (["mnist"], ["mnist", "other"])
 
 
 def test_a_model_that_is_removed_from_the_store_serves_on(root):

@@ -29,6 +29,7 @@ from app.serving.api.predict import Endpoints
 from app.serving.api.routes import add_routes
 from app.serving.api.uploads import Uploads
 from app.serving.engine.admission import Admission
+from app.serving.engine.decoders import Decoders
 from app.serving.engine.models import Model, Models
 from app.serving.engine.reload import Versions
 from app.serving.http.access_log import AccessLog
@@ -65,7 +66,14 @@ class _Engine:
         self.metrics = Metrics(Path(shared) if shared else None)
         self.models = Models(settings.model, self._make_model, partial(_other_names, settings))
         self.admission = Admission(max_waiting=settings.max_waiting, deadline_s=settings.deadline_ms / 1000)
-        self.uploads = Uploads(settings)
+        self.decoders = Decoders(
+            processes=settings.decoders,
+            max_pixels=settings.max_pixels,
+            deadline_s=settings.deadline_ms / 1000,
+            max_jobs=settings.max_waiting,
+            on_stopped=self.metrics.record_stopped_decoder,
+        )
+        self.uploads = Uploads(settings, self.admission, self.decoders)
         self.draining = Draining()
         self.health = HealthEndpoints(self.models, ServerStatus(self.draining, self.admission, self.metrics))
         self.access_log = AccessLog(as_json=settings.log_format == "json") if settings.access_log else None
@@ -74,6 +82,7 @@ class _Engine:
     async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
         """Load the models and start the background tasks; stop them at the end."""
         await self.models.load()
+        await self.decoders.start()
         self.draining.begin_on_sigterm(self.settings.drain_s)
         tasks = [asyncio.create_task(self._flush_metrics())]
         if self.settings.reload:
@@ -83,7 +92,7 @@ class _Engine:
         yield
         for task in tasks:
             task.cancel()
-        self.uploads.close()
+        await asyncio.to_thread(self.decoders.close)
         self.models.close()
         if self.access_log is not None:
             self.access_log.flush()

@@ -10,6 +10,7 @@ Problem
 ├── TooLarge (413)            too-large: body, image count or pixel count
 ├── UnsupportedType (415)     unsupported-type
 ├── OutOfRange (422)          parameter-out-of-range
+├── DecodingLimit (422)       decoding-limit: the image takes too much time or memory to decode
 ├── InternalError (500)       internal-error: a defect of this program
 ├── Unavailable (503)         unavailable: overloaded, draining or not ready; carries Retry-After
 └── DeadlinePassed (504)      deadline-passed
@@ -19,7 +20,7 @@ from typing import Any, ClassVar
 
 from pydantic import ValidationError
 
-from app.detection.imaging.errors import ImageError, ImageTooLarge, TooManyImages, UnsupportedImage
+from app.detection.imaging.errors import DecodingTooLong, ImageError, ImageTooLarge, TooManyImages, UnsupportedImage
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -102,6 +103,12 @@ class OutOfRange(Problem):
     status, type, title = 422, "parameter-out-of-range", "A parameter is out of range"
 
 
+class DecodingLimit(Problem):
+    """Decoding the image took too much time or memory; save it as a plain PNG or JPEG."""
+
+    status, type, title = 422, "decoding-limit", "The image takes too long to decode"
+
+
 class InternalError(Problem):
     """A defect of this program. The server's log has the traceback under the request id."""
 
@@ -141,6 +148,8 @@ def from_image_error(error: ImageError, name: str = "") -> Problem:
     detail = f"{name}: {error}" if name else str(error)
     if isinstance(error, ImageTooLarge | TooManyImages):
         return TooLarge(detail)
+    if isinstance(error, DecodingTooLong):
+        return DecodingLimit(detail)
     if isinstance(error, UnsupportedImage):
         return UnsupportedType(detail)
     return InvalidBody(detail)

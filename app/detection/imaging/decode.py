@@ -8,17 +8,17 @@ Of the metadata only the EXIF orientation is used.
 import io
 import warnings
 import zlib
-from collections.abc import Sequence
-from contextlib import suppress
-from typing import Literal, cast
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image
+from PIL import Image
 from PIL.ImageFile import ImageFile
 
+from app.detection.imaging.decoding_cost import MAX_TIFF_SHARE, tiff_pixels
+from app.detection.imaging.display_mode import to_display_mode
 from app.detection.imaging.errors import ImageError, ImageTooLarge, TooManyImages, UndecodableImage
-from app.detection.imaging.file_headers import check_bmp, check_tiff, declared_size, read_npy_header, sniff, strip_png
+from app.detection.imaging.file_headers import declared_size, read_npy_header, sniff, strip_png
 from app.detection.imaging.preprocess import WORKING_SIDE, PreprocessedImage, centre_images, preprocess_digit
 
 Preprocess = Literal["auto", "none", "digit"]
@@ -44,7 +44,7 @@ def decode_image(
         return PreprocessedImage(plain) if preprocess == "none" else _centred_grey(plain, ())
     kind = sniff(data)
     try:
-        shown, steps = _to_display_mode(_open(data, kind, max_pixels))
+        shown, steps = to_display_mode(_open(data, kind, max_pixels))
         pixels = np.asarray(shown)
     except ImageError:
         raise
@@ -93,6 +93,9 @@ def _error_text(kind: str, error: Exception) -> str:
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
+_MAX_WEBP_SHARE = 0.5  # of the pixel limit
+
+
 def _open(data: bytes, kind: str, max_pixels: int) -> Image.Image:
     """Check the header, check the limits, then load the pixels. The EXIF orientation is not applied yet."""
     declared = declared_size(data, kind)
@@ -100,14 +103,12 @@ def _open(data: bytes, kind: str, max_pixels: int) -> Image.Image:
         _check_size(*declared, max_pixels)
     if kind == "PNG":
         data = strip_png(data)
-    elif kind == "BMP":
-        check_bmp(data)
-    elif kind == "TIFF":
-        check_tiff(data)
+    elif kind == "WEBP":
+        _check_webp(data, max_pixels)
+    elif kind == "TIFF" and tiff_pixels(data) > MAX_TIFF_SHARE * max_pixels:
+        raise ImageTooLarge(f"a TIFF whose strips or tiles hold more than the {max_pixels:,} pixels that are accepted")
     image = Image.open(io.BytesIO(data), formats=[kind])
     _check_size(*image.size, max_pixels)
-    if kind == "TIFF":
-        _check_tiles(image, max_pixels)
     if isinstance(image, ImageFile):
         image.draft(None, (2 * WORKING_SIDE, 2 * WORKING_SIDE))  # decode a large JPEG at a reduced size
     image.load()
@@ -121,34 +122,30 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
         raise ImageTooLarge(f"{width:,} x {height:,} pixels; at most {max_pixels:,} are accepted")
 
 
-def _check_tiles(image: Image.Image, max_pixels: int) -> None:
-    """Apply the pixel limit to the tiles of a TIFF: Pillow allocates whole tiles, also for a small image."""
-    tags = getattr(image, "tag_v2", {})
-    width, height = tags.get(322), tags.get(323)
-    if isinstance(width, int) and isinstance(height, int):
-        _check_size(width, height, max_pixels)
+def _check_webp(data: bytes, max_pixels: int) -> None:
+    """Check that the file is complete, and apply the lower limit of this type: libwebp and Pillow hold a picture four times."""
+    width, height = declared_size(data, "WEBP") or (0, 0)
+    if width * height > _MAX_WEBP_SHARE * max_pixels:
+        most = int(_MAX_WEBP_SHARE * max_pixels)
+        raise ImageTooLarge(f"{width:,} x {height:,} pixels; at most {most:,} are accepted in a WebP, send a PNG or JPEG")
+    if len(data) < int.from_bytes(data[4:8], "little") + 8:
+        raise UndecodableImage("truncated WEBP")
 
 
-_QUICK_SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _QUICK_BYTES, _QUICK_PIXELS = 2048, 10_000
 _PLAIN_HEAD = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR\x00\x00\x00\x1c\x00\x00\x00\x1c\x08\x00\x00\x00\x00Wf\x80H"
 _PLAIN_TAIL = b"\x00\x00\x00\x00IEND\xaeB`\x82"
 
 
 def decodes_quickly(data: bytes) -> bool:
-    """Return whether the image decodes in 1 to 2 ms: a PNG or JPEG of at most 2,048 bytes and 10,000 pixels.
+    """Return whether the image decodes in 1 to 2 ms: a PNG of at most 2,048 bytes and 10,000 pixels.
 
     The header of the other types does not limit the time that decoding takes.
     """
-    if len(data) > _QUICK_BYTES or not data.startswith(_QUICK_SIGNATURES):
+    if len(data) > _QUICK_BYTES or not data.startswith(_PNG_SIGNATURE):
         return False
-    if data.startswith(_PLAIN_HEAD):
-        return True
-    try:
-        width, height = declared_size(data, "PNG" if data.startswith(_QUICK_SIGNATURES[0]) else "JPEG") or (0, 0)
-    except ImageError:
-        return True  # decoding raises the same error at once
-    return width * height <= _QUICK_PIXELS
+    return data.startswith(_PLAIN_HEAD) or int.from_bytes(data[16:20]) * int.from_bytes(data[20:24]) <= _QUICK_PIXELS
 
 
 def _plain_png(data: bytes) -> Pixels | None:
@@ -168,89 +165,6 @@ def _plain_png(data: bytes) -> Pixels | None:
     except Exception:  # the general path raises the error with its message
         return None
     return np.frombuffer(image.tobytes(), np.uint8).reshape(28, 28)
-
-
-_MIN_CONTRAST_ON_WHITE = 64  # of 255: below it, ink of a transparent image is composited on black if that shows it better
-_MAX_EXIF_BYTES = 65_536  # Pillow reads 5,000 entries in at most 30 ms
-_TRANSPOSES = {  # by EXIF orientation
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-
-
-def _to_display_mode(image: Image.Image) -> tuple[Image.Image, tuple[str, ...]]:
-    """Convert to L or RGB, reduce a large image, apply the EXIF orientation. Returns the image and the names of the steps."""
-    steps: tuple[str, ...] = ()
-    transpose = _TRANSPOSES.get(_exif_orientation(image))
-    image = _to_8bit(image)
-    if image.has_transparency_data or image.mode in ("LA", "PA", "La", "RGBa"):
-        image, steps = _composite(image)
-    elif image.mode == "1":
-        image = image.convert("L")
-    elif image.mode not in ("L", "RGB"):
-        image = image.convert("RGB")
-    image = _reduce(image)
-    if transpose is not None:
-        image, steps = image.transpose(transpose), (*steps, "turned")
-    return image, steps
-
-
-def _exif_orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation, 1 to 8; 1 if there is none or the EXIF data are damaged."""
-    exif = Image.Exif()
-    with suppress(Exception):  # damaged metadata do not make an image unreadable
-        exif.load(image.info.get("exif", b"")[:_MAX_EXIF_BYTES])
-        return int(exif.get(ExifTags.Base.Orientation, 1))
-    return 1
-
-
-def _reduce(image: Image.Image) -> Image.Image:
-    factor = max(image.size) // (2 * WORKING_SIDE)
-    return image.reduce(factor) if factor > 1 else image
-
-
-def _composite(image: Image.Image) -> tuple[Image.Image, tuple[str, ...]]:
-    """Composite an image with transparency on white, or on black where the ink is too light to be seen on white."""
-    image = image.convert("RGBA")
-    white = _composite_on(image, 255)
-    if _contrast(white) < _MIN_CONTRAST_ON_WHITE and _contrast(black := _composite_on(image, 0)) > _contrast(white):
-        return black, ("composited_on_black",)
-    return white, ("composited_on_white",)
-
-
-def _contrast(image: Image.Image) -> int:
-    """The largest range of values in a channel."""
-    return max(high - low for low, high in cast("Sequence[tuple[int, int]]", image.getextrema()))
-
-
-def _composite_on(image: Image.Image, backdrop: int) -> Image.Image:
-    """Composite an RGBA image on grey. A large one is premultiplied and reduced first, which is faster."""
-    if max(image.size) > 2 * WORKING_SIDE:
-        small = np.asarray(_reduce(image.convert("RGBa"))).astype(np.uint16)
-        rest = (255 - small[..., 3:]) * backdrop // 255
-        return Image.fromarray(np.minimum(small[..., :3] + rest, 255).astype(np.uint8))
-    return Image.alpha_composite(Image.new("RGBA", image.size, (backdrop,) * 3), image).convert("RGB")
-
-
-def _to_8bit(image: Image.Image) -> Image.Image:
-    """Scale grey modes of 16 and 32 bits to mode L; the range of 32-bit integers and floats follows from the largest value."""
-    if not image.mode.startswith(("I", "F")):
-        return image
-    values = np.nan_to_num(np.asarray(image).astype(np.float32), nan=0.0, posinf=0.0, neginf=0.0)
-    largest = float(values.max())
-    full_scale = 65535.0 if image.mode.startswith("I;16") else next((f for f in (1.0, 255.0, 65535.0) if largest <= f), largest)
-    if image.mode == "I" and largest <= 1:
-        full_scale = 255.0
-    scaled = np.clip(np.rint(values * (255.0 / full_scale)), 0, 255).astype(np.uint8)
-    transparent = image.info.get("transparency")
-    if isinstance(transparent, int):
-        scaled[values == transparent] = 255
-    return Image.fromarray(scaled)
 
 
 def _to_model_size(pixels: Pixels, steps: tuple[str, ...], preprocess: Preprocess, size: int) -> PreprocessedImage:

@@ -13,6 +13,10 @@ class UnsupportedImage(ImageError):
     """The file is of a known type that is not accepted, for example SVG, PDF or HEIC."""
 
 
+class DecodingTooLong(ImageError):
+    """Decoding took more CPU time than one image may take, or ended its process."""
+
+
 class ImageTooLarge(ImageError):
     """The header declares more pixels than the limit."""
 

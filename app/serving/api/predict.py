@@ -84,6 +84,17 @@ class _ReconstructSpec(_EmbedSpec):
 _SCORE, _EMBED, _RECONSTRUCT = EndpointSpec(), _EmbedSpec(), _ReconstructSpec()
 
 
+class _Call(NamedTuple):
+    """One request, and the way in which it is answered."""
+
+    request: Request
+    spec: EndpointSpec
+    media: str  # media type of the response
+    options: Options
+    inference: Inference
+    deadline: float  # time of the event loop
+
+
 class Endpoints:
     """The three endpoints, with everything that they need."""
 
@@ -94,6 +105,7 @@ class Endpoints:
         self._array_admission = Admission(max_waiting=settings.max_arrays, deadline_s=math.inf)
         self._metrics = metrics
         self._settings = settings
+        self._deadline_s = settings.deadline_ms / 1000
 
     async def score(self, request: Request) -> Response:
         """Anomaly score, p-value and verdict of each image."""
@@ -116,31 +128,33 @@ class Endpoints:
         media = spec.offers[0] if accept == b"*/*" else choose(accept.decode("latin-1"), spec.offers)
         self._admission.check()  # before the body is read: a rejected body is only discarded
         body = await self._uploads.receive(request, headers)
+        call = _Call(request, spec, media, options, inference, asyncio.get_running_loop().time() + self._deadline_s)
         try:
-            with self._array_admission if len(body.data) > self._settings.max_body_bytes else self._admission:
-                return await self._respond_to_body(request, spec, media, body, options, inference)
+            with self._admission:
+                return await self._respond_to_body(call, body)
         except TimeoutError:
             raise deadline_error(self._settings) from None
 
-    async def _respond_to_body(
-        self, request: Request, spec: EndpointSpec, media: str, body: Body, options: Options, inference: Inference
-    ) -> Response:
-        clock = time.perf_counter
-        deadline = asyncio.get_running_loop().time() + self._settings.deadline_ms / 1000
-        started = clock()
-        upload = await self._uploads.decode(body, options.preprocess, inference.detector.image_size)
-        self._check_upload(upload, spec, media)
-        decoded = clock()
-        outputs = spec.outputs if options.watch == "1" else spec.outputs._replace(verdicts=False)
-        if upload.is_array:
-            result = await inference.infer_array(upload.images, outputs)
+    async def _respond_to_body(self, call: _Call, body: Body) -> Response:
+        clock, spec, inference = time.perf_counter, call.spec, call.inference
+        started, size = clock(), inference.detector.image_size
+        if body.kind == NPY:
+            upload = await self._uploads.decode_array(body, call.options.preprocess, size)
         else:
-            result = await inference.infer(Job(upload.images, upload.features, outputs), deadline=deadline)
+            upload = await self._uploads.decode(body, call.options.preprocess, size, deadline=call.deadline)
+        self._check_upload(upload, spec, call.media)
+        decoded = clock()
+        outputs = spec.outputs if call.options.watch == "1" else spec.outputs._replace(verdicts=False)
+        if upload.is_array:
+            with self._admission.elsewhere(), self._array_admission:
+                result = await inference.infer_array(upload.images, outputs)
+        else:
+            result = await inference.infer(Job(upload.images, upload.features, outputs), deadline=call.deadline)
         inferred = clock()
         if len(upload.infos) <= _INLINE_IMAGES and not spec.outputs.error_maps:
-            response = _render_response(request, spec, media, upload, result, options)
+            response = _render_response(call, upload, result)
         else:
-            response = await asyncio.to_thread(_render_response, request, spec, media, upload, result, options)
+            response = await asyncio.to_thread(_render_response, call, upload, result)
         decode_s, queue_s = decoded - started, max(inferred - decoded - result.infer_s, 0.0)
         encode_s = clock() - inferred
         self._metrics.record_stages(decode_s, queue_s, result.infer_s, encode_s)
@@ -162,17 +176,16 @@ def deadline_error(settings: Settings) -> DeadlinePassed:
     return DeadlinePassed(f"The request was not answered within {settings.deadline_ms:g} ms; the server is busy.")
 
 
-def _render_response(
-    request: Request, spec: EndpointSpec, media: str, upload: Upload, result: InferenceResult, options: Options
-) -> Response:
+def _render_response(call: _Call, upload: Upload, result: InferenceResult) -> Response:
     """The result in the media type that was negotiated."""
+    request, spec, media = call.request, call.spec, call.media
     if media == NPY:
         array = spec.array(result)
         assert array is not None  # every endpoint requests the array that it returns
         return BytesResponse(responses.npy(array), NPY)
     if media == PNG:
         return BytesResponse(responses.contact_sheet(upload.images, result.detections), PNG)
-    decision = decide(result, options)
+    decision = decide(result, call.options)
     results = list(spec.entries(upload, result, decision))
     for index, (name, problem) in sorted(upload.failed.items()):
         error = problem.body(request.scope["path"], request.scope["state"]["request_id"])

@@ -57,6 +57,12 @@ class Metrics:
             "oddigit_stage_seconds", "Time in each stage of a request.", ("stage",), buckets=_SECONDS, registry=registry
         )  # fmt: skip
         self._stages = {name: stage.labels(name) for name in STAGES}
+        self._stopped_decoders = Counter(
+            "oddigit_stopped_decoders",
+            "Decoder processes that ended while they decoded an image.",
+            ("reason",),
+            registry=registry,
+        )
         self._families = ModelFamilies(registry)
         self._models: dict[str, ModelMetrics] = {}
         self._buffered_requests: dict[tuple[str, int], list[float]] = {}  # (route, status) -> seconds
@@ -103,6 +109,10 @@ class Metrics:
             self._buffered_stages.clear()
         for model in self._models.values():
             model.flush()
+
+    def record_stopped_decoder(self, reason: str) -> None:
+        """Record a decoder process that ended while it decoded an image: "cpu-limit", "killed" or "crash"."""
+        self._stopped_decoders.labels(reason).inc()
 
     def set_in_flight(self, requests: int) -> None:
         """Set the number of requests in progress. The server calls it once a second and before each scrape."""

@@ -1,0 +1,61 @@
+"""The work of a decoder process: the bytes of one image file in, a `PreprocessedImage` out, within limits of time and memory.
+
+A decoder process runs untrusted bytes through the C code of image libraries. The kernel ends the process when one image takes
+too much CPU time, and refuses memory above the limit, so that a file can harm nothing but its own process.
+"""
+
+import os
+import resource
+import signal
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image
+
+from app.detection.imaging.decode import Preprocess, decode_image
+from app.detection.imaging.decoding_cost import decoding_seconds
+from app.detection.imaging.errors import DecodingTooLong
+from app.detection.imaging.preprocess import PreprocessedImage
+
+_MEMORY_BYTES = 384 * 2**20  # beside the memory of the libraries; the most for an accepted file is 210 MiB
+_NICE = 5  # the event loop goes first
+
+Image.init()  # loads the codecs once, in the process that all decoder processes are forked from
+
+
+def limit_process() -> None:
+    """Lower the priority and the memory limit of this process. Called once, when a decoder process starts."""
+    os.nice(_NICE)
+    statm = Path("/proc/self/statm")
+    if statm.exists():  # Linux
+        mapped = int(statm.read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (mapped + _MEMORY_BYTES,) * 2)
+
+
+class Decoded(NamedTuple):
+    """An image, or None where its decoding was not begun; the expected and the measured CPU seconds."""
+
+    image: PreprocessedImage | None
+    expected_s: float
+    cpu_s: float
+
+
+def decode_within(
+    data: bytes, preprocess: Preprocess, max_pixels: int, size: int, max_expected_s: float, cpu_limit_s: float
+) -> Decoded:
+    """Decode one image with `decode_image`, if its header promises at most `max_expected_s` CPU seconds of work.
+
+    Raises an ImageError. The kernel ends the process with SIGPROF after `cpu_limit_s` seconds of CPU time.
+    """
+    started = time.process_time()
+    signal.setitimer(signal.ITIMER_PROF, cpu_limit_s)
+    try:
+        expected, image = decoding_seconds(data, max_pixels), None
+        if expected <= max_expected_s:
+            image = decode_image(data, preprocess=preprocess, max_pixels=max_pixels, size=size)
+        return Decoded(image, expected, time.process_time() - started)
+    except MemoryError:
+        raise DecodingTooLong("decoding this image takes too much memory") from None
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)

@@ -55,6 +55,11 @@ def decode_image(
     return _to_model_size(pixels, steps, preprocess, size)
 
 
+def load_codecs() -> None:
+    """Import the code of all image types now. Pillow would do so at the first image."""
+    Image.init()
+
+
 def encode_png(pixels: Pixels) -> bytes:
     """Encode uint8 [H, W] (grey) or [H, W, 3] (RGB) as a PNG."""
     out = io.BytesIO()

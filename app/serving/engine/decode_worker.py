@@ -11,9 +11,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from PIL import Image
-
-from app.detection.imaging.decode import Preprocess, decode_image
+from app.detection.imaging.decode import Preprocess, decode_image, load_codecs
 from app.detection.imaging.decoding_cost import decoding_seconds
 from app.detection.imaging.errors import DecodingTooLong
 from app.detection.imaging.preprocess import PreprocessedImage
@@ -21,7 +19,7 @@ from app.detection.imaging.preprocess import PreprocessedImage
 _MEMORY_BYTES = 384 * 2**20  # beside the memory of the libraries; the most for an accepted file is 210 MiB
 _NICE = 5  # the event loop goes first
 
-Image.init()  # loads the codecs once, in the process that all decoder processes are forked from
+load_codecs()  # once, in the process that all decoder processes are forked from
 
 
 def limit_process() -> None:

@@ -63,6 +63,8 @@ class Metrics:
             ("reason",),
             registry=registry,
         )
+        for reason in ("cpu-limit", "killed", "crash"):  # a series that is absent until the first event has no rate
+            self._stopped_decoders.labels(reason)
         self._families = ModelFamilies(registry)
         self._models: dict[str, ModelMetrics] = {}
         self._buffered_requests: dict[tuple[str, int], list[float]] = {}  # (route, status) -> seconds

@@ -93,7 +93,12 @@ def test_only_the_entry_points_set_logging_up(path):
 @pytest.mark.parametrize("path", FILES, ids=str)
 def test_untrusted_images_are_decoded_in_one_place(path):
     """Pillow opens files in detection/imaging/decode.py alone; the modules beside it work on pixels, and drawn in training."""
-    pixels = ("app/detection/imaging/decode.py", "app/detection/imaging/preprocess.py", "app/detection/imaging/foreground.py")
+    pixels = (
+        "app/detection/imaging/decode.py",
+        "app/detection/imaging/foreground.py",
+        "app/detection/imaging/display_mode.py",
+        "app/detection/imaging/preprocess.py",
+    )
     drawing = ("app/training/synthetic/uploads.py", "app/training/reporting/plots.py", "app/training/synthetic/anomalies.py")
     if str(path) not in pixels + drawing:
         assert imports_any(path, "PIL") == []

@@ -103,7 +103,7 @@ MAX_POINTS = 1024  # in one request of /decode
 
 Point = Annotated[
     list[Annotated[float, Field(ge=-MAX_COORDINATE, le=MAX_COORDINATE)]],
-    Field(min_length=1, max_length=128),  # the endpoint checks that there are as many as the model has dimensions
+    Field(min_length=1),  # the endpoint checks that there are as many as the model has dimensions
 ]
 
 

@@ -32,15 +32,23 @@ def serve(
     # As process 1, SIGTERM has no effect without a handler. uvicorn replaces this one, and raises the signal again at its end.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
 
+    given = {"STORE": store, "MODEL": model, "VERSION": version, "DEVICE": device, "ROOT_PATH": root_path}
+    os.environ.update({f"ODDIGIT_{name}": str(value) for name, value in given.items() if value is not None})
+    with _shared_metrics(workers):  # before prometheus_client is imported, which looks for the folder
+        _serve(host, port, workers)
+
+
+def _serve(host: str, port: int, workers: int) -> None:
+    from prometheus_client import CollectorRegistry
+
     from app.main import check_settings  # not at the top: the other commands do not need the server
     from app.serving.http import workers as processes
     from app.serving.http.auth import KeysError
     from app.serving.http.protocol import ConnectionLimits, LimitedProtocol, raise_open_file_limit
     from app.serving.settings import SettingsError, read_settings
     from app.serving.telemetry.log_setup import set_up_logging
+    from app.serving.telemetry.metrics import worker_deaths
 
-    given = {"STORE": store, "MODEL": model, "VERSION": version, "DEVICE": device, "ROOT_PATH": root_path}
-    os.environ.update({f"ODDIGIT_{name}": str(value) for name, value in given.items() if value is not None})
     try:
         settings = read_settings(os.environ)
         check_settings(settings)
@@ -53,23 +61,23 @@ def serve(
     connections = raise_open_file_limit(settings.max_connections)  # the workers inherit the limit
     limits = ConnectionLimits(connections, settings.head_timeout_s, settings.answer_timeout_s)
     try:
-        with _shared_metrics(workers):
-            processes.serve(
-                workers,
-                app="app.main:app",
-                host=host,
-                port=port,
-                loop="uvloop",
-                http=partial(LimitedProtocol, limits=limits),
-                ws="none",
-                lifespan="on",
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                timeout_keep_alive=settings.keep_alive_s,
-                timeout_graceful_shutdown=_SHUTDOWN_TIMEOUT_S,
-                proxy_headers=False,  # create_app handles ODDIGIT_TRUSTED_PROXIES
-            )
+        processes.serve(
+            workers,
+            app="app.main:app",
+            host=host,
+            port=port,
+            on_death=worker_deaths(CollectorRegistry()).inc,
+            loop="uvloop",
+            http=partial(LimitedProtocol, limits=limits),
+            ws="none",
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=settings.keep_alive_s,
+            timeout_graceful_shutdown=_SHUTDOWN_TIMEOUT_S,
+            proxy_headers=False,  # create_app handles ODDIGIT_TRUSTED_PROXIES
+        )
     except OSError as error:
         print(f"{host}:{port} cannot be used: {error.strerror}.", file=sys.stderr)
         raise typer.Exit(2) from None
@@ -81,6 +89,12 @@ def _shared_metrics(workers: int) -> Iterator[None]:
     if workers == 1 or "PROMETHEUS_MULTIPROC_DIR" in os.environ:
         yield
         return
-    with TemporaryDirectory(prefix="oddigit-metrics-") as folder:
-        os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
+    try:
+        folder = TemporaryDirectory(prefix="oddigit-metrics-")
+    except OSError as error:  # a full disk
+        print(f"Workers do not share their metrics: {error.strerror}.", file=sys.stderr)
+        yield
+        return
+    with folder as name:
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = name
         yield

@@ -2,18 +2,41 @@
 
 With one shared socket, the process that wakes first accepts all waiting connections: of 64 connections opened at once, one of
 two processes got 62, and once all of them.
+
+Names of uvicorn that its documentation does not promise: `Multiprocess` with its attributes `processes` and `should_exit` and
+its method `keep_subprocess_alive`; `Process` with `process`, `is_alive`, `kill`, `join`, `start`.
 """
 
+import logging
+import signal
 import socket
 import sys
+import time
+from collections.abc import Callable
 from typing import Any, Self
 
 import uvicorn
+from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
+from uvicorn.supervisors.multiprocess import Process
+
+logger = logging.getLogger(__name__)
+
+_LONGEST_PAUSE_S = 30.0  # before a worker is started again
+_SETTLED_S = 60.0  # a worker that lived this long is started again at once
 
 
-def serve(workers: int, *, host: str, port: int, **options: Any) -> None:  # noqa: ANN401 - uvicorn's own
+def serve(
+    workers: int,
+    *,
+    host: str,
+    port: int,
+    on_death: Callable[[], None] = lambda: None,
+    **options: Any,  # noqa: ANN401 - uvicorn's own
+) -> None:
     """Serve with `workers` processes until a signal stops them; `options` are those of `uvicorn.run`.
+
+    `on_death` is called for each worker that died.
 
     Raises:
         OSError: the address is in use or not available.
@@ -26,7 +49,60 @@ def serve(workers: int, *, host: str, port: int, **options: Any) -> None:  # noq
         return
     config = uvicorn.Config(host=host, port=port, workers=workers, **options)
     with ReusePortSocket.on(host, port) as reserved:
-        Multiprocess(config, sockets=[reserved]).run()
+        Workers(config, [reserved], on_death).run()
+
+
+class Workers(Multiprocess):
+    """uvicorn's workers. One that dies is logged with the reason, and started again after a pause that grows to 30 s."""
+
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        sockets: list[socket.socket],
+        on_death: Callable[[], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`clock` returns seconds."""
+        super().__init__(config, sockets)
+        self._on_death, self._clock = on_death, clock
+        self._deaths: dict[int, int] = {}  # index of a worker -> how often it died soon after its start, in succession
+        self._due: dict[int, float] = {}  # index of a dead worker -> when to start it again
+        self._started: dict[int, float] = {}
+
+    def keep_subprocess_alive(self) -> None:
+        """Called every 0.5 s: notice workers that died or do not answer, and start those whose pause is over."""
+        for index, process in enumerate(self.processes):
+            if self.should_exit.is_set():
+                return
+            if index in self._due:
+                if self._clock() >= self._due[index]:
+                    self._start(index)
+            elif not process.is_alive(self.config.timeout_worker_healthcheck):
+                self._bury(index, process)
+
+    def _bury(self, index: int, process: Process) -> None:
+        hangs = process.process.is_alive()
+        process.kill()
+        process.join()
+        if process.exitcode == STARTUP_FAILURE and not self._deaths.get(index):  # it would fail again
+            logger.error("worker %s could not start; the server stops", process.pid)
+            self.should_exit.set()
+            return
+        settled = self._clock() - self._started.setdefault(index, self._clock() - _SETTLED_S) >= _SETTLED_S
+        self._deaths[index] = 1 if settled else self._deaths.get(index, 0) + 1
+        pause_s = min(2.0 ** (self._deaths[index] - 1) - 1, _LONGEST_PAUSE_S)
+        reason = "it did not answer" if hangs else _reason(process.exitcode)
+        logger.error("worker %s died: %s; it is started again in %g s", process.pid, reason, pause_s)
+        self._on_death()
+        self._due[index] = self._clock() + pause_s
+        if not pause_s:
+            self._start(index)
+
+    def _start(self, index: int) -> None:
+        del self._due[index]
+        self._started[index] = self._clock()
+        self.processes[index] = Process(self.config, self.sockets)
+        self.processes[index].start()
 
 
 class ReusePortSocket(socket.socket):
@@ -43,6 +119,13 @@ class ReusePortSocket(socket.socket):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self).on, self.getsockname()[:2]
+
+
+def _reason(exitcode: int | None) -> str:
+    """`signal SIGKILL` or `exit code 1`; multiprocessing gives the number of a signal as a negative exit code."""
+    if exitcode is not None and exitcode < 0:
+        return f"signal {signal.Signals(-exitcode).name}"
+    return f"exit code {exitcode}"
 
 
 def _family(host: str) -> socket.AddressFamily:

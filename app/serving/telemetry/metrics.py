@@ -21,6 +21,7 @@ from prometheus_client import (
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 from app.serving.telemetry.model_metrics import BUFFER_SIZE, ModelFamilies, ModelMetrics, observe_many
+from app.serving.telemetry.shared_values import keep_metrics_on_full_disk
 
 _SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10)
 STAGES = ("decode", "queue", "infer", "encode")
@@ -37,6 +38,7 @@ class Metrics:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # unused `_created` series of every counter
         self._registry = registry = CollectorRegistry()
         self._shared = shared
+        keep_metrics_on_full_disk()
         if shared is not None:
             _remove_dead_workers(shared)
         else:
@@ -65,6 +67,7 @@ class Metrics:
         )
         for reason in ("cpu-limit", "killed", "crash"):  # a series that is absent until the first event has no rate
             self._stopped_decoders.labels(reason)
+        worker_deaths(registry)  # counted by the process that starts the workers
         self._families = ModelFamilies(registry)
         self._models: dict[str, ModelMetrics] = {}
         self._buffered_requests: dict[tuple[str, int], list[float]] = {}  # (route, status) -> seconds
@@ -128,6 +131,12 @@ class Metrics:
         registry = CollectorRegistry()
         MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
         return generate_latest(registry)
+
+
+def worker_deaths(registry: CollectorRegistry) -> Counter:
+    """The counter of workers that died, which the process that starts them increments."""
+    keep_metrics_on_full_disk()
+    return Counter("oddigit_worker_deaths", "Worker processes that ended unexpectedly and were replaced.", registry=registry)
 
 
 def _remove_dead_workers(folder: Path) -> None:

@@ -7,9 +7,12 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
+import httpx
 import pytest
+import uvicorn
 from live import SERVE, free_port, head, run, serving
 
+from app.serving.http import workers
 from app.serving.http.workers import ReusePortSocket
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux spreads connections over sockets on one port")
@@ -90,3 +93,130 @@ def test_a_socket_travels_as_a_further_one_on_its_address(host):
         assert second.fileno() != first.fileno()
         first.listen()
         second.listen()
+
+
+class FakeProcess:
+    """A worker as the supervisor sees it."""
+
+    def __init__(self, number):
+        self.pid, self.exitcode, self.alive, self.process = number, None, True, self
+
+    def is_alive(self, timeout=None):
+        return self.alive
+
+    def die(self, exitcode):
+        self.alive, self.exitcode = False, exitcode
+
+    def kill(self):
+        if self.alive:
+            self.die(-9)
+
+    def start(self):
+        pass
+
+    join = start
+
+
+class Supervised:
+    """Two fake workers under a supervisor whose clock is set by hand."""
+
+    def __init__(self, monkeypatch):
+        self.now, self.deaths, self.started = 0.0, 0, 0
+        monkeypatch.setattr(signal, "signal", lambda *_: None)
+        monkeypatch.setattr(workers, "Process", lambda *_: self.make())
+        self.supervisor = workers.Workers(uvicorn.Config("app", workers=2), [], self.count, lambda: self.now)
+        self.supervisor.processes = [self.make(), self.make()]
+
+    def make(self):
+        self.started += 1
+        return FakeProcess(self.started)
+
+    def count(self):
+        self.deaths += 1
+
+    def look(self, after=0.5):
+        self.now += after
+        self.supervisor.keep_subprocess_alive()
+        return self.supervisor.processes
+
+
+@pytest.fixture
+def supervised(monkeypatch):
+    return Supervised(monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("exitcode", "reason"), [(-9, "signal SIGKILL"), (-7, "signal SIGBUS"), (1, "exit code 1"), (0, "exit code 0")]
+)
+def test_a_worker_that_dies_is_logged_with_the_reason_counted_and_replaced(supervised, caplog, exitcode, reason):
+    """At once, the first time; the other one is left alone."""
+    first, second = supervised.supervisor.processes
+    first.die(exitcode)
+    assert supervised.look() == [supervised.supervisor.processes[0], second]
+    assert supervised.supervisor.processes[0] is not first
+    assert f"worker 1 died: {reason};" in caplog.text
+    assert supervised.deaths == 1
+
+
+def test_a_worker_that_does_not_answer_is_killed_and_replaced(supervised, caplog):
+    """It is told apart from one that died by itself."""
+    hanging = supervised.supervisor.processes[0]
+    hanging.process = FakeProcess(1)
+    hanging.alive = False
+    assert hanging not in supervised.look()
+    assert "did not answer" in caplog.text
+
+
+def test_a_worker_that_keeps_dying_is_started_again_later_and_later(supervised):
+    """After 0, 1, 3, 7, 15 and then 30 seconds each time; once it has lived for a minute, at once again."""
+    for pause in (0, 1, 3, 7, 15, 30, 30):
+        supervised.supervisor.processes[0].die(-9)
+        before = supervised.started
+        supervised.look(0)
+        if pause:
+            supervised.look(pause - 0.1)
+            assert supervised.started == before
+            supervised.look(0.2)
+        assert supervised.started == before + 1
+    supervised.now += 61
+    supervised.supervisor.processes[0].die(-9)
+    before = supervised.started
+    supervised.look(0)
+    assert supervised.started == before + 1
+
+
+def test_a_server_whose_first_workers_cannot_start_stops(supervised):
+    """uvicorn's exit code for a failed start, without a worker that served before, ends the server."""
+    supervised.supervisor.processes[0].die(3)
+    supervised.look()
+    assert supervised.supervisor.should_exit.is_set()
+
+
+def test_a_replacement_that_cannot_start_is_tried_again(supervised):
+    """A store that is out of reach for a moment does not end a server whose other workers serve."""
+    supervised.supervisor.processes[0].die(-9)
+    supervised.look()[0].die(3)
+    supervised.look()
+    assert not supervised.supervisor.should_exit.is_set()
+
+
+@linux
+def test_a_killed_worker_is_counted_in_the_metrics(tiny_store, tmp_path):
+    """The process that starts the workers counts; every worker reports the sum."""
+    with serving(tmp_path / "log", "--workers", "2", ODDIGIT_STORE=str(tiny_store), ODDIGIT_DRAIN_S="0") as server:
+        while len(children(server.pid)) < 2:
+            time.sleep(0.1)
+        assert "oddigit_worker_deaths_total 0.0" in httpx.get(f"{server.url}/metrics").text
+        os.kill(int(children(server.pid)[0]), signal.SIGKILL)
+        until = time.monotonic() + 60
+        while not _reports_a_death(server):
+            assert time.monotonic() < until, server.log.read_text()
+            time.sleep(0.2)
+        assert "died: signal SIGKILL" in server.log.read_text()
+
+
+def _reports_a_death(server):
+    try:
+        return "oddigit_worker_deaths_total 1.0" in httpx.get(f"{server.url}/metrics", timeout=5).text
+    except httpx.TransportError:
+        return False

@@ -54,7 +54,7 @@ def wait_until(holds):
 
 
 def score(client, model=None, images=IMAGES):
-    params = {} if model is None else {"model": model}
+    params = {"preprocess": "none"} if model is None else {"preprocess": "none", "model": model}
     response = client.post("/score", params=params, content=npy(images), headers=NPY)
     assert response.status_code == 200, response.text
     return response.json()
@@ -200,7 +200,7 @@ def test_images_that_are_not_watched_are_scored_but_not_counted(client):
     watched = score(client)
     counts = samples(client, "oddigit_images_total"), samples(client, "oddigit_score"), client.get("/drift").json()
     sent = {"content": npy(IMAGES), "headers": NPY}
-    assert client.post("/score", params={"watch": "0"}, **sent).json() == watched
+    assert client.post("/score", params={"preprocess": "none", "watch": "0"}, **sent).json() == watched
     tensor = {"name": "images", "shape": [6, 784], "datatype": "UINT8", "data": IMAGES.ravel().tolist()}
     client.post("/v2/models/mnist/infer", params={"watch": "0"}, json={"inputs": [tensor]}).raise_for_status()
     after = samples(client, "oddigit_images_total"), samples(client, "oddigit_score"), client.get("/drift").json()

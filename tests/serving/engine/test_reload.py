@@ -272,7 +272,7 @@ def test_twenty_reloads_under_load_fail_nobody_and_mix_nothing(bundles, watched)
         with httpx.Client(base_url=watched.server.url, timeout=60) as client:
             while not done.is_set():
                 body, headers = (array, NPY) if kind else (single, PNG)
-                response = client.post("/score", content=body, headers=headers)
+                response = client.post("/score?preprocess=none", content=body, headers=headers)
                 answers.append((response.status_code, response.json()))
         return answers
 

@@ -103,8 +103,7 @@ def trained(config: TrainConfig, images: Tensor) -> Autoencoder:
 def scores(model: Autoencoder, scorer: Scorer, images: Tensor) -> np.ndarray:
     """Images [N, pixels] -> scores [N]."""
     with torch.inference_mode():
-        embeddings = model.encode(images)
-        return scorer(images, model.decode(embeddings), embeddings).numpy()
+        return scorer(model.run(images)).numpy()
 
 
 def auroc(scores: np.ndarray, is_normal: np.ndarray) -> float:

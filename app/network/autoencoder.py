@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -41,6 +42,15 @@ class ModelConfig:
         return (self.pixels, *self.hidden, self.latent_dim)  # (784, 128, 64, 12, 2)
 
 
+class ForwardPass(NamedTuple):
+    """Images and the network's outputs for them."""
+
+    images: Tensor  # [N, pixels] in [-1, 1]
+    hidden: Tensor  # [N, hidden[0]], the activations of the encoder's first layer; [N, 0] where it has one layer only
+    embeddings: Tensor  # [N, latent_dim]
+    reconstructions: Tensor  # [N, pixels] in [-1, 1]
+
+
 class Autoencoder(nn.Module):
     """Maps images to a latent space and back. Images are flat, float32, in [-1, 1]."""
 
@@ -64,6 +74,15 @@ class Autoencoder(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """[N, pixels] -> reconstructions [N, pixels]."""
         return self.decode(self.encode(images))
+
+    def run(self, images: Tensor) -> ForwardPass:
+        """[N, pixels] in [-1, 1] -> all outputs."""
+        if self.config.hidden:
+            hidden = self.encoder[:2](images)
+            embeddings = self.encoder[2:](hidden)
+        else:
+            hidden, embeddings = images[:, :0], self.encode(images)
+        return ForwardPass(images, hidden, embeddings, self.decode(embeddings))
 
     def training_loss(self, images: Tensor, rng: Generator | None = None) -> Tensor:
         """[N, pixels] -> the mean squared error of the reconstructions. `rng` is unused."""
@@ -91,7 +110,8 @@ class VariationalAutoencoder(Autoencoder):
         noise = torch.randn(mean.shape, generator=rng).to(mean.device)
         reconstructions = self.decode(mean + (log_variance / 2).exp() * noise)
         divergence = (mean.square() + log_variance.exp() - log_variance - 1).sum(1) / 2  # Kullback-Leibler, from N(0, 1)
-        return F.mse_loss(reconstructions, images) + 2 * divergence.mean() / self.config.pixels
+        loss: Tensor = F.mse_loss(reconstructions, images) + 2 * divergence.mean() / self.config.pixels
+        return loss
 
 
 def make_autoencoder(config: ModelConfig) -> Autoencoder:

@@ -49,23 +49,19 @@ class DetectorNetwork(nn.Module):
     def forward(self, images: Tensor) -> Outputs:
         """uint8 [N, S, S], 0 = background, 255 = ink -> `Outputs`."""
         side = self.autoencoder.config.image_size
-        flat = normalise(images)
-        embeddings = self.autoencoder.encode(flat)
-        decoded = self.autoencoder.decode(embeddings)
+        out = self.autoencoder.run(normalise(images))
         return Outputs(
-            score=self.scorer(flat, decoded, embeddings),
-            reconstruction_error=reconstruction_error(flat, decoded),
-            embedding=embeddings,
-            reconstruction=_to_unit_range(decoded).view(-1, side, side),
-            error_map=self.scorer.error_map(flat, decoded, embeddings).view(-1, side, side),
+            score=self.scorer(out),
+            reconstruction_error=reconstruction_error(out.images, out.reconstructions),
+            embedding=out.embeddings,
+            reconstruction=_to_unit_range(out.reconstructions).view(-1, side, side),
+            error_map=self.scorer.error_map(out).view(-1, side, side),
         )
 
     def score(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """uint8 [N, S, S] -> the first three of `Outputs`, without the cost of the pictures."""
-        flat = normalise(images)
-        embeddings = self.autoencoder.encode(flat)
-        decoded = self.autoencoder.decode(embeddings)
-        return self.scorer(flat, decoded, embeddings), reconstruction_error(flat, decoded), embeddings
+        out = self.autoencoder.run(normalise(images))
+        return self.scorer(out), reconstruction_error(out.images, out.reconstructions), out.embeddings
 
     def decode(self, embeddings: Tensor) -> Tensor:
         """float32 [N, latent_dim] -> images [N, S, S] in [0, 1]."""

@@ -5,6 +5,8 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
+from app.network.autoencoder import ForwardPass
+
 
 def reconstruction_error(images: Tensor, reconstructions: Tensor) -> Tensor:
     """Mean squared residual over the pixels: [N, pixels] twice -> [N]. The training loss of each image."""
@@ -21,13 +23,13 @@ class MseScorer(nn.Module):
 
     name: ClassVar[str] = "mse"
 
-    def forward(self, images: Tensor, reconstructions: Tensor, embeddings: Tensor) -> Tensor:
-        """Images and reconstructions [N, pixels] in [-1, 1], embeddings [N, latent_dim] -> scores [N]."""
-        return reconstruction_error(images, reconstructions)
+    def forward(self, out: ForwardPass) -> Tensor:
+        """-> scores [N]."""
+        return reconstruction_error(out.images, out.reconstructions)
 
-    def error_map(self, images: Tensor, reconstructions: Tensor, embeddings: Tensor) -> Tensor:
+    def error_map(self, out: ForwardPass) -> Tensor:
         """-> [N, pixels]: each squared residual in units of the image's mean squared residual."""
-        residuals = images - reconstructions
+        residuals = out.images - out.reconstructions
         squared = residuals * residuals
         return squared / squared.mean(1, keepdim=True).clamp(min=1e-12)
 

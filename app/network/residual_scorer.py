@@ -7,8 +7,9 @@ along its principal directions, and adds two terms:
 
 1. energy: the residual's energy in five bands of directions, and its whole energy relative to the image's own ink. Each is a
    logarithm in standard deviations of the neighbourhood. They are joined by log-sum-exp, so one large term is enough.
-2. shape: the log-odds, from a small network, that the residual belongs to a synthetic anomaly rather than to a normal image.
-   It weighs the directions that normal images alone cannot rank.
+2. shape: the log-odds, from a small network, that the image is a synthetic anomaly rather than a normal image. It weighs the
+   directions that normal images alone cannot rank, and reads the activations of the encoder's first layer, which tell it of the
+   image itself at hardly any cost.
 
 Fitting is in training/scorer_fitting.py. Regions of the latent plane are blended by a Gaussian kernel, so the score is
 continuous, and everything is low-rank, so it costs less than the autoencoder.
@@ -17,21 +18,23 @@ continuous, and everything is low-rank, so it costs less than the autoencoder.
 import math
 from collections.abc import Mapping
 from itertools import pairwise
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from app.network.autoencoder import ForwardPass
 from app.network.mse_scorer import sum_of_squares
 
 BANDS = (0, 12, 24, 48, 96)  # borders of the bands of principal directions
 ENERGIES = len(BANDS) + 1  # one for each band, one for the rest of the space, one relative to the image's ink
 ENERGY_WEIGHT = 2.0
+MIN_SHAPE = -8.0  # the network cannot outweigh the energy of images unlike any that it was trained on
 MIN_PIXEL_STD = 0.05  # in [-1, 1] units: an error map treats smaller residuals as usual
 
 # Fitted tensors, float32: M regions of the latent space, L dimensions of it, K directions of the P pixels, B = ENERGIES,
-# H hidden units.
+# U units of the encoder's first layer, H hidden units of the shape network.
 SHAPES = {
     "location": "[L] mean of the embeddings",
     "scale": "[L] their standard deviation",
@@ -44,7 +47,7 @@ SHAPES = {
     "mean": "[M, K] pixel_mean along the directions",
     "band_mean": "[M, B] log energy of each band in each region",
     "band_std": "[M, B] its standard deviation",
-    "w1": "[K + B + L, H] the shape network: inputs -> H -> H -> 1",
+    "w1": "[K + B + L + U, H] the shape network: inputs -> H -> H -> 1",
     "b1": "[H]",
     "w2": "[H, H]",
     "b2": "[H]",
@@ -53,6 +56,14 @@ SHAPES = {
     "centre": "[] median of the unscaled score over the fitted images",
     "spread": "[] its standard deviation",
 }
+
+
+class Features(NamedTuple):
+    """Measures of N residuals."""
+
+    whitened: Tensor  # [N, K] along the principal directions, in standard deviations
+    bands: Tensor  # [N, B] logarithms of the energies, in standard deviations of the neighbourhood
+    z: Tensor  # [N, L] standardised embeddings
 
 
 class ResidualScorer(nn.Module):
@@ -107,36 +118,38 @@ class ResidualScorer(nn.Module):
         """The fitted tensors by name, as `__init__` takes them."""
         return {name: getattr(self, name) for name in SHAPES}
 
-    def forward(self, images: Tensor, reconstructions: Tensor, embeddings: Tensor) -> Tensor:
-        """Images and reconstructions [N, P] in [-1, 1], embeddings [N, L] -> scores [N], > 0.
+    def forward(self, out: ForwardPass) -> Tensor:
+        """-> scores [N], > 0.
 
         1 for the median normal image, and about 1.44 (1 / ln 2) more for each further standard deviation.
         """
-        deviations = (self.unscaled_score(images, reconstructions, embeddings) - self.centre) / self.spread
+        deviations = (self.unscaled_score(out) - self.centre) / self.spread
         # Softplus: log1p(u) is written as 2 atanh(u / (2 + u)), because ONNX has no log1p and log(1 + u) loses small scores.
         small = torch.exp(-deviations.abs())
         return (F.relu(deviations) + 2 * torch.atanh(small / (2 + small))) / math.log(2)
 
-    def error_map(self, images: Tensor, reconstructions: Tensor, embeddings: Tensor) -> Tensor:
+    def error_map(self, out: ForwardPass) -> Tensor:
         """-> [N, P]: the absolute residual of each pixel in standard deviations of its neighbourhood."""
-        weights = self.region_weights(embeddings)
-        residuals = images - reconstructions - weights @ self.pixel_mean
+        weights = self.region_weights(out.embeddings)
+        residuals = out.images - out.reconstructions - weights @ self.pixel_mean
         return residuals.abs() / (weights @ self.pixel_std).clamp(min=MIN_PIXEL_STD)
 
-    def unscaled_score(self, images: Tensor, reconstructions: Tensor, embeddings: Tensor) -> Tensor:
+    def unscaled_score(self, out: ForwardPass) -> Tensor:
         """-> [N], shape plus energy, in no particular unit."""
-        whitened, bands, z = self.features(images, reconstructions, embeddings)
-        hidden = F.relu(torch.addmm(self.b1, shape_inputs(whitened, bands, z), self.w1))
+        features = self.features(out)
+        inputs = shape_inputs(features, out.hidden)[:, : len(self.w1)]  # versions of older releases do not read `hidden`
+        hidden = F.relu(torch.addmm(self.b1, inputs, self.w1))
         hidden = F.relu(torch.addmm(self.b2, hidden, self.w2))
         shape = torch.addmm(self.b3, hidden, self.w3)[:, 0]
-        return shape + ENERGY_WEIGHT * torch.logsumexp(bands, 1)
+        return shape.clamp(min=MIN_SHAPE) + ENERGY_WEIGHT * torch.logsumexp(features.bands, 1)
 
-    def features(self, images: Tensor, reconstructions: Tensor, embeddings: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """-> whitened residuals [N, K], log band energies in local standard deviations [N, B], standardised embeddings."""
-        z = self.standardise(embeddings)
+    def features(self, out: ForwardPass) -> Features:
+        """Measure the residuals in their neighbourhoods."""
+        images = out.images
+        z = self.standardise(out.embeddings)
         local = region_weights(z, self.centres, self.widths) @ self.region_statistics  # [N, K + 2 B]
         local_mean, local_band_mean, local_band_std = torch.split(local, [BANDS[-1], ENERGIES, ENERGIES], 1)
-        residuals = images - reconstructions
+        residuals = images - out.reconstructions
         along = residuals @ self.directions  # [N, K]
         whole = sum_of_squares(residuals)
         rest = (whole - (along * along) @ self.variance) / (residuals.shape[1] - BANDS[-1])
@@ -144,7 +157,7 @@ class ResidualScorer(nn.Module):
         whitened = along - local_mean
         energies = [(whitened * whitened) @ self.band_averages, rest[:, None], relative[:, None]]
         log_energy = torch.cat(energies, 1).clamp(min=1e-6).log()  # [N, B]
-        return whitened, (log_energy - local_band_mean) / local_band_std, z
+        return Features(whitened, (log_energy - local_band_mean) / local_band_std, z)
 
     def standardise(self, embeddings: Tensor) -> Tensor:
         """Embeddings [N, L] -> zero mean and unit variance over the fitted images."""
@@ -161,9 +174,9 @@ def region_weights(z: Tensor, centres: Tensor, widths: Tensor) -> Tensor:
     return torch.softmax(sum_of_squares(differences) / (-2 * widths * widths), 1)
 
 
-def shape_inputs(whitened: Tensor, bands: Tensor, z: Tensor) -> Tensor:
-    """The inputs of the shape network, [N, K + B + L]; values outside the range that it was trained on are clipped."""
-    return torch.cat([whitened, bands.clamp(-4, 8), z.clamp(-6, 6)], 1)
+def shape_inputs(features: Features, hidden: Tensor) -> Tensor:
+    """The inputs of the shape network, [N, K + B + L + U]; bands and embeddings far outside its training range are clipped."""
+    return torch.cat([features.whitened, features.bands.clamp(-4, 8), features.z.clamp(-6, 6), hidden], 1)
 
 
 def _band_averages() -> Tensor:

@@ -6,6 +6,7 @@ The residual scorer's shape network also needs anomalies; they are synthetic, ma
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -13,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from app.network.autoencoder import Autoencoder
+from app.network.autoencoder import Autoencoder, ForwardPass
 from app.network.detector_network import Scorer
 from app.network.mse_scorer import MseScorer
 from app.network.residual_scorer import BANDS, ENERGIES, ResidualScorer, region_weights, shape_inputs
@@ -21,31 +22,26 @@ from app.training.synthetic.anomalies import Transform, augment_normal, syntheti
 
 SCORERS = (ResidualScorer.name, MseScorer.name)
 
-REGIONS, DIRECTIONS, HIDDEN = 64, BANDS[-1], 64
+REGIONS, DIRECTIONS, HIDDEN = 64, BANDS[-1], (192, 64)
 IMAGES_PER_REGION = 80  # with fewer images a region's statistics are noise
 RIDGE = 0.3  # added to each direction's variance, in mean variances of a direction
 FIT_IMAGES, CHUNK = 60_000, 10_000  # most images used; images in one forward pass
 
 # Training of the shape network
-N_SYNTHETIC, BATCH = 100_000, 512  # synthetic images of each kind; images in one step
-MIN_STEPS, MAX_STEPS, IMAGES_PER_STEP = 300, 2_400, 10  # fewer steps for small sets, which would be overfitted
+BATCH = 512  # images in one step
+MAX_SYNTHETIC = {0.0: 200_000, 1.0: 300_000}  # synthetic images of each label, at most
+MIN_STEPS, MAX_STEPS, IMAGES_PER_STEP = 300, 6_000, 7  # fewer steps for small sets, which would be overfitted
 PEAK_LEARNING_RATE, WEIGHT_DECAY = 4e-3, 0.1
 
+SHAPE_NETWORK = ("w1", "b1", "w2", "b2", "w3", "b3")
+
 Tensors = dict[str, Tensor]
-
-
-class ForwardPass(NamedTuple):
-    """Images and the autoencoder's outputs for them."""
-
-    images: Tensor  # [N, P] in [-1, 1]
-    reconstructions: Tensor  # [N, P] in [-1, 1]
-    embeddings: Tensor  # [N, latent_dim]
 
 
 class Source(NamedTuple):
     """Training examples of the shape network."""
 
-    inputs: Tensor  # [N, K + B + 2]
+    inputs: Tensor  # [N, K + B + L + U]
     share: int  # of each batch
     label: float  # 0 = normal, 1 = anomalous
 
@@ -72,12 +68,13 @@ def fit_residual_scorer(model: Autoencoder, images: Tensor, *, seed: int) -> Res
     regions = _fit_regions(fitted.embeddings, g)
     scorer = _unfitted({**regions, **_residual_statistics(fitted, regions)})
     scorer = _replace(scorer, _band_statistics(fitted, scorer))
+    steps = min(MAX_STEPS, max(MIN_STEPS, len(images) // IMAGES_PER_STEP))
+    synthetic = partial(_synthetic_source, scorer, model, images, steps, g=g)
     sources = (
         Source(_shape_inputs(scorer, fitted), 1, 0.0),
-        Source(_synthetic_inputs(scorer, model, images, augment_normal, g), 1, 0.0),
-        Source(_synthetic_inputs(scorer, model, images, synthetic_anomaly, g), 2, 1.0),
+        synthetic(augment_normal, 1, 0.0),
+        synthetic(synthetic_anomaly, 2, 1.0),
     )
-    steps = min(MAX_STEPS, max(MIN_STEPS, len(images) // IMAGES_PER_STEP))
     scorer = _replace(scorer, _train_shape_network(sources, steps, g))
     unscaled = _in_chunks(scorer.unscaled_score, fitted)
     return _replace(scorer, {"centre": unscaled.median(), "spread": unscaled.std()})
@@ -86,24 +83,17 @@ def fit_residual_scorer(model: Autoencoder, images: Tensor, *, seed: int) -> Res
 @torch.inference_mode()
 def forward(model: Autoencoder, images: Tensor) -> ForwardPass:
     """Run the autoencoder on images [N, P]."""
-    embeddings = [model.encode(chunk) for chunk in torch.split(images, CHUNK)]
-    reconstructions = [model.decode(chunk) for chunk in embeddings]
-    return ForwardPass(images, torch.cat(reconstructions).clone(), torch.cat(embeddings).clone())
+    chunks = [model.run(chunk) for chunk in torch.split(images, CHUNK)]
+    return ForwardPass(*(torch.cat(column).clone() for column in zip(*chunks, strict=True)))
 
 
 def _unfitted(tensors: Tensors) -> ResidualScorer:
     """A scorer with fitted regions and directions; the rest is neutral until it is fitted."""
-    regions, inputs = len(tensors["centres"]), DIRECTIONS + ENERGIES + tensors["centres"].shape[1]
+    regions = len(tensors["centres"])
     neutral = {
         "band_mean": torch.zeros(regions, ENERGIES),
         "band_std": torch.ones(regions, ENERGIES),
-        "w1": torch.zeros(inputs, HIDDEN),
-        "b1": torch.zeros(HIDDEN),
-        "w2": torch.zeros(HIDDEN, HIDDEN),
-        "b2": torch.zeros(HIDDEN),
-        "w3": torch.zeros(HIDDEN, 1),
-        "b3": torch.zeros(1),
-        "centre": torch.zeros(()),
+        **{name: torch.zeros(()) for name in (*SHAPE_NETWORK, "centre")},
         "spread": torch.ones(()),
     }
     return ResidualScorer({**neutral, **tensors})
@@ -145,7 +135,7 @@ def _residual_statistics(fitted: ForwardPass, regions: Tensors) -> Tensors:
 def _band_statistics(fitted: ForwardPass, scorer: ResidualScorer) -> Tensors:
     """Mean and standard deviation of the log energy of each band in each region."""
     weights, shares = _blend(scorer.standardise(fitted.embeddings), scorer.centres, scorer.widths)
-    log_energy = _in_chunks(lambda *chunk: scorer.features(*chunk)[1], fitted)
+    log_energy = _in_chunks(lambda chunk: scorer.features(chunk).bands, fitted)
     band_mean = shares @ log_energy
     band_std = (shares @ (log_energy - weights @ band_mean).square()).sqrt().clamp(min=1e-3)
     return {"band_mean": band_mean, "band_std": band_std}
@@ -153,7 +143,7 @@ def _band_statistics(fitted: ForwardPass, scorer: ResidualScorer) -> Tensors:
 
 def _train_shape_network(sources: Sequence[Source], steps: int, g: Generator) -> Tensors:
     """Logistic regression by a small network. Each batch draws from the sources by their shares."""
-    widths = (sources[0].inputs.shape[1], HIDDEN, HIDDEN, 1)
+    widths = (sources[0].inputs.shape[1], *HIDDEN, 1)
     weights = [(torch.randn(i, o, generator=g) * math.sqrt(2 / i)).requires_grad_() for i, o in pairwise(widths)]
     biases = [torch.zeros(o, requires_grad=True) for o in widths[1:]]
     optimizer = torch.optim.AdamW(weights + biases, weight_decay=WEIGHT_DECAY, fused=True)
@@ -175,24 +165,36 @@ def _train_shape_network(sources: Sequence[Source], steps: int, g: Generator) ->
         optimizer.step()
         schedule.step()
     trained = [tensor.detach() for pair in zip(weights, biases, strict=True) for tensor in pair]
-    return dict(zip(("w1", "b1", "w2", "b2", "w3", "b3"), trained, strict=True))
+    return dict(zip(SHAPE_NETWORK, trained, strict=True))
 
 
 def _shape_inputs(scorer: ResidualScorer, fitted: ForwardPass) -> Tensor:
-    return _in_chunks(lambda *chunk: shape_inputs(*scorer.features(*chunk)), fitted)
+    return _in_chunks(lambda chunk: shape_inputs(scorer.features(chunk), chunk.hidden), fitted)
 
 
-def _synthetic_inputs(scorer: ResidualScorer, model: Autoencoder, images: Tensor, change: Transform, g: Generator) -> Tensor:
-    """Take `images` in order, repeated up to N_SYNTHETIC, apply `change`, and return the shape network's inputs."""
+def _synthetic_source(
+    scorer: ResidualScorer,
+    model: Autoencoder,
+    images: Tensor,
+    steps: int,
+    change: Transform,
+    share: int,
+    label: float,
+    *,
+    g: Generator,
+) -> Source:
+    """Take `images` in order, repeated as often as `steps` need, and apply `change`."""
     side = math.isqrt(images.shape[1])
-    parts = torch.split(torch.arange(N_SYNTHETIC) % len(images), CHUNK)
+    count = min(MAX_SYNTHETIC[label], steps * BATCH // 4 * share)
+    parts = torch.split(torch.arange(count) % len(images), CHUNK)
     made = (change(images[part].view(-1, 1, side, side), g).reshape(len(part), -1) for part in parts)
-    return torch.cat([_shape_inputs(scorer, forward(model, part)) for part in made])
+    return Source(torch.cat([_shape_inputs(scorer, forward(model, part)) for part in made]), share, label)
 
 
-def _in_chunks(read: Callable[..., Tensor], fitted: ForwardPass) -> Tensor:
+def _in_chunks(read: Callable[[ForwardPass], Tensor], fitted: ForwardPass) -> Tensor:
     with torch.no_grad():
-        return torch.cat([read(*chunk) for chunk in zip(*(torch.split(tensor, CHUNK) for tensor in fitted), strict=True)])
+        columns = (torch.split(tensor, CHUNK) for tensor in fitted)
+        return torch.cat([read(ForwardPass(*chunk)) for chunk in zip(*columns, strict=True)])
 
 
 def _blend(z: Tensor, centres: Tensor, widths: Tensor) -> tuple[Tensor, Tensor]:

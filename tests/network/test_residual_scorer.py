@@ -9,8 +9,19 @@ from strokes import stroke_images
 
 from app.detection import store
 from app.detection.runtimes import load_network
+from app.network.autoencoder import ForwardPass
 from app.network.detector_network import normalise
-from app.network.residual_scorer import BANDS, ENERGIES, SHAPES, ResidualScorer, region_weights, shape_inputs
+from app.network.residual_scorer import (
+    BANDS,
+    ENERGIES,
+    ENERGY_WEIGHT,
+    MIN_SHAPE,
+    SHAPES,
+    Features,
+    ResidualScorer,
+    region_weights,
+    shape_inputs,
+)
 
 IMAGES = stroke_images(24, seed=11)
 
@@ -32,10 +43,7 @@ def scorer(network):
 
 
 def forward(network, images):
-    """Images, reconstructions and embeddings, as a scorer takes them."""
-    flat = normalise(torch.from_numpy(images))
-    embeddings = network.autoencoder.encode(flat)
-    return flat, network.autoencoder.decode(embeddings), embeddings
+    return network.autoencoder.run(normalise(torch.from_numpy(images)))
 
 
 def test_the_median_normal_image_scores_one(bundle):
@@ -50,8 +58,8 @@ def test_scores_are_positive_and_finite_for_any_image(network, scorer):
     dot = np.zeros((1, 28, 28), np.uint8)
     dot[0, 5, 5] = 255
     images = np.concatenate([IMAGES, random.randint(0, 256, (20, 28, 28)).astype(np.uint8), *plain, dot])
-    parts = forward(network, images)
-    scores, maps = scorer(*parts), scorer.error_map(*parts)
+    out = forward(network, images)
+    scores, maps = scorer(out), scorer.error_map(out)
     assert torch.isfinite(scores).all()
     assert torch.isfinite(maps).all()
     assert (scores > 0).all()
@@ -61,45 +69,62 @@ def test_scores_are_positive_and_finite_for_any_image(network, scorer):
 @given(st.floats(-1e4, 1e4), st.floats(-1e4, 1e4), st.floats(-1, 1))
 def test_scores_are_finite_for_any_embedding(scorer, x, y, grey):
     """Also far outside of the embeddings that the scorer was fitted on."""
-    image, made = torch.full((1, 784), grey), torch.zeros(1, 784)
+    embeddings = torch.tensor([[x, y]], dtype=torch.float32)
+    out = ForwardPass(torch.full((1, 784), grey), torch.zeros(1, 128), embeddings, torch.zeros(1, 784))
     for score in (scorer, scorer.error_map):
-        assert torch.isfinite(score(image, made, torch.tensor([[x, y]], dtype=torch.float32))).all()
+        assert torch.isfinite(score(out)).all()
 
 
 def test_small_scores_are_exact(network, scorer):
     """Softplus keeps its relative precision where log(1 + u) would lose it."""
-    parts = forward(network, IMAGES)
-    deviations = (scorer.unscaled_score(*parts) - scorer.centre) / scorer.spread
+    out = forward(network, IMAGES)
+    deviations = (scorer.unscaled_score(out) - scorer.centre) / scorer.spread
     moved = ResidualScorer({**scorer.tensors(), "centre": scorer.centre + 12 * scorer.spread})
     exact = torch.nn.functional.softplus(deviations.double() - 12) / np.log(2)
-    torch.testing.assert_close(moved(*parts).double(), exact, rtol=1e-4, atol=0)
+    torch.testing.assert_close(moved(out).double(), exact, rtol=1e-4, atol=0)
 
 
 def test_a_blank_page_is_an_anomaly(bundle, network, scorer):
     """The mean squared error of a blank page is smaller than that of most digits; this score is above the threshold."""
-    parts = forward(network, np.zeros((1, 28, 28), np.uint8))
-    assert float(scorer(*parts)[0]) > bundle.card.threshold
-    assert float((parts[0] - parts[1]).square().mean()) < 0.3
+    out = forward(network, np.zeros((1, 28, 28), np.uint8))
+    assert float(scorer(out)[0]) > bundle.card.threshold
+    assert float((out.images - out.reconstructions).square().mean()) < 0.3
 
 
 def test_the_energies_of_all_bands_grow_with_the_residual(network, scorer):
     """Once the residual is larger than usual."""
-    image, made, place = forward(network, IMAGES)
+    out = forward(network, IMAGES)
     sizes = []
     for factor in (2, 4, 8, 16):
-        _, bands, _ = scorer.features(made + factor * (image - made), made, place)
-        sizes.append(bands[:, :-1])
+        images = torch.lerp(out.reconstructions, out.images, factor)
+        sizes.append(scorer.features(out._replace(images=images)).bands[:, :-1])
     assert all((larger > smaller).all() for smaller, larger in pairwise(sizes))
 
 
 def test_features_have_the_shapes_that_the_shape_network_reads(network, scorer):
-    """Directions, bands and embedding side by side; extreme bands and embeddings are clipped."""
-    whitened, bands, z = scorer.features(*forward(network, IMAGES))
+    """Directions, bands, embedding and the encoder's first layer side by side; extreme bands and embeddings are clipped."""
+    out = forward(network, IMAGES)
+    whitened, bands, z = scorer.features(out)
     assert whitened.shape == (len(IMAGES), BANDS[-1])
     assert bands.shape == (len(IMAGES), ENERGIES)
     assert z.shape == (len(IMAGES), 2)
-    assert shape_inputs(whitened, bands, z).shape == (len(IMAGES), len(scorer.w1))
-    assert shape_inputs(whitened, bands * 1e6, z * 1e6)[:, BANDS[-1] :].abs().max() <= 8
+    clipped = shape_inputs(Features(whitened, bands * 1e6, z * 1e6), out.hidden)
+    assert clipped.shape == (len(IMAGES), BANDS[-1] + ENERGIES + 2 + 128)
+    assert clipped[:, BANDS[-1] : -128].abs().max() <= 8
+
+
+def test_the_energy_decides_where_the_shape_network_knows_nothing(network, scorer):
+    """However normal the network calls an image, a residual far from all normal ones keeps its score."""
+    out = forward(network, np.full((1, 28, 28), 255, np.uint8))
+    wrong = ResidualScorer({**scorer.tensors(), "w3": scorer.w3 * 0, "b3": torch.full((1,), -1e6)})
+    energy = ENERGY_WEIGHT * torch.logsumexp(scorer.features(out).bands, 1)
+    torch.testing.assert_close(wrong.unscaled_score(out), energy + MIN_SHAPE)
+
+
+def test_a_scorer_that_reads_no_hidden_layer_is_served(network, scorer):
+    """As those of older releases: its shape network has fewer inputs."""
+    older = ResidualScorer({**scorer.tensors(), "w1": scorer.w1[: BANDS[-1] + ENERGIES + 2]})
+    assert torch.isfinite(older(forward(network, IMAGES))).all()
 
 
 @given(st.integers(1, 30), st.integers(1, 12), st.integers(0, 1000), st.floats(0.01, 100))
@@ -139,4 +164,5 @@ def test_moving_to_a_device_moves_everything(network, scorer):
     """All tensors are buffers of the module."""
     moved = ResidualScorer(scorer.tensors()).to("meta")
     assert all(tensor.device.type == "meta" for tensor in [*moved.tensors().values(), *moved.buffers()])
-    assert moved(*(part.to("meta") for part in forward(network, IMAGES))).shape == (len(IMAGES),)
+    out = ForwardPass(*(part.to("meta") for part in forward(network, IMAGES)))
+    assert moved(out).shape == (len(IMAGES),)

@@ -74,7 +74,8 @@ def _principal_axes(embeddings: Floats) -> Floats:
     """Embeddings [N, D] -> [N, 2]: their coordinates along the two directions of largest variance, around their mean."""
     centred = embeddings - embeddings.mean(0)
     _, directions = np.linalg.eigh(centred.T @ centred)  # ascending variance
-    return centred @ directions[:, :-3:-1]
+    axes: Floats = centred @ directions[:, :-3:-1]
+    return axes
 
 
 def errors(normal: Floats, threshold: float, alpha: float, anomalies: Mapping[str, Floats] | None = None) -> "Figure":

@@ -1,6 +1,7 @@
 """Augmentation: mild variations of normal images (label normal) and synthetic anomalies (label anomalous).
 
-The scorer learns from these what an anomaly is. They are made of normal images alone: rotated, cut up, pasted together, faded.
+The scorer learns from these what an anomaly is. They are made of normal images, which are rotated, cut up, pasted together or
+faded, and of random numbers: pen strokes, textured blobs, noise. No other data is used.
 Every function takes and returns float32 [N, 1, S, S] in [-1, 1], -1 = background, and draws its random numbers from `rng`.
 Sizes are in pixels of a 28x28 image.
 """
@@ -12,17 +13,31 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
+from app.training.synthetic.framing import match_frame
+from app.training.synthetic.pen_strokes import pen_strokes
+
 Transform = Callable[[Tensor, Generator], Tensor]
 
 
 def augment_normal(images: Tensor, rng: Generator) -> Tensor:
-    """Variations that stay normal: slightly rotated, sheared, scaled and shifted, with another pen or resolution."""
-    return _vary_pen(_affine(images, rng, rotation=(-8, 8), shear=0.1, scale=0.1, shift=1), rng)
+    """Variations that stay normal: another hand, pen or resolution, and shifts by parts of a pixel.
+
+    Half of them get the original's size and centre of mass back, as digits of other hands have them that were prepared alike.
+    """
+    other_hand = _affine(images, rng, rotation=(-10, 10), shear=0.15, scale=0.25, shift=1)
+    bent = _elastic_deformation(other_hand, rng, size=0.07 * _uniform(images, rng))
+    other_hand = torch.where(_uniform(images, rng) < 0.5, bent, other_hand)
+    framed = torch.where(_uniform(images, rng) < 0.5, match_frame(other_hand, images), other_hand)
+    return _vary_pen(framed, rng)
 
 
 def synthetic_anomaly(images: Tensor, rng: Generator) -> Tensor:
-    """Apply one of ANOMALIES to each image. Half of them also get another pen, so that the pen is no sign of an anomaly."""
+    """Apply one of ANOMALIES to each image.
+
+    Half of them get the size and centre of mass of the image, half of them another pen, so that neither tells an anomaly.
+    """
     anomalies = _apply_one_of(images, ANOMALIES, rng)
+    anomalies = torch.where(_uniform(images, rng) < 0.5, match_frame(anomalies, images), anomalies)
     return torch.where(_uniform(images, rng) < 0.5, _vary_pen(anomalies, rng), anomalies)
 
 
@@ -73,9 +88,9 @@ def _strong_affine(images: Tensor, rng: Generator) -> Tensor:
     return _affine(images, rng, rotation=(-20, 20), shear=0.6, scale=0.5, shift=5)
 
 
-def _elastic_deformation(images: Tensor, rng: Generator) -> Tensor:
-    """Displace every point by a smooth random field (Simard et al., 2003)."""
-    coarse = torch.randn(len(images), 2, 5, 5, generator=rng) * 0.25
+def _elastic_deformation(images: Tensor, rng: Generator, size: float | Tensor = 0.25) -> Tensor:
+    """Displace every point by a smooth random field (Simard et al., 2003); `size` in half sides of the image."""
+    coarse = torch.randn(len(images), 2, 5, 5, generator=rng) * size
     displacement = F.interpolate(coarse, size=images.shape[-2:], mode="bicubic", align_corners=True)
     identity = F.affine_grid(torch.eye(2, 3).expand(len(images), 2, 3), list(images.shape), align_corners=False)
     return _warp(images, identity + displacement.permute(0, 2, 3, 1))
@@ -143,6 +158,20 @@ def _add_noise(images: Tensor, rng: Generator) -> Tensor:
     return ((images + 1) * kept - 1 + noise).clamp(-1, 1)
 
 
+def _textured_blobs(images: Tensor, rng: Generator) -> Tensor:
+    """Smooth noise, cut off at a level and filled with a texture of smooth noise, as in DRAEM (Zavrtanik et al., 2021)."""
+    shape = _smooth_noise(images, 4, rng) > torch.randn(len(images), 1, 1, 1, generator=rng) * 0.5
+    texture = _smooth_noise(images, 10, rng) * _uniform(images, rng) * 0.5 + _uniform(images, rng) * 1.4 - 0.4
+    cropped = torch.where(_uniform(images, rng) < 0.5, _rectangle_mask(images, 8, 20, rng), True)
+    return torch.where(shape & cropped, texture.clamp(-1, 1), -1.0)
+
+
+def _smooth_noise(images: Tensor, resolution: int, rng: Generator) -> Tensor:
+    """Normal noise of `resolution` squared values, interpolated to the size of the images [N, 1, S, S]."""
+    coarse = torch.randn(len(images), 1, resolution, resolution, generator=rng)
+    return F.interpolate(coarse, size=images.shape[-2:], mode="bicubic", align_corners=True)
+
+
 def _blend_to_grey(images: Tensor, rng: Generator) -> Tensor:
     """Blend each image towards one grey."""
     grey = (_uniform(images, rng) * 2 - 1).expand_as(images)
@@ -166,6 +195,8 @@ ANOMALIES: tuple[tuple[Transform, float], ...] = (
     (_speck, 1),
     (_add_noise, 1),
     (_blend_to_grey, 1),
+    (_textured_blobs, 2),
+    (pen_strokes, 8),
 )
 
 

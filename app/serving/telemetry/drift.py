@@ -21,6 +21,7 @@ a reserve that does not bet, so that a change after a long normal period is foun
 """
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 LEVEL = 100.0  # alarm level of the capital; the probability of a false alarm is at most 1 / LEVEL
 
 _TAILS = (0.01, 0.05, 0.2)  # each gives a bet on p-values <= tail and a bet on p-values > 1 - tail
+_BOUNDED_TAILS = tuple((tail, is_lower) for tail in _TAILS for is_lower in (True, False))
 _FACTORS = (1.5, 2.0, 4.0, 10.0, 30.0)  # claimed frequency of the tail, as a multiple of the expected one
 _BLOCK = 32  # p-values per update of the capital
 _MIXING_RATE = 0.01  # share of the capital that is redistributed after each block
@@ -59,25 +61,32 @@ class _Bet(NamedTuple):
 
     tail: float
     is_lower: bool  # p-values <= tail, else p-values > 1 - tail
-    log_win: float  # log of the capital's factor for a p-value inside the tail
-    log_loss: float  # log of the capital's factor for a p-value outside it
+    factor: float
 
 
 class DriftMonitor:
     """Test martingale over a stream of conformal p-values. Not thread-safe: use it from one thread."""
 
-    def __init__(self, calibration_images: int, level: float = LEVEL, groups: int = 1) -> None:
-        """`calibration_images` is the number of calibration scores that the p-values are computed from. Where kinds of images
-        have p-values from calibration sets of their own, `groups` is their number and `calibration_images` the smallest."""
-        bets = _make_bets(calibration_images, error=_CALIBRATION_SHARE / (level * groups))
-        self._tails = np.array([bet.tail for bet in bets])
-        self._is_lower = np.array([bet.is_lower for bet in bets], bool)
-        self._log_win = np.array([0.0, *(bet.log_win for bet in bets)])  # index 0 is the reserve, which does not bet
-        self._log_loss = np.array([0.0, *(bet.log_loss for bet in bets)])
+    def __init__(self, calibration_images: int, level: float = LEVEL, upload_groups: Sequence[int] = ()) -> None:
+        """`calibration_images` is the number of calibration scores that the p-values are computed from. `upload_groups` are the
+        sizes of the calibration sets of uploads, whose scores are mapped to the scale of the first."""
+        self._sizes = np.unique([calibration_images, *upload_groups])  # ascending
+        error = _CALIBRATION_SHARE / (level * (1 + len(upload_groups)))
+        bounds = [_tail_bounds(int(n), calibration_images if n in upload_groups else None, error) for n in self._sizes]
+        bets = [
+            bet
+            for bet in (_Bet(*tail, factor) for tail in _BOUNDED_TAILS for factor in _FACTORS)
+            if any(_is_possible(bet, bound) for bound in bounds)
+        ]
+        self._tails = np.array([0.0, *(bet.tail for bet in bets)])  # index 0 is the reserve, which does not bet
+        self._is_lower = np.array([True, *(bet.is_lower for bet in bets)])
+        factors = np.stack([_log_factors(bets, bound) for bound in bounds])  # [sizes, 1 + bets, 2]
+        self._log_win, self._log_loss = factors[:, :, 0], factors[:, :, 1]
         shares = np.full(len(bets), 0.5 / max(len(bets), 1))
         self._log_shares = np.log(np.array([1 - shares.sum(), *shares]))  # half of the capital is the reserve
-        self._pending: list[NDArray[np.float64]] = []  # p-values of the block that is not complete yet
+        self._pending: list[tuple[NDArray[np.float64], NDArray[np.intp]]] = []  # the block that is not complete yet
         self._pending_count = 0
+        self._calibration_images = calibration_images
         self.level = level
         self.reset()
 
@@ -90,17 +99,22 @@ class DriftMonitor:
         self._pending.clear()
         self._pending_count = 0
 
-    def observe(self, p_values: NDArray[np.float64]) -> None:
-        """Add p-values [N] in the order of the traffic. The capital changes after each block of _BLOCK p-values."""
-        self._pending.append(p_values)
+    def observe(self, p_values: NDArray[np.float64], sizes: NDArray[np.intp] | None = None) -> None:
+        """Add p-values [N] in the order of the traffic. The capital changes after each block of _BLOCK p-values.
+
+        `sizes` [N] are the sizes of the calibration sets that they are from; None: `calibration_images` for all.
+        """
+        if sizes is None:
+            sizes = np.full(len(p_values), self._calibration_images)
+        self._pending.append((p_values, sizes))
         self._pending_count += len(p_values)
         if self._pending_count < _BLOCK:
             return
-        pending = np.concatenate(self._pending)
-        complete = len(pending) // _BLOCK * _BLOCK
-        self._pending, self._pending_count = [pending[complete:]], len(pending) - complete
-        for hits in self._count_hits(pending[:complete].reshape(-1, _BLOCK)):
-            self._update_capital(hits)
+        p_values, sizes = (np.concatenate(column) for column in zip(*self._pending, strict=True))
+        complete = len(p_values) // _BLOCK * _BLOCK
+        self._pending, self._pending_count = [(p_values[complete:], sizes[complete:])], len(p_values) - complete
+        for gains in self._gains(p_values[:complete], sizes[:complete]):
+            self._update_capital(gains)
 
     def state(self) -> Drift:
         """The current state, p-values of the incomplete block counted in `images`."""
@@ -114,17 +128,17 @@ class DriftMonitor:
             since=self._since,
         )
 
-    def _count_hits(self, blocks: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Blocks of p-values [B, _BLOCK] -> number of p-values inside the tail of each bet, [B, bets]."""
-        p = blocks[:, :, None]
+    def _gains(self, p_values: NDArray[np.float64], sizes: NDArray[np.intp]) -> NDArray[np.float64]:
+        """p-values [B * _BLOCK] and sizes of their calibration sets -> log gain of each bet in each block, [B, 1 + bets]."""
+        p, size = p_values[:, None], np.maximum(np.searchsorted(self._sizes, sizes, side="right") - 1, 0)
         inside = np.where(self._is_lower, p <= self._tails, p > 1 - self._tails)
-        hits: NDArray[np.float64] = inside.sum(axis=1, dtype=float)
-        return hits
+        gains = np.where(inside, self._log_win[size], self._log_loss[size])
+        blocks: NDArray[np.float64] = gains.reshape(-1, _BLOCK, len(self._tails)).sum(axis=1)
+        return blocks
 
-    def _update_capital(self, hits: NDArray[np.float64]) -> None:
-        """Apply the wins and losses of one block, hits [bets]; then redistribute _MIXING_RATE of the capital."""
-        hits = np.concatenate([[0.0], hits])
-        self._log_capital += hits * self._log_win + (_BLOCK - hits) * self._log_loss
+    def _update_capital(self, gains: NDArray[np.float64]) -> None:
+        """Apply the log gains [1 + bets] of one block; then redistribute _MIXING_RATE of the capital."""
+        self._log_capital += gains
         self._images += _BLOCK
         total = _log_sum(self._log_capital)
         self._highest = max(self._highest, total)
@@ -151,8 +165,8 @@ class TrafficMonitor:
 
     def set_model(self, bundle: "Bundle", device: str) -> None:
         """Start a new stream of p-values for a bundle that goes into service on `device`."""
-        groups = 1 if bundle.uploads is None else 2  # unprepared images and prepared uploads, n scores each
-        self._bundle, self._drift = bundle, DriftMonitor(bundle.calibration.n, self._level, groups)
+        upload_groups = () if bundle.uploads is None else (bundle.calibration.n,)
+        self._bundle, self._drift = bundle, DriftMonitor(bundle.calibration.n, self._level, upload_groups)
         self._metrics.set_version(bundle.card.version, bundle.card.scorer, device)
 
     def record_batch(self, bundle: "Bundle", images: int, scored: "Detections | None") -> None:
@@ -170,20 +184,39 @@ class TrafficMonitor:
         return self._drift.state()
 
 
-def _make_bets(n: int, error: float) -> list[_Bet]:
-    """The bets for p-values from n calibration scores; `error` is the probability that any of their bounds fails."""
+def _tail_bounds(n: int, mapped_to: int | None, error: float) -> dict[tuple[float, bool], float]:
+    """Tail -> upper bound on its true probability, for p-values from n calibration scores.
+
+    `error` is the probability that any of the bounds fails. Upload scores are mapped to the scale of `mapped_to` scores, which
+    rounds their p-values up, by less than 1 / (n + 1) + 1 / (mapped_to + 1): so many more may be in an upper tail.
+    """
     p_values = np.arange(1, n + 2) / (n + 1)  # all that occur, computed as Calibration.p_values does
-    bets = []
-    for tail in _TAILS:
-        for is_lower in (True, False):
-            rank = int((p_values <= tail if is_lower else p_values > 1 - tail).sum())
-            bound = largest_tail_probability(rank, n, error / (2 * len(_TAILS)))
-            bets += [
-                _Bet(tail, is_lower, math.log(factor), math.log((1 - bound * factor) / (1 - bound)))
-                for factor in _FACTORS
-                if bound * factor < 0.95  # a claim near certainty would lose all on its first loss
-            ]
-    return bets
+    margin = 0 if mapped_to is None else 2 + (n + 1) // (mapped_to + 1)
+    bounds = {}
+    for tail, is_lower in _BOUNDED_TAILS:
+        rank = int((p_values <= tail).sum()) if is_lower else int((p_values > 1 - tail).sum()) + margin
+        bounds[tail, is_lower] = largest_tail_probability(rank, n, error / len(_BOUNDED_TAILS))
+    return bounds
+
+
+def _is_possible(bet: _Bet, bounds: Mapping[tuple[float, bool], float]) -> bool:
+    """Whether the claimed probability is below 0.95: a claim near certainty would lose all on its first loss."""
+    return bounds[bet.tail, bet.is_lower] * bet.factor < 0.95
+
+
+def _log_factors(bets: Sequence[_Bet], bounds: Mapping[tuple[float, bool], float]) -> NDArray[np.float64]:
+    """Logs of the factors of the capital for a p-value inside and outside the tail of each bet, [1 + bets, 2].
+
+    Both are 0 for the reserve and for bets that the bounds do not allow. With the true probability of the tail at its bound,
+    the mean factor is 1.
+    """
+    factors = np.ones((1 + len(bets), 2))
+    for row, bet in enumerate(bets, start=1):
+        bound = bounds[bet.tail, bet.is_lower]
+        if _is_possible(bet, bounds):
+            factors[row] = bet.factor, (1 - bound * bet.factor) / (1 - bound)
+    logs: NDArray[np.float64] = np.log(factors)
+    return logs
 
 
 def largest_tail_probability(rank: int, n: int, error: float) -> float:
@@ -193,7 +226,7 @@ def largest_tail_probability(rank: int, n: int, error: float) -> float:
     Binomial(n, x) is below k, and Chernoff's bound on it is exp(-n KL((k - 1) / n || x)). The bound fails with a probability
     of at most `error`. A rank of 0 counts as 1.
     """
-    share = (max(rank, 1) - 1) / n
+    share = (min(max(rank, 1), n) - 1) / n
     low, high = share, 1.0
     for _ in range(60):
         middle = (low + high) / 2

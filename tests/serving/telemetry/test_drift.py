@@ -164,17 +164,45 @@ def test_the_bound_on_a_tail_fails_with_at_most_the_given_probability(n, error):
 def test_bounds_and_first_capital_spend_no_more_than_the_promise(n, level):
     """P(a bound fails) + first capital / level <= 1 / level, with the bounds read back from the bets of the monitor."""
     monitor = DriftMonitor(n, level)
-    win, loss = np.exp(monitor._log_win[1:]), np.exp(monitor._log_loss[1:])
+    win, loss = np.exp(monitor._log_win[0, 1:]), np.exp(monitor._log_loss[0, 1:])
     bounds = (1 - loss) / (win - loss)  # where the bet is fair: q win + (1 - q) loss = 1
     grid = np.arange(1, n + 2) / (n + 1)
     failing = 0.0
-    for tail, is_lower in {*zip(monitor._tails, monitor._is_lower, strict=True)}:
+    tails, sides = monitor._tails[1:], monitor._is_lower[1:]
+    for tail, is_lower in {*zip(tails, sides, strict=True)}:
         rank = int((grid <= tail if is_lower else grid > 1 - tail).sum())
         if rank == 0:
             continue  # no p-value is that small
-        of_tail = bounds[(monitor._tails == tail) & (monitor._is_lower == is_lower)]
+        of_tail = bounds[(tails == tail) & (sides == is_lower)]
         failing += beta.sf(of_tail.min(), rank, n + 1 - rank)
     assert 0 < failing + monitor.state().capital / level <= (1 + 1e-6) / level
+
+
+def test_the_promise_counts_the_error_of_each_group_of_uploads():
+    """Traffic of two kinds, one of them calibrated on 200 images: no alarm. Taken for p-values of the larger set: alarms."""
+    random = np.random.default_rng(5)
+    alarms = naive = 0
+    for _ in range(50):
+        p_values = np.concatenate([conformal(random, 20_000, 10_000), conformal(random, 200, 10_000)])
+        sizes = np.repeat([20_000, 200], 10_000)
+        order = random.permutation(len(sizes))
+        monitor, wrong = DriftMonitor(20_000, 20.0, upload_groups=[200]), DriftMonitor(20_000, 20.0)
+        monitor.observe(p_values[order], sizes[order])
+        wrong.observe(p_values[order])
+        alarms += monitor.state().drifting
+        naive += wrong.state().drifting
+    assert alarms <= 50 / 20
+    assert naive > 50 / 4
+
+
+def test_a_small_group_of_uploads_does_not_blind_the_monitor():
+    """A change among images of the large calibration set is noticed as fast as without the small one."""
+    p_values = conformal(np.random.default_rng(6), 20_000, 5000)
+    p_values[::20] = 1 / 20_001
+    with_group, without = DriftMonitor(20_000, upload_groups=[200]), DriftMonitor(20_000)
+    for monitor in (with_group, without):
+        monitor.observe(p_values)
+    assert without.state().since <= with_group.state().since < 2 * without.state().since
 
 
 @pytest.mark.parametrize("n", [50, 200, 1000])

@@ -15,14 +15,16 @@ def models(store: options.Store = options.SHIPPED_STORE) -> None:
 
     table = Table("model", "version", "created", "scorer", "alpha", "threshold", "data", box=None)
     for name in names(store):
+        shown = escape(options.printable(name))
         for version in versions(store, name):
             try:
                 card = load_card(store / name / str(version))
             except StoreError as error:
-                table.add_row(name, str(version), f"[red]not usable: {escape(str(error))}[/red]")
+                table.add_row(shown, str(version), f"[red]not usable: {escape(options.printable(str(error)))}[/red]")
                 continue
             created, data = card.created[:16].replace("T", " "), str(card.data.get("name", ""))
-            table.add_row(name, str(version), created, card.scorer, f"{card.alpha:g}", f"{card.threshold:.4g}", data)
+            created, data, scorer = (escape(options.printable(text)) for text in (created, data, card.scorer))
+            table.add_row(shown, str(version), created, scorer, f"{card.alpha:g}", f"{card.threshold:.4g}", data)
     if not table.row_count:
         typer.echo(f"There is no detector in {store}; train one with `oddigit train`.", err=True)
         raise typer.Exit(2)

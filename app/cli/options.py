@@ -41,5 +41,10 @@ def errors_as_sentences() -> Iterator[None]:
     except Exception as error:
         if not isinstance(error, OSError) and not type(error).__module__.startswith("app."):
             raise
-        typer.echo(f"{error}", err=True)
+        typer.echo(printable(str(error)), err=True)
         raise typer.Exit(2) from None
+
+
+def printable(text: str) -> str:
+    """`text` with control characters as escape sequences: the name of a file must not move the cursor or change colours."""
+    return "".join(each if each.isprintable() or each == "\n" else repr(each)[1:-1] for each in text)

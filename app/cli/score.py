@@ -61,6 +61,9 @@ def score(
     device: options.Device = "auto",
     output: Annotated[Format, typer.Option("--format", help="How to write the results.")] = Format.table,
     fail_on_anomaly: Annotated[bool, typer.Option("--fail-on-anomaly", help="Exit with 1 on an anomaly.")] = False,
+    any_file: Annotated[
+        bool, typer.Option("--any-file", help="Read FIFOs and devices among the paths too; they may never end.")
+    ] = False,
 ) -> None:
     """Score images: how anomalous is each, and is it an anomaly?
 
@@ -78,7 +81,7 @@ def score(
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a file's name need not be valid text
     counts: Counter[str] = Counter()
-    inputs = _read_all(paths, preprocess.value, detector.image_size)
+    inputs = _read_all(paths, preprocess.value, detector.image_size, any_file)
     rows = _counted(_score_all(detector, inputs, threshold), counts)
     if output is Format.table:
         _write_table(rows, f"{bundle.label}: an anomaly scores above {threshold:.4g}")
@@ -132,21 +135,27 @@ def _score_batch(detector: "Detector", batch: Sequence[Input], threshold: float)
     ]
 
 
-def _read_all(paths: list[Path], preprocess: "Preprocess", size: int) -> Iterator[Input]:
-    """Read the images of files, arrays and folders, in the order of the paths."""
+def _read_all(paths: list[Path], preprocess: "Preprocess", size: int, any_file: bool) -> Iterator[Input]:
+    """Read the images of files, arrays and folders, in the order of the paths; `any_file` goes for the paths themselves."""
     for path in paths:
-        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in _SUFFIXES) if path.is_dir() else [path]
+        if not path.is_dir():
+            yield from _read_file(path, preprocess, size, any_file)
+            continue
+        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in _SUFFIXES)
         if not files:
             yield Input(str(path), error="the folder holds no image and no .npy file")
         for file in files:
-            yield from _read_file(file, preprocess, size)
+            yield from _read_file(file, preprocess, size, any_file=False)
 
 
-def _read_file(file: Path, preprocess: "Preprocess", size: int) -> Iterator[Input]:
+def _read_file(file: Path, preprocess: "Preprocess", size: int, any_file: bool) -> Iterator[Input]:
     from app.detection.imaging.decode import decode_array, decode_image
     from app.detection.imaging.errors import ImageError
     from app.detection.imaging.preprocess import PreprocessedImage, centre_images
 
+    if not any_file and file.exists() and not file.is_file():
+        yield Input(str(file), error="not a regular file; --any-file reads it all the same")
+        return
     try:
         data = file.read_bytes()
         if file.suffix.lower() == ".npy":
@@ -170,11 +179,12 @@ def _write_table(rows: Iterator[Row], title: str) -> None:
 
     table = Table("image", "score", "p-value", "verdict", "warnings", title=title, box=None, title_justify="left")
     for row in rows:
+        name = escape(options.printable(row["name"]))
         if "error" in row:
-            table.add_row(escape(row["name"]), "", "", "[yellow]not read[/yellow]", escape(row["error"]))
+            table.add_row(name, "", "", "[yellow]not read[/yellow]", escape(row["error"]))
             continue
         verdict = "[red]anomaly[/red]" if row["is_anomaly"] else "[green]normal[/green]"
-        table.add_row(escape(row["name"]), f"{row['score']:.3f}", f"{row['p_value']:.3g}", verdict, ", ".join(row["warnings"]))
+        table.add_row(name, f"{row['score']:.3f}", f"{row['p_value']:.3g}", verdict, ", ".join(row["warnings"]))
     console(pipe_width=160).print(table)
 
 
@@ -187,4 +197,5 @@ def _write_csv(rows: Iterator[Row]) -> None:
     writer = csv.DictWriter(sys.stdout, _COLUMNS, restval="")
     writer.writeheader()
     for row in rows:
+        row["name"] = options.printable(row["name"])
         writer.writerow({key: " ".join(value) if isinstance(value, list) else value for key, value in row.items()})

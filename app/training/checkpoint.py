@@ -7,7 +7,6 @@ that concurrent trainings do not overwrite each other. `train.py` decides the co
 import hashlib
 import json
 import os
-import pickle
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -77,9 +76,16 @@ def remove_checkpoint(path: Path) -> None:
         return  # another training's checkpoint is there
 
 
+def damaged(path: Path) -> CheckpointError:
+    """The error for a file that holds no state of a training."""
+    return CheckpointError(f"{path} is damaged; remove it and train from the beginning, without --resume.")
+
+
 def _read(path: Path) -> State:
     try:
-        state: State = torch.load(path, map_location="cpu", weights_only=True)  # tensors and plain values, no code
-    except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
-        raise CheckpointError(f"{path} is damaged; remove it and train from the beginning, without --resume.") from error
+        state = torch.load(path, map_location="cpu", weights_only=True)  # tensors and plain values, no code
+    except Exception as error:  # torch.load raises any type of error
+        raise damaged(path) from error
+    if not isinstance(state, dict) or not isinstance(state.get("config"), dict):
+        raise damaged(path)
     return state

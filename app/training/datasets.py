@@ -7,6 +7,7 @@ uploads. Whatever cannot be read raises a `DataError` before anything is written
 import hashlib
 import re
 import zipfile
+import zlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -204,7 +205,7 @@ def _read_arrays(path: Path, size: int) -> LabelledImages:
     try:
         with path.open("rb") as file:  # not np.load(path), which leaves a damaged archive open
             return _unpack(path, size, np.load(file, allow_pickle=False))
-    except (ValueError, OSError, EOFError, MemoryError, zipfile.BadZipFile) as error:
+    except (ValueError, OSError, EOFError, MemoryError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
         if isinstance(error, DataError):
             raise
         raise DataError(f"{path} cannot be read as plain arrays ({_first_line(error)}).") from error

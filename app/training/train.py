@@ -17,7 +17,7 @@ from app.detection.model_card import EpochLosses
 from app.detection.runtimes import choose_device
 from app.network.autoencoder import Autoencoder, ModelConfig, make_autoencoder
 from app.training.calibration import CHUNK, Provenance, check_calibration_size, check_scorer, flatten
-from app.training.checkpoint import State, checkpoint_path, load_checkpoint, remove_checkpoint, save_checkpoint
+from app.training.checkpoint import State, checkpoint_path, damaged, load_checkpoint, remove_checkpoint, save_checkpoint
 from app.training.config import TrainConfig, TrainingError
 from app.training.datasets import DataSet, Splits, load_dataset, split
 from app.training.interrupt import Interrupt
@@ -96,7 +96,7 @@ def train(config: TrainConfig, *, resume: bool = False, progress: Progress | Non
     training = Training(config, device)
     checkpoint = checkpoint_path(config, dataset)
     if resume:
-        training.restore(load_checkpoint(checkpoint, config))
+        _restore(training, config, checkpoint)
     try:
         with using_threads(config.threads), Interrupt() as interrupt:
             run_epochs(training, config, splits, checkpoint, progress, interrupt)
@@ -106,6 +106,15 @@ def train(config: TrainConfig, *, resume: bool = False, progress: Progress | Non
         raise TrainingInterrupted(_how_to_continue(training, config, checkpoint)) from None
     remove_checkpoint(checkpoint)
     return folder
+
+
+def _restore(training: Training, config: TrainConfig, checkpoint: Path) -> None:
+    """Continue from the checkpoint. Raises CheckpointError."""
+    state = load_checkpoint(checkpoint, config)
+    try:
+        training.restore(state)
+    except Exception as error:  # a part is missing, or is of another type, shape or training
+        raise damaged(checkpoint) from error
 
 
 def run_epochs(

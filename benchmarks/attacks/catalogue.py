@@ -16,6 +16,7 @@ MIB = 2**20
 NPY = "application/x-npy"
 KEY = "honest:honest-key-0123456789"
 _MANY_FIELDS = b"a:\r\n" * 16_000
+_PATHS = ("a", "docs", "model", "models", "latent", "drift", "score", "embed", "readyz", "metrics", "openapi.json", "v2")
 _WRONG_KEY = "X-API-Key: wrong-key-0123456789"
 
 
@@ -99,9 +100,7 @@ ATTACKS: dict[str, Attack] = {
     "4,200 kept connections": Attack(lambda: silent(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\nGET", 4_200)),
     "hostile versions": Attack(lambda: clients.nothing, folder_variable="ODDIGIT_STORE", beside=versions.hostile_store),
     "full metrics folder": Attack(
-        lambda: over_connections(
-            [f"GET /{name} HTTP/1.1\r\nHost: x\r\n\r\n".encode() for name in ("a", "docs", "model", "latent")]
-        ),
+        lambda: over_connections([f"GET /{name} HTTP/1.1\r\nHost: x\r\n\r\n".encode() for name in _PATHS]),
         arguments=("--workers", "2"),
         folder_variable="PROMETHEUS_MULTIPROC_DIR",
         beside=versions.full_folder,

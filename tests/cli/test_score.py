@@ -5,6 +5,7 @@ import io
 import json
 import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -132,6 +133,52 @@ def test_a_file_name_that_is_no_text_can_be_written(score, tmp_path, form):
     path = tmp_path / os.fsdecode(b"\xff\xfe.png")
     path.write_bytes(png(stroke_images(1, seed=0)[0]))
     assert score(tmp_path, "--format", form).exit_code == 0
+
+
+@pytest.mark.parametrize("form", ["table", "jsonl", "csv"])
+def test_control_characters_of_a_name_are_escaped(score, tmp_path, form):
+    """A file must not colour the terminal, set its title or move its cursor, whether it can be read or not."""
+    for name in ("\x1b[31mred.png", "\x1b]0;title\x07.png", "back\b\b\r.png", "\x9b2J.png", "\u202egnp.png"):
+        (tmp_path / name).write_bytes(png(stroke_images(1, seed=0)[0]))
+    (tmp_path / "\x1b[2Jbroken.png").write_bytes(b"")
+    done = score(tmp_path, "--format", form)
+    assert done.exit_code == 2
+    assert all(character.isprintable() or character in "\r\n" for character in done.stdout)
+    assert done.stdout.count("\r") == (done.stdout.count("\r\n") if form == "csv" else 0)
+    assert "broken.png" in done.stdout
+
+
+def test_control_characters_of_a_name_are_escaped_in_errors(oddigit, tmp_path):
+    """As in rows."""
+    done = oddigit("score", tmp_path, "--store", tmp_path / "\x1b[31mstore")
+    assert done.exit_code == 2
+    assert "\x1b" not in done.output
+
+
+@pytest.mark.parametrize("form", ["table", "jsonl", "csv"])
+def test_only_regular_files_are_read_unless_asked(score, tmp_path, form):
+    """A FIFO that nobody writes to would wait forever, a device never end; links to regular files are followed."""
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "endless.png").symlink_to("/dev/zero")
+    (tmp_path / "good.png").write_bytes(png(stroke_images(1, seed=0)[0]))
+    (tmp_path / "link.png").symlink_to(tmp_path / "good.png")
+    for paths in ([tmp_path], sorted(tmp_path.iterdir())):
+        done = score(*paths, "--format", form)
+        assert done.exit_code == 2
+        assert done.stdout.count("not a regular file") == 2
+        if form == "jsonl":
+            assert ["error" in row for row in rows(done)] == [True, False, False, True]
+
+
+def test_a_fifo_is_read_where_that_is_asked_for(score, tmp_path):
+    """`--any-file` is for process substitution: oddigit score --any-file <(curl ...)."""
+    os.mkfifo(tmp_path / "pipe.png")
+    image = png(stroke_images(1, seed=0)[0])
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit((tmp_path / "pipe.png").write_bytes, image)
+        done = score(tmp_path / "pipe.png", "--any-file", "--format", "jsonl")
+    assert done.exit_code == 0
+    assert rows(done)[0]["score"] > 0
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".NPY"])

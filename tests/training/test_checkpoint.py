@@ -1,5 +1,6 @@
 """An interrupted or killed training resumes from its checkpoint and ends with the bits of an uninterrupted one."""
 
+import io
 import signal
 import subprocess
 import sys
@@ -82,8 +83,42 @@ def test_resume_without_a_checkpoint_is_refused(short):
         train(short(), resume=True)
 
 
-def test_damaged_checkpoint_is_refused(short, interrupted):
-    """A truncated checkpoint is not trained from."""
-    interrupted.write_bytes(interrupted.read_bytes()[:1000])
-    with pytest.raises(CheckpointError, match="damaged"):
-        train(short(), resume=True)
+def damages(whole):
+    """Contents of a checkpoint file that are none, by name."""
+    state = torch.load(io.BytesIO(whole), weights_only=True)
+    early, late = bytearray(whole), bytearray(whole)
+    early[200] ^= 0xFF
+    late[-300] ^= 0xFF
+    return {
+        "empty": b"",
+        "truncated": whole[:1000],
+        "half": whole[: len(whole) // 2],
+        "text": b"hello",
+        "early-bit": bytes(early),
+        "late-bit": bytes(late),
+        "list": saved([1, 2]),
+        "tensor": saved(torch.ones(3)),
+        "nothing": saved({}),
+        "config-is-text": saved({**state, "config": "x"}),
+        "no-model": saved({name: value for name, value in state.items() if name != "model"}),
+        "other-model": saved({**state, "model": {"encoder.0.weight": torch.ones(2, 2)}}),
+        "text-for-a-model": saved({**state, "model": "x"}),
+        "no-history": saved({name: value for name, value in state.items() if name != "fit"}),
+        "optimizer-of-nothing": saved({**state, "optimizer": {}}),
+        "shuffle-is-short": saved({**state, "shuffle": torch.ones(3, dtype=torch.uint8)}),
+    }
+
+
+def saved(content):
+    file = io.BytesIO()
+    torch.save(content, file)
+    return file.getvalue()
+
+
+def test_a_damaged_checkpoint_is_refused_with_a_sentence(short, interrupted):
+    """Whatever the file holds: a sentence that names it and says what to do."""
+    for name, content in damages(interrupted.read_bytes()).items():
+        interrupted.write_bytes(content)
+        with pytest.raises(CheckpointError, match=r"\.pth is damaged; remove it") as caught:
+            train(short(), resume=True)
+        assert "\n" not in str(caught.value), name

@@ -26,6 +26,7 @@ def outputs(response):
 
 def scored(client, images=IMAGES, **parameters):
     """What /score says of the same images."""
+    parameters = {"preprocess": "none", **parameters}
     return client.post("/score", content=npy(images), headers={"content-type": "application/x-npy"}, params=parameters).json()
 
 

@@ -97,7 +97,7 @@ ATTACKS: dict[str, Attack] = {
         lambda: slow_readers(request("/reconstruct", NPY, array(3_300), f"Accept: {NPY}", "Connection: close"))
     ),
     "4,200 silent connections": Attack(lambda: silent(b"", 4_200)),
-    "4,200 kept connections": Attack(lambda: silent(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\nGET", 4_200)),
+    "4,200 kept connections": Attack(lambda: silent(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n", 4_200)),
     "hostile versions": Attack(lambda: clients.nothing, folder_variable="ODDIGIT_STORE", beside=versions.hostile_store),
     "full metrics folder": Attack(
         lambda: over_connections([f"GET /{name} HTTP/1.1\r\nHost: x\r\n\r\n".encode() for name in _PATHS]),

@@ -92,7 +92,8 @@ def silent(head: bytes, connections: int) -> Play:
                 reader, writer = await asyncio.open_connection("127.0.0.1", port)
                 try:
                     await _send(writer, head, tally)
-                    await _answer(reader, tally)
+                    while not await _answer(reader, tally):
+                        pass
                 finally:
                     writer.close()
             await asyncio.sleep(0.1)

@@ -58,8 +58,10 @@ class Row:
 
     def line(self) -> str:
         """The table row under HEADER."""
-        kib = max(self.tally.sent / 1024, 1e-9)
-        per_kib = [f"{self.cpu_s / kib * 1000:.3g}", f"{(self.peak_mib - self.start_mib) * 1024 / kib:.3g}"]
+        kib = self.tally.sent / 1024
+        per_kib = ["-", "-"]
+        if kib:
+            per_kib = [f"{self.cpu_s / kib * 1000:.3g}", f"{(self.peak_mib - self.start_mib) * 1024 / kib:.3g}"]
         clients = [
             f"{before[0]:.1f}/{before[1]:.1f} → {client.ms(50):.1f}/{client.ms(99):.1f}"
             for client, before in ((self.honest[name], self.baseline[name]) for name in ("28x28", "photo"))

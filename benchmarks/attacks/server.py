@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -11,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-PORT = 9140
+with socket.create_server(("127.0.0.1", 0)) as _free:
+    PORT = int(_free.getsockname()[1])  # free now; several runs may share the machine
 
 
 @dataclass
@@ -49,6 +51,8 @@ def start(variables: dict[str, str], arguments: tuple[str, ...], log: Path) -> s
     with log.open("wb") as out:
         server = subprocess.Popen(command, cwd=ROOT, env=kept | {"ODDIGIT_DRAIN_S": "0"} | variables, stdout=out, stderr=out)
     for _ in range(300):
+        if server.poll() is not None:
+            break
         with suppress(OSError):
             urllib.request.urlopen(f"http://127.0.0.1:{PORT}/readyz", timeout=2)
             return server

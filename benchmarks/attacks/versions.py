@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+import time
 import urllib.request
 import zipfile
 from collections.abc import Callable, Iterator
@@ -69,7 +70,8 @@ def serves_good_version(root: Path, port: int) -> bool:
     """Publish a good version and return whether it serves within 10 s."""
     publish(root, GOOD_VERSION, lambda folder: {})
     for _ in range(100):
-        with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=0.1) as answer:
+        time.sleep(0.1)
+        with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5) as answer:
             if json.load(answer)["model"]["version"] == GOOD_VERSION:
                 return True
     return False

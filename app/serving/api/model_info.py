@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 
-from app.detection.bundle import Bundle
+from app.detection.bundle import Bundle, BundleError, read_npz
 from app.detection.detector import Detector
 from app.detection.store import REPORT
 from app.serving import schemas
@@ -133,8 +133,11 @@ def _report_file(bundle: Bundle, name: str) -> Path | None:
 
 def _latent_response(path: Path) -> Response:
     """latent.npz -> JSON. Written by hand: pydantic would check 10,000 points on the event loop."""
-    with np.load(path, allow_pickle=False) as arrays:
+    try:
+        arrays = read_npz(path.read_bytes(), path.name)
         content = {"embedding": arrays["embeddings"].tolist(), "labels": arrays["labels"].tolist()}
+    except (OSError, KeyError, BundleError):
+        raise NotFound("The map of this version's latent space cannot be read.") from None
     return Response(json_bytes(content), media_type=JSON)
 
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from app.detection import store
-from app.detection.detector import Detector, SelfCheckError
+from app.detection.bundle import BundleError
+from app.detection.detector import Detector
 from app.detection.store import REPORT, StoreError
 from app.serving.engine.daemon_threads import start_daemon
 
@@ -31,7 +32,7 @@ class Versions:
     root: Path
     name: str
     pinned: int | None
-    load: Callable[[Path], Detector]  # folder -> a detector that is ready to serve, or StoreError, SelfCheckError
+    load: Callable[[Path], Detector]  # folder -> a detector that is ready to serve, or BundleError
     load_timeout_s: float = LOAD_TIMEOUT_S
     rejected: dict[int, str] = field(default_factory=dict)  # version -> why, without the store's path: clients can read it
     _fingerprints: dict[int, Fingerprint] = field(default_factory=dict)
@@ -64,8 +65,7 @@ class Versions:
         try:
             detector = start_daemon(self.load, folder).result(self.load_timeout_s)
         except Exception as error:  # no defect of a version may stop the server
-            known = isinstance(error, StoreError | SelfCheckError)
-            reason = str(error) if known else f"{folder} cannot be loaded: {error!r}"
+            reason = str(error) if isinstance(error, BundleError) else f"{folder} cannot be loaded: {error!r}"
             if isinstance(error, TimeoutError):
                 reason = f"{folder} could not be loaded within {self.load_timeout_s:g} s."
             self.rejected[version], self._fingerprints[version] = self._without_path(reason), fingerprint

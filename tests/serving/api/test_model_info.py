@@ -3,6 +3,7 @@ import io
 import json
 import math
 import shutil
+import zipfile
 
 import httpx
 import numpy as np
@@ -14,6 +15,8 @@ from strokes import npy, stroke_images
 from app.detection import store
 from app.detection.bundle import Card
 from app.serving import schemas
+from app.serving.api import model_info
+from app.serving.errors import NotFound
 
 
 def decode(client, body):
@@ -140,3 +143,19 @@ def test_far_and_tiny_points_are_drawn(client, far):
     answer = decode(client, {"embedding": [[far, far]] * 1024}).json()
     assert len(answer["images"]) == 1024
     assert math.isfinite(np.asarray(Image.open(io.BytesIO(base64.b64decode(answer["images"][0])))).mean())
+
+
+def test_a_map_of_the_latent_space_that_unpacks_to_too_much_is_not_shown(tmp_path):
+    """1 MiB of zeros that unpack to a GiB, or no array at all: 404, and no memory is allocated."""
+    path = tmp_path / "latent.npz"
+    with (
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
+        archive.open("embeddings.npy", "w", force_zip64=True) as entry,
+    ):
+        for _ in range(1024):
+            entry.write(bytes(2**20))
+    with pytest.raises(NotFound):
+        model_info._latent_response(path)
+    path.write_bytes(b"no archive")
+    with pytest.raises(NotFound):
+        model_info._latent_response(path)

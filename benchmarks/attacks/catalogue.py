@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from attacks import clients, files, versions
-from attacks.clients import Play, at_rate, endless, over_connections, request, silent, slow_readers
+from attacks.clients import Play, at_rate, endless, over_connections, request, silent, slow_readers, unread
 from attacks.versions import Step
 
 MIB = 2**20
+PHOTO = Path(__file__).parents[2] / "tests" / "samples" / "two.jpg"
 NPY = "application/x-npy"
 KEY = "honest:honest-key-0123456789"
 _MANY_FIELDS = b"a:\r\n" * 16_000
@@ -65,6 +66,11 @@ def _points(count: int, point: str) -> bytes:
     return request("/decode", "application/json", f'{{"embedding": [{",".join([point] * count)}]}}'.encode())
 
 
+def _form(count: int, data: bytes) -> bytes:
+    part = b'--X\r\nContent-Disposition: form-data; name="file"; filename="a"\r\nContent-Type: image/jpeg\r\n\r\n%s\r\n' % data
+    return request("/score", "multipart/form-data; boundary=X", part * count + b"--X--\r\n")
+
+
 def _infer(count: int) -> bytes:
     inputs = f'{{"name": "images", "datatype": "UINT8", "shape": [{count}, 784], "data": {[[0] * 784] * count}}}'
     return request("/v2/models/mnist/infer", "application/json", f'{{"inputs": [{inputs}]}}'.encode())
@@ -87,6 +93,11 @@ ATTACKS: dict[str, Attack] = {
     "JPEG fill bytes": _upload("jpeg", files.jpeg_fill_bytes),
     "GIF comment blocks": _upload("gif", files.gif_comments),
     "GIF comments": _upload("gif", lambda: files.gif_comments(many=True)),
+    "PNG of 25 million pixels": _upload("png", files.png_large),
+    "forms of 64 photographs": Attack(lambda: at_rate([_form(64, PHOTO.read_bytes())])),
+    "forms of 80,000 parts": Attack(lambda: at_rate([_form(80_000, b"")])),
+    "long queries": Attack(lambda: over_connections([request(f"/score?{'alpha=x&' * 7_000}", "image/png", b"x")])),
+    "answers that are never read": Attack(lambda: unread(b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n" * 100)),
     "/decode": Attack(lambda: over_connections([_points(1024, "[0.5, -3]")])),
     "/decode, 43,000 errors": Attack(lambda: at_rate([_points(43_000, "[]")])),
     "/v2 infer of 1,000": Attack(lambda: over_connections([_infer(1_000)])),

@@ -129,6 +129,24 @@ def slow_readers(message: bytes, rate: float = 10.0, bytes_per_s: int = 11_000) 
     return play
 
 
+def unread(message: bytes, connections: int = 8) -> Play:
+    """`connections` connections that send `message` again and again and never read an answer."""
+
+    async def client(port: int, tally: Tally) -> None:
+        while True:
+            with suppress(*_LOST):
+                _, writer = await asyncio.open_connection("127.0.0.1", port, limit=1024)
+                try:
+                    while True:
+                        async with asyncio.timeout(PATIENCE_S):
+                            await _send(writer, message, tally)
+                finally:
+                    writer.close()
+            await asyncio.sleep(0.1)
+
+    return _together(client, connections)
+
+
 async def nothing(port: int, tally: Tally) -> None:
     """Send nothing: the attack does not come through the network."""
     await asyncio.Event().wait()

@@ -85,6 +85,16 @@ def gif_comments(size: int = 10 * MIB - 2048, *, many: bool = False) -> bytes:
     return whole[:image] + comments + whole[image:]
 
 
+def png_large(side: int = 5000) -> bytes:
+    """An interlaced PNG of one colour, with transparency, of as many pixels as are accepted."""
+    row = zlib.compress(b"\x00" * (side * side * 4 + 2 * side * 7), 9)
+    header = struct.pack(">IIBBBBB", side, side, 8, 6, 0, 0, 1)
+    chunks = [(b"IHDR", header), (b"IDAT", row), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks
+    )
+
+
 def _saved(kind: str) -> bytes:
     out = io.BytesIO()
     Image.new("L", (28, 28)).save(out, kind)

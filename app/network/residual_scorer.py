@@ -6,7 +6,7 @@ error than most digits. This scorer subtracts the mean residual of the neighbour
 along its principal directions, and adds two terms:
 
 1. energy: the residual's energy in five bands of directions, and its whole energy relative to the image's own ink. Each is a
-   logarithm in standard deviations of the neighbourhood. They are joined by log-sum-exp, so one large term is enough.
+   logarithm in standard deviations of the neighbourhood. They are joined by a smooth maximum, so one large term is enough.
 2. shape: the log-odds, from a small network, that the image is a synthetic anomaly rather than a normal image. It weighs the
    directions that normal images alone cannot rank, and reads the activations of the encoder's first layer, which tell it of the
    image itself at hardly any cost.
@@ -29,8 +29,7 @@ from app.network.mse_scorer import sum_of_squares
 
 BANDS = (0, 12, 24, 48, 96)  # borders of the bands of principal directions
 ENERGIES = len(BANDS) + 1  # one for each band, one for the rest of the space, one relative to the image's ink
-ENERGY_WEIGHT = 2.0
-MIN_SHAPE = -8.0  # the network cannot outweigh the energy of images unlike any that it was trained on
+OLDER_RELEASES = {"energy": (2.0, 1.0), "shape_range": (-1e6, 1e6)}  # their versions do not hold these tensors
 MIN_PIXEL_STD = 0.05  # in [-1, 1] units: an error map treats smaller residuals as usual
 
 # Fitted tensors, float32: M regions of the latent space, L dimensions of it, K directions of the P pixels, B = ENERGIES,
@@ -47,6 +46,8 @@ SHAPES = {
     "mean": "[M, K] pixel_mean along the directions",
     "band_mean": "[M, B] log energy of each band in each region",
     "band_std": "[M, B] its standard deviation",
+    "shape_range": "[2] smallest and largest log-odds of the shape network that count",
+    "energy": "[2] weight and sharpness of the energy term, see `unscaled_score`",
     "w1": "[K + B + L + U, H] the shape network: inputs -> H -> H -> 1",
     "b1": "[H]",
     "w2": "[H, H]",
@@ -82,6 +83,8 @@ class ResidualScorer(nn.Module):
     mean: Tensor
     band_mean: Tensor
     band_std: Tensor
+    shape_range: Tensor
+    energy: Tensor
     w1: Tensor
     b1: Tensor
     w2: Tensor
@@ -101,6 +104,7 @@ class ResidualScorer(nn.Module):
             ValueError: a tensor is not finite, or was fitted with other bands.
         """
         super().__init__()
+        tensors = {**{name: torch.tensor(values) for name, values in OLDER_RELEASES.items()}, **tensors}
         for name in SHAPES:
             tensor = tensors[name].detach().float()
             if not bool(torch.isfinite(tensor).all()):
@@ -141,7 +145,10 @@ class ResidualScorer(nn.Module):
         hidden = F.relu(torch.addmm(self.b1, inputs, self.w1))
         hidden = F.relu(torch.addmm(self.b2, hidden, self.w2))
         shape = torch.addmm(self.b3, hidden, self.w3)[:, 0]
-        return shape.clamp(min=MIN_SHAPE) + ENERGY_WEIGHT * torch.logsumexp(features.bands, 1)
+        weight, sharpness = self.energy
+        energy = torch.logsumexp(features.bands * sharpness, 1) / sharpness  # a smooth maximum
+        unscaled: Tensor = shape.clamp(*self.shape_range) + weight * energy
+        return unscaled
 
     def features(self, out: ForwardPass) -> Features:
         """Measure the residuals in their neighbourhoods."""

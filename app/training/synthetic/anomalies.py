@@ -195,7 +195,7 @@ ANOMALIES: tuple[tuple[Transform, float], ...] = (
     (_speck, 1),
     (_add_noise, 1),
     (_blend_to_grey, 1),
-    (_textured_blobs, 2),
+    (_textured_blobs, 4),
     (pen_strokes, 8),
 )
 

@@ -131,10 +131,14 @@ class DriftMonitor:
     def _gains(self, p_values: NDArray[np.float64], sizes: NDArray[np.intp]) -> NDArray[np.float64]:
         """p-values [B * _BLOCK] and sizes of their calibration sets -> log gain of each bet in each block, [B, 1 + bets]."""
         p, size = p_values[:, None], np.maximum(np.searchsorted(self._sizes, sizes, side="right") - 1, 0)
-        inside = np.where(self._is_lower, p <= self._tails, p > 1 - self._tails)
-        gains = np.where(inside, self._log_win[size], self._log_loss[size])
-        blocks: NDArray[np.float64] = gains.reshape(-1, _BLOCK, len(self._tails)).sum(axis=1)
-        return blocks
+        inside = np.where(self._is_lower, p <= self._tails, p > 1 - self._tails).reshape(-1, _BLOCK, len(self._tails))
+        gains = np.zeros((len(inside), len(self._tails)))
+        for index in np.unique(size):
+            of_size = (size == index).reshape(-1, _BLOCK)
+            hits = (inside & of_size[:, :, None]).sum(axis=1, dtype=float)
+            misses = of_size.sum(axis=1)[:, None] - hits
+            gains += hits * self._log_win[index] + misses * self._log_loss[index]
+        return gains
 
     def _update_capital(self, gains: NDArray[np.float64]) -> None:
         """Apply the log gains [1 + bets] of one block; then redistribute _MIXING_RATE of the capital."""

@@ -36,7 +36,7 @@ class Attack:
 def array(count: int) -> bytes:
     """A .npy file of `count` images of noise."""
     out = io.BytesIO()
-    np.save(out, np.random.RandomState(0).randint(0, 256, (count, 28, 28)).astype(np.uint8))
+    np.save(out, np.random.RandomState(0).randint(0, 256, (count, 28, 28), np.uint8))
     return out.getvalue()
 
 

@@ -136,6 +136,7 @@ def attacker(play: Callable[[], Play], seconds: float) -> Iterator[Callable[[], 
     process = multiprocessing.get_context("fork").Process(target=_attack, args=(play, seconds, sending))
     process.start()
     sending.close()  # the attacker has its own; now its end can be noticed
+    receiving.recv()  # its requests are made
 
     def tally() -> Tally:
         with suppress(EOFError):  # the attacker itself may run out of memory
@@ -154,12 +155,13 @@ def attacker(play: Callable[[], Play], seconds: float) -> Iterator[Callable[[], 
 def _attack(play: Callable[[], Play], seconds: float, sending: Connection) -> None:
     os.nice(10)
     resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
-    tally = Tally()
+    tally, start_playing = Tally(), play()
+    sending.send("ready")
 
     async def run() -> None:
         try:
             async with asyncio.timeout(seconds):
-                await play()(PORT, tally)
+                await start_playing(PORT, tally)
         except* TimeoutError:
             pass
 

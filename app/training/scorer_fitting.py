@@ -33,7 +33,7 @@ FIT_IMAGES, CHUNK = 60_000, 10_000  # most images used; images in one forward pa
 
 # Training of the shape network
 BATCH = 512  # images in one step
-MAX_SYNTHETIC = 250_000  # synthetic images of each kind, at most
+MAX_SYNTHETIC, PASSES = 250_000, 4  # synthetic images of each kind, at most; how often each is used, at least
 MIN_STEPS, MAX_STEPS, IMAGES_PER_STEP = 300, 6_000, 7  # fewer steps for small sets, which would be overfitted
 PEAK_LEARNING_RATE, WEIGHT_DECAY = 4e-3, 0.1
 
@@ -191,7 +191,7 @@ def _synthetic_source(
 ) -> Source:
     """Take `images` in order, repeated as often as `steps` need, and apply `change`."""
     side = math.isqrt(images.shape[1])
-    count = min(MAX_SYNTHETIC, int(steps * BATCH * share))
+    count = min(MAX_SYNTHETIC, int(steps * BATCH * share / PASSES))
     parts = torch.split(torch.arange(count) % len(images), CHUNK)
     made = (change(images[part].view(-1, 1, side, side), g).reshape(len(part), -1) for part in parts)
     return Source(torch.cat([_shape_inputs(scorer, forward(model, part)) for part in made]), share, label)

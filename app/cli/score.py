@@ -82,13 +82,14 @@ def score(
         sys.stdout.reconfigure(errors="backslashreplace")  # a file's name need not be valid text
     counts: Counter[str] = Counter()
     inputs = _read_all(paths, preprocess.value, detector.image_size, any_file)
-    rows = _counted(_score_all(detector, inputs, threshold), counts)
-    if output is Format.table:
-        _write_table(rows, f"{bundle.label}: an anomaly scores above {threshold:.4g}")
-    elif output is Format.jsonl:
-        _write_jsonl(rows)
-    else:
-        _write_csv(rows)
+    rows = _counted(_score_all(detector, inputs, alpha), counts)
+    with options.errors_as_sentences():
+        if output is Format.table:
+            _write_table(rows, f"{bundle.label}: an anomaly scores above {threshold:.4g}")
+        elif output is Format.jsonl:
+            _write_jsonl(rows)
+        else:
+            _write_csv(rows)
     if counts["failed"]:
         raise typer.Exit(2)
     if fail_on_anomaly and counts["anomalies"]:
@@ -103,17 +104,18 @@ def _counted(rows: Iterator[Row], counts: Counter[str]) -> Iterator[Row]:
         yield row
 
 
-def _score_all(detector: "Detector", inputs: Iterator[Input], threshold: float) -> Iterator[Row]:
+def _score_all(detector: "Detector", inputs: Iterator[Input], alpha: float | None) -> Iterator[Row]:
     """A row for each input, in their order; a row of an unreadable input has the name and the error alone."""
     while batch := list(islice(inputs, _BATCH)):
-        rows = iter(_score_batch(detector, [each for each in batch if each.image is not None], threshold))
+        rows = iter(_score_batch(detector, [each for each in batch if each.image is not None], alpha))
         for each in batch:
             yield {"name": each.name, "error": each.error} if each.image is None else next(rows)
 
 
-def _score_batch(detector: "Detector", batch: Sequence[Input], threshold: float) -> list[Row]:
+def _score_batch(detector: "Detector", batch: Sequence[Input], alpha: float | None) -> list[Row]:
     import numpy as np
 
+    from app.detection.conformal import check_images
     from app.detection.detector import stack_features
 
     images = [each.image for each in batch if each.image is not None]
@@ -121,15 +123,17 @@ def _score_batch(detector: "Detector", batch: Sequence[Input], threshold: float)
         return []
     features = stack_features([image.features for image in images])
     detections = detector.detect(np.stack([image.image for image in images]), features)
+    alpha = detector.bundle.card.alpha if alpha is None else alpha
+    check_images(alpha, int(detections.calibration_sizes.min()))
     return [
         {
             "name": each.name,
             "score": float(detections.scores[index]),
             "p_value": float(detections.p_values[index]),
-            "is_anomaly": float(detections.scores[index]) > threshold,
+            "is_anomaly": bool(detections.p_values[index] <= alpha),
             "reconstruction_error": float(detections.reconstruction_errors[index]),
             "preprocess": list(image.preprocess),
-            "warnings": list(image.warnings),
+            "warnings": [*image.warnings, *(["uncalibrated"] if not detections.calibrated[index] else [])],
         }
         for index, (each, image) in enumerate(zip(batch, images, strict=True))
     ]
@@ -149,9 +153,10 @@ def _read_all(paths: list[Path], preprocess: "Preprocess", size: int, any_file: 
 
 
 def _read_file(file: Path, preprocess: "Preprocess", size: int, any_file: bool) -> Iterator[Input]:
+    from app.detection.imaging.centring import centre_images
     from app.detection.imaging.decode import decode_array, decode_image
     from app.detection.imaging.errors import ImageError
-    from app.detection.imaging.preprocess import PreprocessedImage, centre_images
+    from app.detection.imaging.preprocess import PreprocessedImage
 
     if not any_file and file.exists() and not file.is_file():
         yield Input(str(file), error="not a regular file; --any-file reads it all the same")

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from app.detection.conformal import Calibration
 from app.detection.model_card import Card
-from app.detection.upload_scorer import QuantileMap, UploadScorer
+from app.detection.upload_scorer import UploadCalibration
 
 WEIGHTS = "autoencoder.pth"  # the tutorial network's state_dict
 SCORER = "scorer.npz"  # the fitted scorer's tensors and the calibration scores
@@ -42,7 +42,7 @@ class Bundle:
 
     card: Card
     calibration: Calibration
-    uploads: QuantileMap | None = None  # None: prepared uploads are scored as unprepared images are
+    uploads: UploadCalibration | None = None  # None: prepared uploads are scored as unprepared images are
     files: Mapping[str, bytes] = field(default_factory=dict)  # name -> content, without the report
     folder: Path | None = None  # the folder that it was loaded from
 
@@ -57,7 +57,7 @@ class Bundle:
         return {name: array for name, array in arrays.items() if name not in _CALIBRATION_NAMES and "evidence_" not in name}
 
 
-_CALIBRATION_NAMES = ("calibration", "upload_calibration")
+_CALIBRATION_NAMES = ("calibration", "upload_calibration", "upload_groups")
 
 
 def read_npz(content: bytes, label: str, max_bytes: int = MAX_VERSION_BYTES) -> Arrays:
@@ -92,17 +92,19 @@ def _read_npy(data: bytes) -> NDArray[Any]:
     return np.array(flat.reshape(shape, order="F" if fortran_order else "C"))
 
 
-def write_npz(scorer: Mapping[str, NDArray[Any]], calibration: Calibration, uploads: QuantileMap | None) -> bytes:
+def write_npz(scorer: Mapping[str, NDArray[Any]], calibration: Calibration, uploads: UploadCalibration | None) -> bytes:
     """The content of a scorer.npz."""
     arrays: Arrays = {**scorer, "calibration": calibration.scores}
     if uploads is not None:
-        arrays |= {**uploads.scorer.arrays(), "upload_calibration": uploads.upload_scores}
+        arrays |= uploads.arrays()
     file = io.BytesIO()
     np.savez(file, allow_pickle=False, **arrays)
     return file.getvalue()
 
 
-def read_calibration(content: bytes, label: str, max_bytes: int = MAX_VERSION_BYTES) -> tuple[Calibration, QuantileMap | None]:
+def read_calibration(
+    content: bytes, label: str, max_bytes: int = MAX_VERSION_BYTES
+) -> tuple[Calibration, UploadCalibration | None]:
     """The calibration and, where there is one, the upload scorer of a scorer.npz.
 
     Raises:
@@ -115,8 +117,7 @@ def read_calibration(content: bytes, label: str, max_bytes: int = MAX_VERSION_BY
         calibration = Calibration(arrays["calibration"])
         if "upload_calibration" not in arrays:
             return calibration, None
-        scorer = UploadScorer.from_arrays(arrays)
-        return calibration, QuantileMap.calibrated(scorer, arrays["upload_calibration"], calibration)
+        return calibration, UploadCalibration.from_arrays(arrays, calibration)
     except (KeyError, ValueError, TypeError) as error:
         raise BundleError(f"{label} does not belong to its card: {error}") from error
 

@@ -59,13 +59,8 @@ class Calibration:
 
         Raises CalibrationError if there are too few calibration images for this alpha.
         """
-        rank = self._rank(alpha)
-        if rank < 1:
-            raise CalibrationError(
-                f"alpha {alpha:g} needs at least {images_needed(alpha):,} calibration images, but there are {self.n:,}. "
-                "Ask for a larger alpha or calibrate with more images."
-            )
-        return float(self.scores[self.n - rank])
+        check_images(alpha, self.n)
+        return float(self.scores[self.n - self._rank(alpha)])
 
     def _rank(self, alpha: float) -> int:
         """Return the largest k <= n with k / (n + 1) <= alpha in floating point, so that threshold and p-values agree."""
@@ -88,6 +83,15 @@ def benjamini_hochberg(p_values: NDArray[np.float64], fdr: float) -> float:
     limits = fdr * np.arange(1, count + 1) / count
     (kept,) = np.nonzero(np.sort(p_values) <= limits)
     return float(limits[kept[-1]] if len(kept) else limits[0])
+
+
+def check_images(alpha: float, images: int) -> None:
+    """Raise CalibrationError if a threshold at `alpha` needs more calibration images than `images`."""
+    if images < images_needed(alpha):
+        raise CalibrationError(
+            f"alpha {alpha:g} needs at least {images_needed(alpha):,} calibration images, but there are {images:,}. "
+            "Ask for a larger alpha or calibrate with more images."
+        )
 
 
 def images_needed(alpha: float) -> int:

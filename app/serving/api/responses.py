@@ -16,6 +16,8 @@ from app.detection.imaging.decode import encode_png
 
 Entry = dict[str, Any]
 
+UNCALIBRATED = "uncalibrated"  # warning: no uploads of this kind were calibrated, the promise is that of all kinds together
+
 _HEAT_FULL = 4.0  # a pixel of an error map is white at four times the usual residual
 _ENLARGE = 4  # scale factor
 _GAP = 8  # pixels between the images of a picture
@@ -60,9 +62,10 @@ def score_entries(infos: Sequence[ImageInfo], detections: Detections, threshold:
         detections.scores.tolist(),
         detections.p_values.tolist(),
         detections.reconstruction_errors.tolist(),
+        detections.calibrated.tolist(),
         strict=True,
     )
-    for (name, preprocess, warnings), score, p_value, error in columns:
+    for (name, preprocess, warnings), score, p_value, error, calibrated in columns:
         yield {
             "name": name,
             "score": score,
@@ -70,7 +73,7 @@ def score_entries(infos: Sequence[ImageInfo], detections: Detections, threshold:
             "is_anomaly": score > threshold,
             "reconstruction_error": error,
             "preprocess": preprocess,
-            "warnings": warnings,
+            "warnings": warnings if calibrated else (*warnings, UNCALIBRATED),
         }
 
 

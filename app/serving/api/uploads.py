@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from starlette.requests import Request
 
 from app.detection.detector import stack_features
+from app.detection.imaging.centring import centre_images
 from app.detection.imaging.decode import Preprocess, decode_array, decode_image, decodes_quickly
 from app.detection.imaging.errors import ImageError
-from app.detection.imaging.preprocess import PreprocessedImage, centre_images
+from app.detection.imaging.preprocess import PreprocessedImage
 from app.serving.api.query import NPY
 from app.serving.api.responses import ImageInfo
 from app.serving.engine.admission import Admission

@@ -20,6 +20,9 @@ Floats = NDArray[np.float32]
 Rng = np.random.Generator
 
 PHOTOGRAPH_SHARE = 0.6  # of the uploads; the others are drawings from a screen
+CROPPED_SHARE = 0.25  # tightly cropped
+SMALL_SHARE = 0.4  # digits of 12 to 24 pixels
+BILEVEL_SHARE = 0.35  # at one bit a pixel
 
 
 class Uploads(NamedTuple):
@@ -47,34 +50,86 @@ def synthesise_uploads(images: Pixels, *, seed: int) -> Uploads:
 
 
 def draw_upload(image: Pixels, rng: Rng) -> Pixels:
-    """Draw an upload of one image, uint8 [28, 28]: grey uint8 [H, W] or RGB [H, W, 3], 30 to 170 pixels a side."""
-    photographed = rng.random() < PHOTOGRAPH_SHARE
-    ink = _place_on_page(_redraw_large(image, rng), rng)
+    """Draw an upload of one image, uint8 [28, 28]: grey uint8 [H, W] or RGB [H, W, 3], 4 to 170 pixels a side."""
+    small, bilevel = rng.random() < SMALL_SHARE, rng.random() < BILEVEL_SHARE
+    photographed, cropped = not bilevel and rng.random() < PHOTOGRAPH_SHARE, rng.random() < CROPPED_SHARE
+    cropped &= not (small and photographed)  # nobody could read most of these
+    side = _log_uniform(11.5, 24, rng) if small else _log_uniform(24, 110, rng)
+    ink = _wear(_redraw_large(image, side, rng), rng)
+    ink = _crop(ink, rng) if cropped else _place_on_page(ink, rng)
+    if bilevel:
+        return _scan_one_bit(ink, rng)
     paper, pen = _choose_colours(photographed, rng)
+    has_lines = not small and not cropped
     if photographed:
-        page = np.maximum(_draw_page_lines(ink.shape, rng), _smudges(ink.shape, rng))
+        page = np.maximum(_draw_page_lines(ink.shape, rng), _smudges(ink.shape, rng)) if has_lines else ink
         light = _illumination(ink.shape, rng)
         scene = _blend(np.maximum(ink * rng.uniform(0.75, 1), page), paper, pen) * light[..., None]
         shot = _photograph(scene, blur=rng.uniform(0, 0.012) * min(ink.shape), rng=rng)
     else:
-        shot = np.rint(_blend(ink, paper, pen)).astype(np.uint8)
+        page = _rules(ink.shape, rng) if has_lines else ink
+        shot = np.rint(_blend(np.maximum(ink, page), paper, pen)).astype(np.uint8)
     return shot[..., 0] if rng.random() < 0.4 else shot
 
 
-def _redraw_large(image: Pixels, rng: Rng) -> Floats:
-    """Enlarge the strokes with crisp edges and another stroke width: [h, w] in [0, 1]."""
+def _log_uniform(low: float, high: float, rng: Rng) -> float:
+    return float(np.exp(rng.uniform(np.log(low), np.log(high))))
+
+
+def _redraw_large(image: Pixels, side: float, rng: Rng) -> Floats:
+    """Resize the strokes to a longest side of about `side`, with crisp edges and another stroke width: [h, w] in [0, 1]."""
     inked = image > 0
     rows, columns = np.flatnonzero(inked.any(axis=1)), np.flatnonzero(inked.any(axis=0))
     if len(rows) == 0:
         return np.zeros((24, 24), np.float32)
     cut = np.pad(image[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1], 2)
-    scale = np.exp(rng.uniform(np.log(1.3), np.log(5.0)))
+    scale = side / (max(cut.shape) - 4)
     shape = max(4, round(cut.shape[1] * scale)), max(4, round(cut.shape[0] * scale))
     large = np.asarray(Image.fromarray(cut).resize(shape, Image.Resampling.BICUBIC), np.float32) / np.float32(255)
-    level = rng.uniform(0.25, 0.65)
+    level = rng.uniform(0.25, 0.65) if side > 24 else rng.uniform(0.4, 0.55)
     crispness = max(0.5 / level, 0.5 / (1 - level), scale * rng.uniform(0.5, 1.2))  # paper stays 0, ink reaches 1
     redrawn: Floats = np.clip((large - np.float32(level)) * np.float32(crispness) + np.float32(0.5), 0, 1)
     return redrawn
+
+
+def _wear(ink: Floats, rng: Rng) -> Floats:
+    """The ink [h, w] of a pencil or a dry pen (12 %), of a pen that fails at a few places (8 %), or as it is."""
+    kind = rng.random()
+    if kind < 0.12:
+        cells = max(3, round(max(ink.shape) / rng.uniform(1.5, 7)))
+        cover = Image.fromarray(rng.random((cells, cells), dtype=np.float32)).resize(ink.shape[::-1], Image.Resampling.BILINEAR)
+        least = rng.uniform(0.3, 0.8)
+        return ink * (np.float32(least) + np.float32(1 - least) * np.asarray(cover))
+    if kind < 0.2 and max(ink.shape) > 28:
+        y, x = np.indices(ink.shape, dtype=np.float32)
+        ink = ink.copy()
+        for _ in range(rng.integers(1, 4)):
+            at, angle, reach = rng.uniform(0.1, 0.9, 2) * ink.shape, rng.uniform(0, np.pi), 0.2 * max(ink.shape)
+            along = np.abs((y - at[0]) * np.sin(angle) + (x - at[1]) * np.cos(angle))
+            beside = np.abs((y - at[0]) * np.cos(angle) - (x - at[1]) * np.sin(angle))
+            ink[(along < rng.uniform(0.01, 0.025) * max(ink.shape)) & (beside < reach)] = 0
+    return ink
+
+
+def _scan_one_bit(ink: Floats, rng: Rng) -> Pixels:
+    """Scan ink [H, W] at one bit a pixel, uint8 0 or 255: by a threshold, or 8 % by error diffusion."""
+    grey = np.clip(240 - 220 * ink + rng.normal(0, rng.gamma(2, 4), ink.shape), 0, 255).astype(np.uint8)
+    if min(ink.shape) > 40 and rng.random() < 0.08:
+        bits = np.asarray(Image.fromarray(grey).convert("1"))
+    else:
+        bits = np.asarray(Image.fromarray(grey).filter(ImageFilter.GaussianBlur(rng.uniform(0, 0.7)))) > rng.uniform(100, 155)
+    bits = bits != (rng.random() < 0.15)  # white on black
+    scanned: Pixels = bits.astype(np.uint8) * np.uint8(255)
+    return scanned
+
+
+def _crop(ink: Floats, rng: Rng) -> Floats:
+    """Crop ink [h, w] to a margin of at most an eighth of its length on each side, as segmenters do."""
+    inked = ink > 0.3
+    rows, columns = np.flatnonzero(inked.any(axis=1)), np.flatnonzero(inked.any(axis=0))
+    if len(rows):
+        ink = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    return np.pad(ink, rng.integers(0, 1 + round(0.12 * max(ink.shape)), size=(2, 2)))
 
 
 def _place_on_page(ink: Floats, rng: Rng) -> Floats:
@@ -117,14 +172,27 @@ def _illumination(shape: tuple[int, ...], rng: Rng) -> Floats:
 
 
 def _draw_page_lines(shape: tuple[int, ...], rng: Rng) -> Floats:
-    """Lines along the sides of the page, as the borders of a form field: [H, W] in [0, 1]; 65 % of the pages have none."""
+    """Lines along the sides of the page, as the borders of a form field: [H, W] in [0, 1]; 80 % of the pages have none."""
     page = np.zeros(shape, np.float32)
-    if rng.random() > 0.35:
+    if rng.random() > 0.2:
         return page
     for view in (page, page[::-1], page.T, page.T[::-1]):
         if rng.random() < 0.5:
             start, thick = rng.integers(0, 4), rng.integers(1, 2 + len(view) // 20)
             view[start : start + thick] = rng.uniform(0.4, 1.0)
+    return page
+
+
+def _rules(shape: tuple[int, ...], rng: Rng) -> Floats:
+    """The lines of ruled or squared paper, [H, W] in [0, 1]; 92 % of the pages have none."""
+    page = np.zeros(shape, np.float32)
+    if min(shape) < 50 or rng.random() > 0.08:
+        return page
+    step, thick, level = round(max(shape) * rng.uniform(0.1, 0.3)), rng.integers(1, 3), rng.uniform(0.1, 0.6)
+    for view in (page, page.T)[: rng.integers(1, 3)]:
+        first = rng.integers(0, step)
+        for offset in range(thick):
+            view[first + offset :: step] = level
     return page
 
 

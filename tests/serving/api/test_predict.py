@@ -13,7 +13,7 @@ from scipy.stats import false_discovery_control
 from strokes import npy, png, stroke_images
 
 from app.detection import store
-from app.detection.imaging.preprocess import centre_images
+from app.detection.imaging.centring import centre_images
 from app.detection.runtimes import load_network
 from app.network.detector_network import normalise
 

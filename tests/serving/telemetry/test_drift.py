@@ -231,7 +231,9 @@ def test_an_array_in_order_is_no_drift(tiny_bundle):
     scores = np.zeros(5000, np.float32)
     monitor = TrafficMonitor(Metrics().for_model("mnist"), 100.0)
     monitor.set_model(tiny_bundle, "cpu")
-    monitor.record_batch(tiny_bundle, 5000, Detections(scores, p_values, scores, np.zeros((5000, 2), np.float32)))
+    sizes, calibrated = np.full(5000, tiny_bundle.calibration.n), np.ones(5000, np.bool_)
+    detections = Detections(scores, p_values, scores, np.zeros((5000, 2), np.float32), sizes, calibrated)
+    monitor.record_batch(tiny_bundle, 5000, detections)
     assert monitor.drift().images == 5000
     assert not monitor.drift().drifting
     assert after(p_values, n=tiny_bundle.calibration.n).drifting

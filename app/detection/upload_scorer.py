@@ -17,12 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.detection.conformal import Calibration, CalibrationError
-from app.detection.imaging.upload_features import ONE_SIDED, SCORED_FEATURES, Groups, upload_groups
+from app.detection.imaging.upload_features import FEATURE_NAMES, ONE_SIDED, SCORED_FEATURES, Groups, upload_groups
 
 Values = NDArray[np.floating]
 
 QUANTILE = 0.99
-FEATURE_WEIGHT = 0.5  # of the feature distance beside the image score; 1 catches 8 % fewer anomalies
+OLD_FEATURES = 15  # in versions of older releases: the first of FEATURE_NAMES
+FEATURE_WEIGHT = 0.7  # of the feature distance beside the image score; 1 catches 7 % fewer anomalies
 MIN_STD = 0.1  # of a principal axis of the features: an axis that hardly varies in calibration must not outvote all others
 NEAR_CONSTANT = 1e-3  # a feature with a smaller standard deviation is left out
 MIN_GROUP = 200  # calibration uploads; smaller groups are compared with all uploads
@@ -75,13 +76,20 @@ class UploadScorer:
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> Self:
-        """Rebuild from `arrays()`, or from mean and precision, which older releases wrote. Raises KeyError."""
+        """Rebuild from `arrays()`, or from mean and precision, which older releases wrote.
+
+        Raises:
+            KeyError, ValueError: an array is missing, or is not for the features of uploads.
+        """
         centre, units = arrays["evidence_mean"], arrays["evidence_units"]
-        if "evidence_precision" in arrays:
-            return cls(centre, np.zeros(len(centre)), np.linalg.cholesky(arrays["evidence_precision"]), np.inf, units)
-        return cls(
-            centre, arrays["evidence_sides"], arrays["evidence_whitening"], float(arrays["evidence_max_deviation"]), units
-        )
+        old = "evidence_precision" in arrays
+        sides = np.zeros(len(centre)) if old else arrays["evidence_sides"]
+        whitening = np.linalg.cholesky(arrays["evidence_precision"]) if old else arrays["evidence_whitening"]
+        cap = np.inf if old else float(arrays["evidence_max_deviation"])
+        expected = OLD_FEATURES if old else len(FEATURE_NAMES)
+        if centre.shape != (expected,) or sides.shape != (expected,) or whitening.shape != (expected, expected):
+            raise ValueError(f"the upload scorer is not for {expected} upload features")
+        return cls(centre, sides, whitening, cap, units)
 
 
 def _deviations(features: Values, centre: NDArray[np.float64], sides: NDArray[np.float64]) -> NDArray[np.float64]:

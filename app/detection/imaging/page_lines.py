@@ -3,7 +3,7 @@
 A line crosses the whole image. Where a stroke crosses the line, the stroke is kept: as in staff-line removal (Dalitz et al., A
 comparative study of staff removal algorithms, IEEE TPAMI 2008), only pixels whose run across the line is as short as the line
 is thick are removed. In a tight crop a stroke of the digit may itself cross the image. So a line must also be a large
-part of its connected component, unless it is thin and the digit keeps a distance from the border.
+part of its connected component, unless the digit keeps a distance from the border.
 """
 
 import numpy as np
@@ -17,7 +17,10 @@ MAX_THICKNESS = 0.2  # of the image's side
 THIN = 0.05  # of the image's side: thicker lines may be strokes of a tightly cropped digit
 MIN_SHARE, MIN_SHARE_THICK = 0.4, 0.8  # of a component, by thin lines and by thick ones
 DARKER = 1.25  # times the strength of the line: stronger ink belongs to a stroke
-FREE = 0.05  # of the image's side: smallest distance from the border of a digit that stands free
+FREE, FREE_THICK = (
+    0.05,
+    0.1,
+)  # of the side: distance from the border of a digit that stands free of thin or thick lines
 MIN_REMAINS = 0.15  # of the ink
 
 
@@ -41,19 +44,19 @@ def _find_lines(mask: Mask, intensity: Floats) -> Mask:
     if lines.sum() > (1 - MIN_REMAINS) * mask.sum():
         return np.zeros_like(mask)
     thin = max(row_share, column_share) <= THIN
-    if thin and _stands_free(mask & ~lines, intensity):
+    if _stands_free(mask & ~lines, intensity, FREE if thin else FREE_THICK):
         return lines
     components = label_components(mask, np.ones_like(intensity))
     share = np.bincount(components.labels[lines], minlength=len(components.mass)) / components.mass
     return lines & components.mask_of(share >= (MIN_SHARE if thin else MIN_SHARE_THICK))
 
 
-def _stands_free(ink: Mask, intensity: Floats) -> bool:
+def _stands_free(ink: Mask, intensity: Floats, distance: float) -> bool:
     """Return whether the heaviest component keeps a distance from the border, unlike a tightly cropped digit."""
     components = label_components(ink, intensity)
     main = int(np.argmax(components.mass))
     height, width = ink.shape
-    down, across = FREE * height, FREE * width
+    down, across = distance * height, distance * width
     inside = components.top[main] > down and components.bottom[main] < height - down
     return bool(inside and components.left[main] > across and components.right[main] < width - across)
 

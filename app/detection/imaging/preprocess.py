@@ -125,17 +125,16 @@ def _otsu(intensity: Floats) -> float:
 def _edge_components(components: ConnectedComponents) -> Mask:
     """Find components close along an edge: remains of borders, parts of neighbours, shadows of the cell.
 
-    In a tight crop, where the heaviest component reaches two edges, they are parts of the digit.
+    In a tight crop, where the main component reaches two edges, they are parts of the digit.
     """
     height, width = components.labels.shape
     reach_y = np.minimum(components.bottom, height - components.top) / height
     reach_x = np.minimum(components.right, width - components.left) / width
     strips = _touches_edge(components) & (np.minimum(reach_x, reach_y) <= 0.2)
-    if len(strips):
-        main = int(np.argmax(components.mass))
+    if strips.any() and not strips[main := _main_component(components)]:
         edges = int(components.top[main] <= 0) + int(components.left[main] <= 0)
         edges += int(components.bottom[main] >= height) + int(components.right[main] >= width)
-        strips &= bool(strips[main]) or edges < 2
+        strips &= edges < 2
     return components.mask_of(strips)
 
 
@@ -146,22 +145,25 @@ def _touches_edge(components: ConnectedComponents) -> Mask:
     return touches
 
 
-def _select_components(components: ConnectedComponents) -> Mask:
-    """Select the heaviest component near the middle, and its neighbours, which are parts of broken strokes: [K]."""
+def _main_component(components: ConnectedComponents) -> int:
+    """Return the heaviest component near the middle."""
     height, width = components.labels.shape
     off_x = (components.left + components.right) / (2 * width) - 0.5
     off_y = (components.top + components.bottom) / (2 * height) - 0.5
-    at_edge = _touches_edge(components)
-    weight = components.mass * (1.2 - np.hypot(off_x, off_y)) * np.where(at_edge, 0.4, 1.0)
-    main = np.argmax(weight)
-    selected = np.equal(np.arange(len(weight)), main)
-    reach = np.where(~at_edge | at_edge[main], 0.12, 0.04)  # those at the edge may be parts of neighbours
+    return int(np.argmax(components.mass * (1.2 - np.hypot(off_x, off_y)) * np.where(_touches_edge(components), 0.4, 1.0)))
+
+
+def _select_components(components: ConnectedComponents) -> Mask:
+    """Select the main component and its neighbours, which are parts of broken strokes: [K]."""
+    main, at_edge = _main_component(components), _touches_edge(components)
+    selected = np.equal(np.arange(len(at_edge)), main)
+    allowed = ~at_edge | at_edge[main]
     for _ in range(3):
         left, top, right, bottom = _bounds(components, selected)
-        gap = reach * max(right - left, bottom - top)
+        gap = 0.12 * max(right - left, bottom - top)
         near = (components.left < right + gap) & (components.right > left - gap)
         near &= (components.top < bottom + gap) & (components.bottom > top - gap)
-        selected |= near & (components.mass > 0.03 * components.mass[selected].sum())
+        selected |= near & allowed & (components.mass > 0.03 * components.mass[selected].sum())
     return selected
 
 

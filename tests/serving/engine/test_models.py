@@ -13,13 +13,14 @@ from strokes import npy, png, stroke_images
 from app.detection import store
 from app.detection.bundle import SCORER, WEIGHTS
 from app.detection.detector import Detector
+from app.detection.imaging.centring import centre_images
 from app.detection.store import StoreError
 from app.serving import schemas
 from app.serving.engine.models import Model, Models, UnknownModel
 from app.serving.engine.reload import Versions
 from app.serving.telemetry.metrics import Metrics
 
-IMAGES = stroke_images(6, seed=9)
+IMAGES = centre_images(stroke_images(6, seed=9))[0]  # as `auto` leaves them
 NPY, PNG = {"content-type": "application/x-npy"}, {"content-type": "image/png"}
 
 

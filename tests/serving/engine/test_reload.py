@@ -16,6 +16,7 @@ from strokes import npy, png, stroke_images
 from app.detection import store
 from app.detection.bundle import ONNX_FILES, SCORER, WEIGHTS, sha256
 from app.detection.detector import Detector
+from app.detection.imaging.centring import centre_images
 from app.detection.imaging.upload_features import FEATURE_NAMES
 from app.detection.store import CARD, StoreError
 from app.network.autoencoder import Autoencoder, ModelConfig
@@ -23,7 +24,7 @@ from app.serving import schemas
 from app.serving.engine.reload import Versions
 
 PNG, NPY = {"content-type": "image/png"}, {"content-type": "application/x-npy"}
-IMAGES = stroke_images(6, seed=9)
+IMAGES = centre_images(stroke_images(6, seed=9))[0]  # as `auto` leaves them
 
 
 @pytest.fixture(scope="module")

@@ -32,6 +32,7 @@ from app.serving.engine.admission import Admission
 from app.serving.engine.decoders import Decoders
 from app.serving.engine.models import Model, Models
 from app.serving.engine.reload import Versions
+from app.serving.engine.thread_stage import Stages, ThreadStage
 from app.serving.http.access_log import AccessLog
 from app.serving.http.auth import ApiKeyAuth, read_keys
 from app.serving.http.body import ByteBudget
@@ -64,16 +65,21 @@ class _Engine:
         shared = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
         self.settings = settings
         self.metrics = Metrics(Path(shared) if shared else None)
+        deadline_s = settings.deadline_ms / 1000
+        self.stages = Stages(
+            arrays=ThreadStage("arrays", deadline_s=deadline_s, max_jobs=settings.max_waiting),
+            pictures=ThreadStage("pictures", deadline_s=deadline_s, max_jobs=settings.max_waiting),
+        )
         self.models = Models(settings.model, self._make_model, partial(_other_names, settings))
-        self.admission = Admission(max_waiting=settings.max_waiting, deadline_s=settings.deadline_ms / 1000)
+        self.admission = Admission(max_waiting=settings.max_waiting, deadline_s=deadline_s)
         self.decoders = Decoders(
             processes=settings.decoders,
             max_pixels=settings.max_pixels,
-            deadline_s=settings.deadline_ms / 1000,
+            deadline_s=deadline_s,
             max_jobs=settings.max_waiting,
             on_stopped=self.metrics.record_stopped_decoder,
         )
-        self.uploads = Uploads(settings, self.admission, self.decoders)
+        self.uploads = Uploads(settings, self.admission, self.decoders, self.stages)
         self.draining = Draining()
         self.health = HealthEndpoints(self.models, ServerStatus(self.draining, self.admission, self.metrics))
         self.access_log = AccessLog(as_json=settings.log_format == "json") if settings.access_log else None
@@ -93,7 +99,7 @@ class _Engine:
         for task in tasks:
             task.cancel()
         await asyncio.to_thread(self.decoders.close)
-        self.models.close()
+        self.stages.close()
         if self.access_log is not None:
             self.access_log.flush()
 
@@ -103,6 +109,7 @@ class _Engine:
             _versions(settings, name),
             self.metrics.for_model(name),
             max_batch_size=settings.max_batch_size,
+            arrays=self.stages.arrays,
             drift_level=settings.drift_level,
         )
 
@@ -123,9 +130,9 @@ def create_app(settings: Settings) -> ASGIApp:
     auth = ApiKeyAuth(_read_keys(settings))
     engine = _Engine(settings)
     models, admission, metrics = engine.models, engine.admission, engine.metrics
-    endpoints = Endpoints(models, engine.uploads, admission, metrics, settings)
-    model_info = ModelInfoEndpoints(models, settings)
-    open_inference = OpenInference(models, admission, engine.draining, settings)
+    endpoints = Endpoints(models, engine.uploads, admission, engine.stages, metrics, settings)
+    model_info = ModelInfoEndpoints(models, engine.stages.pictures, settings)
+    open_inference = OpenInference(models, admission, engine.stages, engine.draining, settings)
     app = FastAPI(lifespan=engine.lifespan, **_DOCUMENT)
     problem_responses = ProblemResponses(metrics)
     problem_responses.add_to(app)
@@ -135,7 +142,12 @@ def create_app(settings: Settings) -> ASGIApp:
         app,
         fast_endpoints={"/score": endpoints.score, "/embed": endpoints.embed, "/reconstruct": endpoints.reconstruct},
         auth=auth,
-        limits=RequestLimits(ByteBudget(settings.max_bodies_bytes), settings.max_body_bytes, settings.body_timeout_s),
+        limits=RequestLimits(
+            ByteBudget(settings.max_bodies_bytes),
+            ByteBudget(settings.max_answers_bytes),
+            settings.max_body_bytes,
+            settings.body_timeout_s,
+        ),
         metrics=metrics,
         problem_responses=problem_responses,
         draining=engine.draining,

@@ -5,7 +5,7 @@ The hot endpoints build the same fields without these models, for speed; tests c
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, FailFast, Field
 
 from app.detection.model_card import Card
 
@@ -103,7 +103,8 @@ MAX_POINTS = 1024  # in one request of /decode
 
 Point = Annotated[
     list[Annotated[float, Field(ge=-MAX_COORDINATE, le=MAX_COORDINATE)]],
-    Field(min_length=1),  # the endpoint checks that there are as many as the model has dimensions
+    Field(min_length=1),
+    FailFast(),  # the endpoint checks that there are as many as the model has dimensions
 ]
 
 
@@ -112,7 +113,7 @@ class DecodeRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    embedding: list[Point] = Field(min_length=1, max_length=MAX_POINTS, examples=[[[0.5, -1.0]]])
+    embedding: Annotated[list[Point], FailFast()] = Field(min_length=1, max_length=MAX_POINTS, examples=[[[0.5, -1.0]]])
 
 
 class DecodeResponse(_ResponsePart):

@@ -2,7 +2,9 @@
 
 import asyncio
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Concatenate, ParamSpec
 
 import numpy as np
 from fastapi import APIRouter
@@ -19,12 +21,18 @@ from app.serving.api.openapi import API_KEY, BINARY, ModelName, json_body, probl
 from app.serving.api.query import JSON, PNG
 from app.serving.api.responses import json_bytes, model_entry, picture_text, to_uint8
 from app.serving.engine.models import Models
-from app.serving.errors import NotFound, OutOfRange, from_validation_error
+from app.serving.engine.thread_stage import Deadline, ThreadStage
+from app.serving.errors import DeadlinePassed, NotFound, OutOfRange, from_validation_error
 from app.serving.http.body import read_body
 from app.serving.settings import Settings
 
 _COORDINATE_BYTES = 64  # of JSON: all digits of a coordinate fit
+_POINT_S, _LATENT_S = 60e-6, 0.05  # cost of a point of /decode, of the map of the latent space
+_CHUNK_POINTS = 64  # between two looks at the deadline
 _MAX_DECODE_BYTES = 2**19  # parsed in 15 ms on the event loop; 1,024 points of 25 such coordinates fit
+
+
+Parameters = ParamSpec("Parameters")
 
 
 class PngFile(FileResponse):
@@ -34,9 +42,11 @@ class PngFile(FileResponse):
 class ModelInfoEndpoints:
     """/models, /model, /model/report/{picture}, /latent and /decode."""
 
-    def __init__(self, models: Models, settings: Settings) -> None:
+    def __init__(self, models: Models, pictures: ThreadStage, settings: Settings) -> None:
+        """`pictures` is the thread that makes pictures of points."""
         self._models = models
-        self._settings = settings
+        self._pictures = pictures
+        self._deadline_s = settings.deadline_ms / 1000
         self.router = router = APIRouter(tags=["model"], dependencies=API_KEY)
         router.get("/models", operation_id="get_models", responses=problems(401))(self.models)
         router.get("/model", operation_id="get_model", responses=problems(401, 404))(self.card)
@@ -53,7 +63,7 @@ class ModelInfoEndpoints:
             "/decode",
             operation_id="decode",
             response_model=schemas.DecodeResponse,
-            responses=problems(400, 401, 404, 408, 413, 422, 503),
+            responses=problems(400, 401, 404, 408, 413, 422, 503, 504),
             openapi_extra=json_body(schemas.DecodeRequest),
         )(self.decode)
 
@@ -81,7 +91,7 @@ class ModelInfoEndpoints:
         path = _report_file(self._detector(model).bundle, "latent.npz")
         if path is None:
             raise NotFound("This version has no map of its latent space.")
-        return await asyncio.to_thread(_latent_response, path)
+        return await self._on_thread(_LATENT_S, _latent_response, path)
 
     async def decode(self, request: Request, model: ModelName = None) -> Response:
         """The images that the decoder makes of points in the latent space."""
@@ -95,7 +105,22 @@ class ModelInfoEndpoints:
         dimensions = detector.latent_dim
         if any(len(point) != dimensions for point in points):
             raise OutOfRange(f"Each point of embedding must have {dimensions} coordinates.")
-        return await asyncio.to_thread(_decode_response, detector, np.array(points, np.float32))
+        cost = len(points) * _POINT_S
+        return await self._on_thread(cost, _decode_response, detector, np.array(points, np.float32))
+
+    async def _on_thread(
+        self,
+        cost_s: float,
+        work: Callable[Concatenate[Deadline, Parameters], Response],
+        *arguments: Parameters.args,
+        **options: Parameters.kwargs,
+    ) -> Response:
+        """The response that `work` makes on the thread. Raises DeadlinePassed or Overloaded."""
+        due = asyncio.get_running_loop().time() + self._deadline_s
+        try:
+            return await self._pictures.run(cost_s, due, work, *arguments, **options)
+        except TimeoutError:
+            raise DeadlinePassed("The request was not answered before its deadline; the server is busy.") from None
 
     def _detector(self, model: str | None) -> Detector:
         return self._models.find(model).inference.detector
@@ -131,7 +156,7 @@ def _report_file(bundle: Bundle, name: str) -> Path | None:
     return bundle.folder / listed
 
 
-def _latent_response(path: Path) -> Response:
+def _latent_response(deadline: Deadline, path: Path) -> Response:
     """latent.npz -> JSON. Written by hand: pydantic would check 10,000 points on the event loop."""
     try:
         arrays = read_npz(path.read_bytes(), path.name)
@@ -141,7 +166,10 @@ def _latent_response(path: Path) -> Response:
     return Response(json_bytes(content), media_type=JSON)
 
 
-def _decode_response(detector: Detector, embeddings: NDArray[np.float32]) -> Response:
-    """Embeddings [N, D] -> JSON with a PNG for each."""
-    pictures = [picture_text(to_uint8(image)) for image in detector.decode(embeddings)]
+def _decode_response(deadline: Deadline, detector: Detector, embeddings: NDArray[np.float32]) -> Response:
+    """Embeddings [N, D] -> JSON with a PNG for each. Raises TimeoutError after the deadline."""
+    pictures = []
+    for start in range(0, len(embeddings), _CHUNK_POINTS):
+        deadline.check()
+        pictures += [picture_text(to_uint8(image)) for image in detector.decode(embeddings[start : start + _CHUNK_POINTS])]
     return Response(json_bytes({"model": model_entry(detector.bundle), "images": pictures}), media_type=JSON)

@@ -27,12 +27,14 @@ from app.serving.api.responses import Entry
 from app.serving.engine.admission import Admission
 from app.serving.engine.inference import Inference, InferenceResult, Job, RequestedOutputs
 from app.serving.engine.models import Models
+from app.serving.engine.thread_stage import Deadline, Stages
 from app.serving.errors import BadRequest, NotFound, OutOfRange, TooLarge, Unavailable, from_validation_error
 from app.serving.http.body import read_body
 from app.serving.http.shutdown import Draining
 from app.serving.settings import Settings
 
 _INLINE_BYTES = 16 * 1024  # larger bodies are parsed on a thread
+_PARSE_BYTE_S, _ENTRY_S = 50e-9, 10e-6  # cost of parsing a byte of JSON, of an image in a response
 _PLATFORMS = {"onnx": "onnxruntime_onnx", "torch": "pytorch_state_dict"}  # by the detector's runtime
 _SCORING_OUTPUTS = frozenset({"score", "p_value", "is_anomaly"})
 
@@ -40,9 +42,10 @@ _SCORING_OUTPUTS = frozenset({"score", "p_value", "is_anomaly"})
 class OpenInference:
     """The endpoints under /v2."""
 
-    def __init__(self, models: Models, admission: Admission, draining: Draining, settings: Settings) -> None:
+    def __init__(self, models: Models, admission: Admission, stages: Stages, draining: Draining, settings: Settings) -> None:
         self._models = models
         self._admission = admission
+        self._stages = stages
         self._draining = draining
         self._settings = settings
         self.router = APIRouter(prefix="/v2", tags=["open inference"])
@@ -117,20 +120,26 @@ class OpenInference:
         headers = dict(request.scope["headers"])
         body = await read_body(request.receive, headers, limit=settings.max_body_bytes)
         inline = len(body) <= _INLINE_BYTES
-        with self._admission:
-            deadline = loop.time() + settings.deadline_ms / 1000
-            parsed = _parse(body, detector) if inline else await asyncio.to_thread(_parse, body, detector)
-            infer_request, pixels = parsed
-            outputs = self._requested_outputs(infer_request, len(pixels), watch=watch)
-            try:
+        deadline = loop.time() + settings.deadline_ms / 1000
+        try:
+            with self._admission:
+                if inline:
+                    infer_request, pixels = _parse(None, body, detector)
+                else:
+                    with self._admission.elsewhere():
+                        cost = len(body) * _PARSE_BYTE_S
+                        infer_request, pixels = await self._stages.pictures.run(cost, deadline, _parse, body, detector)
+                outputs = self._requested_outputs(infer_request, len(pixels), watch=watch)
                 result = await self._score(inference, pixels, outputs, deadline)
-            except TimeoutError:
-                raise deadline_error(settings) from None
-            if pinned and result.bundle is not detector.bundle:  # replaced while the request waited
-                raise NotFound(f"Version {detector.bundle.card.version} is no longer in service.")
-            if inline:
-                return _response(infer_request, result)
-            return await asyncio.to_thread(_response, infer_request, result)
+                if pinned and result.bundle is not detector.bundle:  # replaced while the request waited
+                    raise NotFound(f"Version {detector.bundle.card.version} is no longer in service.")
+                if inline:
+                    return _response(None, infer_request, result)
+                with self._admission.elsewhere():
+                    cost = len(pixels) * _ENTRY_S
+                    return await self._stages.pictures.run(cost, deadline, _response, infer_request, result)
+        except TimeoutError:
+            raise deadline_error(settings) from None
 
     def _requested_outputs(self, infer_request: schemas.InferRequest, images: int, *, watch: bool) -> RequestedOutputs:
         """What the detector must compute. Raises TooLarge for too many reconstructions."""
@@ -146,7 +155,8 @@ class OpenInference:
         self, inference: Inference, pixels: NDArray[np.uint8], outputs: RequestedOutputs, deadline: float
     ) -> InferenceResult:
         if len(pixels) > self._settings.max_batch_size:
-            return await inference.infer_array(pixels, outputs)
+            with self._admission.elsewhere():
+                return await inference.infer_array(pixels, outputs, deadline=deadline)
         return await inference.infer(Job(pixels, None, outputs), deadline=deadline)
 
     def _find(self, model: str, version: str | None = None) -> Inference:
@@ -184,7 +194,7 @@ def _outputs(size: int, latent: int) -> dict[str, tuple[str, list[int]]]:
     }
 
 
-def _parse(body: bytes, detector: Detector) -> tuple[schemas.InferRequest, NDArray[np.uint8]]:
+def _parse(deadline: Deadline | None, body: bytes, detector: Detector) -> tuple[schemas.InferRequest, NDArray[np.uint8]]:
     """The request and its images [N, S, S]. Raises BadRequest or OutOfRange."""
     if body.count(b"[") + body.count(b"{") > 64 + len(body) // 16:  # an empty list in 3 bytes of JSON takes 56 bytes of memory
         raise BadRequest("The body has more nested lists than images need.")
@@ -234,7 +244,7 @@ def _output_names(infer_request: schemas.InferRequest) -> Sequence[str]:
     return [name for name in _outputs(0, 0) if name != "reconstruction"]
 
 
-def _response(infer_request: schemas.InferRequest, result: InferenceResult) -> Response:
+def _response(deadline: Deadline | None, infer_request: schemas.InferRequest, result: InferenceResult) -> Response:
     """The requested outputs as JSON. Raises OutOfRange for an alpha that the calibration cannot give."""
     card, detections = result.bundle.card, result.detections
     alpha = infer_request.parameters.alpha if infer_request.parameters else None

@@ -4,6 +4,8 @@ import asyncio
 import math
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -20,11 +22,14 @@ from app.serving.api.uploads import Body, Upload, Uploads, combine_problems
 from app.serving.engine.admission import Admission
 from app.serving.engine.inference import Inference, InferenceResult, Job, RequestedOutputs
 from app.serving.engine.models import Models
+from app.serving.engine.thread_stage import Deadline, Stages
 from app.serving.errors import DeadlinePassed, OutOfRange, TooLarge
 from app.serving.settings import Settings
 from app.serving.telemetry.metrics import Metrics
 
 _INLINE_IMAGES = 64  # responses for more images are built on a thread
+_PIECE_ENTRIES = 64
+_ENTRY_S, _PICTURE_S = 5e-6, 400e-6  # cost of an image in a response
 
 
 class Decision(NamedTuple):
@@ -98,11 +103,20 @@ class _Call(NamedTuple):
 class Endpoints:
     """The three endpoints, with everything that they need."""
 
-    def __init__(self, models: Models, uploads: Uploads, admission: Admission, metrics: Metrics, settings: Settings) -> None:
+    def __init__(
+        self,
+        models: Models,
+        uploads: Uploads,
+        admission: Admission,
+        stages: Stages,
+        metrics: Metrics,
+        settings: Settings,
+    ) -> None:
         self._models = models
         self._uploads = uploads
         self._admission = admission
-        self._array_admission = Admission(max_waiting=settings.max_arrays, deadline_s=math.inf)
+        self._large_arrays = Admission(max_waiting=settings.max_arrays, deadline_s=math.inf)
+        self._stages = stages
         self._metrics = metrics
         self._settings = settings
         self._deadline_s = settings.deadline_ms / 1000
@@ -139,22 +153,28 @@ class Endpoints:
         clock, spec, inference = time.perf_counter, call.spec, call.inference
         started, size = clock(), inference.detector.image_size
         if body.kind == NPY:
-            upload = await self._uploads.decode_array(body, call.options.preprocess, size)
+            upload = await self._uploads.decode_array(body, call.options.preprocess, size, deadline=call.deadline)
         else:
             upload = await self._uploads.decode(body, call.options.preprocess, size, deadline=call.deadline)
         self._check_upload(upload, spec, call.media)
         decoded = clock()
         outputs = spec.outputs if call.options.watch == "1" else spec.outputs._replace(verdicts=False)
         if upload.is_array:
-            with self._admission.elsewhere(), self._array_admission:
-                result = await inference.infer_array(upload.images, outputs)
+            if call.media == NPY:
+                outputs = outputs._replace(error_maps=False)
+            is_large = len(body.data) > self._settings.max_body_bytes
+            with self._admission.elsewhere(), self._large_arrays if is_large else nullcontext():
+                result = await inference.infer_array(upload.images, outputs, deadline=call.deadline)
         else:
             result = await inference.infer(Job(upload.images, upload.features, outputs), deadline=call.deadline)
         inferred = clock()
         if len(upload.infos) <= _INLINE_IMAGES and not spec.outputs.error_maps:
-            response = _render_response(call, upload, result)
+            response = _render_response(None, call, upload, result)
         else:
-            response = await asyncio.to_thread(_render_response, call, upload, result)
+            stage = self._stages.arrays if upload.is_array else self._stages.pictures
+            cost = len(upload.infos) * (_PICTURE_S if spec.outputs.error_maps and call.media != NPY else _ENTRY_S)
+            with self._admission.elsewhere():
+                response = await stage.run(cost, call.deadline, _render_response, call, upload, result)
         decode_s, queue_s = decoded - started, max(inferred - decoded - result.infer_s, 0.0)
         encode_s = clock() - inferred
         self._metrics.record_stages(decode_s, queue_s, result.infer_s, encode_s)
@@ -176,8 +196,8 @@ def deadline_error(settings: Settings) -> DeadlinePassed:
     return DeadlinePassed(f"The request was not answered within {settings.deadline_ms:g} ms; the server is busy.")
 
 
-def _render_response(call: _Call, upload: Upload, result: InferenceResult) -> Response:
-    """The result in the media type that was negotiated."""
+def _render_response(deadline: Deadline | None, call: _Call, upload: Upload, result: InferenceResult) -> Response:
+    """The result in the media type that was negotiated. Raises TimeoutError after the deadline."""
     request, spec, media = call.request, call.spec, call.media
     if media == NPY:
         array = spec.array(result)
@@ -186,11 +206,24 @@ def _render_response(call: _Call, upload: Upload, result: InferenceResult) -> Re
     if media == PNG:
         return BytesResponse(responses.contact_sheet(upload.images, result.detections), PNG)
     decision = decide(result, call.options)
-    results = list(spec.entries(upload, result, decision))
+    entries = spec.entries(upload, result, decision)
+    if len(upload.infos) > _INLINE_IMAGES and not upload.failed:
+        return BytesResponse(_json_in_pieces(deadline, spec.head(result.bundle, decision), entries), JSON)
+    results = list(entries)
     for index, (name, problem) in sorted(upload.failed.items()):
         error = problem.body(request.scope["path"], request.scope["state"]["request_id"])
         results.insert(index, {"name": name, "error": error})
     return BytesResponse(responses.json_bytes({**spec.head(result.bundle, decision), "results": results}), JSON)
+
+
+def _json_in_pieces(deadline: Deadline | None, head: Entry, entries: Iterator[Entry]) -> bytes:
+    """`head` with the entries as `results`; other threads can run, and the deadline is checked, between the pieces."""
+    pieces = []
+    while piece := list(islice(entries, _PIECE_ENTRIES)):
+        if deadline is not None:
+            deadline.check()
+        pieces.append(responses.json_bytes(piece)[1:-1])
+    return b'%b,"results":[%b]}' % (responses.json_bytes(head)[:-1], b",".join(pieces))
 
 
 def decide(result: InferenceResult, options: Options) -> Decision:

@@ -1,8 +1,6 @@
 """Uploads: a request in, uint8 images out, in any of the three forms of the contract: one image, a form, or an array."""
 
-import asyncio
 from collections.abc import Mapping, Sequence
-from functools import partial
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -19,6 +17,7 @@ from app.serving.api.query import NPY
 from app.serving.api.responses import ImageInfo
 from app.serving.engine.admission import Admission
 from app.serving.engine.decoders import DecodeOptions, Decoders, Result
+from app.serving.engine.thread_stage import Deadline, Stages
 from app.serving.errors import InvalidBody, Problem, UnsupportedType, from_image_error
 from app.serving.http.body import Part, media_type, parse_form, read_body
 from app.serving.settings import Settings
@@ -28,6 +27,8 @@ IMAGE_TYPES = frozenset({"image/png", "image/jpeg", "image/webp", "image/bmp", "
 _UNDECLARED = ("", "application/octet-stream")  # content types of form parts whose client names no type
 _INLINE_FORM_BYTES = 2048  # larger forms are parsed on a thread
 _INLINE_ARRAY_IMAGES = 256  # larger arrays are centred on a thread
+_CHUNK_IMAGES = 1024  # that are centred between two looks at the deadline
+_ARRAY_IMAGE_S, _FORM_BYTE_S = 5e-6, 2e-9  # cost of centring an image, of parsing a byte of a form
 _INLINE_LENGTH_DIGITS = 4  # a Content-Length of more digits announces an image for the decoder processes
 _INLINE_INFO = [ImageInfo("image")]  # of an unprepared image that is the whole body
 
@@ -53,10 +54,11 @@ class Body(NamedTuple):
 class Uploads:
     """Reads and decodes uploads under the limits of the settings."""
 
-    def __init__(self, settings: Settings, admission: Admission, decoders: Decoders) -> None:
+    def __init__(self, settings: Settings, admission: Admission, decoders: Decoders, stages: Stages) -> None:
         self._settings = settings
         self._admission = admission
         self._decoders = decoders
+        self._stages = stages
 
     async def receive(self, request: Request, headers: Mapping[bytes, bytes]) -> Body:
         """The request's body. Raises Overloaded, UnsupportedType, TooLarge, RequestTimeout or InvalidBody."""
@@ -72,13 +74,18 @@ class Uploads:
             raise InvalidBody("The body is empty.")
         return Body(kind, content_type, data)
 
-    async def decode_array(self, body: Body, preprocess: Preprocess, size: int) -> Upload:
-        """The images of an array, size x size. Raises InvalidBody or TooLarge."""
+    async def decode_array(self, body: Body, preprocess: Preprocess, size: int, *, deadline: float) -> Upload:
+        """The images of an array, size x size. Raises InvalidBody, TooLarge, Overloaded or TimeoutError."""
         try:
             array = decode_array(body.data, max_images=self._settings.max_array_images, size=size)
         except ImageError as error:
             raise from_image_error(error) from None
-        return await _array_upload(array, centre=preprocess != "none")
+        centre = preprocess != "none"
+        if len(array) <= _INLINE_ARRAY_IMAGES:
+            return _array_upload(None, array, centre=centre)
+        cost = len(array) * _ARRAY_IMAGE_S
+        with self._admission.elsewhere():
+            return await self._stages.arrays.run(cost, deadline, _array_upload, array, centre=centre)
 
     async def decode(self, body: Body, preprocess: Preprocess, size: int, *, deadline: float) -> Upload:
         """The images of a file or form, size x size.
@@ -98,8 +105,12 @@ class Uploads:
         return _prepared_upload([("image", result)], {})
 
     async def _decode_form(self, body: Body, options: DecodeOptions, deadline: float) -> Upload:
-        parse = partial(parse_form, body.data, body.content_type, max_parts=self._settings.max_images)
-        parts = parse() if len(body.data) <= _INLINE_FORM_BYTES else await asyncio.to_thread(parse)
+        if len(body.data) <= _INLINE_FORM_BYTES:
+            parts = _parse_form(None, body, self._settings.max_images)
+        else:
+            cost = len(body.data) * _FORM_BYTE_S
+            with self._admission.elsewhere():
+                parts = await self._stages.pictures.run(cost, deadline, _parse_form, body, self._settings.max_images)
         failed: dict[int, tuple[str, Problem]] = {
             index: (part.name, problem) for index, part in enumerate(parts) if (problem := _wrong_type(part))
         }
@@ -135,14 +146,23 @@ def _wrong_type(part: Part) -> UnsupportedType | None:
     return UnsupportedType(f"{part.name}: {part.content_type} is not accepted; send an image.")
 
 
-async def _array_upload(array: NDArray[np.uint8], *, centre: bool) -> Upload:
+def _parse_form(deadline: Deadline | None, body: Body, max_parts: int) -> list[Part]:
+    return parse_form(body.data, body.content_type, max_parts=max_parts)
+
+
+def _array_upload(deadline: Deadline | None, array: NDArray[np.uint8], *, centre: bool) -> Upload:
     """An upload of the images of an array [N, S, S]; images that lie off the middle are shifted if `centre`."""
     if not centre:
         return Upload(array, [ImageInfo(str(index)) for index in range(len(array))], is_array=True)
-    inline = len(array) <= _INLINE_ARRAY_IMAGES
-    images, moved = centre_images(array) if inline else await asyncio.to_thread(centre_images, array)
-    infos = [ImageInfo(str(index), ("centred",) if shifted else ()) for index, shifted in enumerate(moved.tolist())]
-    return Upload(images, infos, is_array=True)
+    chunks, infos = [], []
+    for start in range(0, len(array), _CHUNK_IMAGES):
+        if deadline is not None:
+            deadline.check()
+        images, moved = centre_images(array[start : start + _CHUNK_IMAGES])
+        chunks.append(images)
+        shifts = enumerate(moved.tolist(), start)
+        infos += [ImageInfo(str(index), ("centred",) if shifted else ()) for index, shifted in shifts]
+    return Upload(chunks[0] if len(chunks) == 1 else np.concatenate(chunks), infos, is_array=True)
 
 
 def _prepared_upload(prepared: list[tuple[str, PreprocessedImage]], failed: dict[int, tuple[str, Problem]]) -> Upload:

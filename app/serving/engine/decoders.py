@@ -28,7 +28,7 @@ _FAST_LANE_S = 0.1  # CPU seconds that the header may promise: a JPEG of 30 or a
 _FAST_CPU_LIMIT_S = 0.5  # for an image in the fast lane
 _SLOW_CPU_LIMIT_S = 2.0  # 25 million pixels of PNG with transparency take 0.9 s
 _FAST_WAIT = 0.1  # of the deadline: the longest wait in the fast lane before uploads are refused
-_SLOW_WAIT = 0.5
+_SLOW_WAIT = 0.2
 _SIGPROF, _SIGKILL = -signal.SIGPROF, -signal.SIGKILL  # exit codes of decoder processes
 
 Result = PreprocessedImage | ImageError

@@ -3,10 +3,8 @@
 Jobs that wait at the same time share a forward pass in the event loop. Arrays are processed in chunks on a thread.
 """
 
-import asyncio
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -15,8 +13,10 @@ from numpy.typing import NDArray
 from app.detection.bundle import Bundle
 from app.detection.detector import Detections, Detector, stack_features
 from app.serving.engine.batcher import Batcher
+from app.serving.engine.thread_stage import Deadline, ThreadStage
 
-_CHUNK_IMAGES = 2048  # more would leave the processor's cache, without more throughput
+_IMAGE_S = 15e-6  # for an image of an array
+_CHUNK_IMAGES = 512  # 5 ms; the deadline is checked in between
 
 
 class NotLoaded(RuntimeError):
@@ -53,14 +53,14 @@ BatchObserver = Callable[[Bundle, int, Detections | None], None]  # bundle, numb
 class Inference:
     """Runs jobs on the detector in service. Belongs to one event loop."""
 
-    def __init__(self, *, max_batch_size: int, observer: BatchObserver | None = None) -> None:
-        """`max_batch_size` in images; `observer` is called after every forward pass."""
+    def __init__(self, *, max_batch_size: int, arrays: ThreadStage, observer: BatchObserver | None = None) -> None:
+        """`max_batch_size` in images; `arrays` runs arrays; `observer` is called after every forward pass."""
         self._detector: Detector | None = None
         self._observer = observer
         self._batcher: Batcher[Job, InferenceResult] = Batcher(
             self._run_batch, lambda job: len(job.images), max_batch_size=max_batch_size
         )
-        self._array_pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="arrays")
+        self._arrays = arrays
 
     @property
     def detector(self) -> Detector:
@@ -87,16 +87,13 @@ class Inference:
         """The result of `job`, in a batch with other waiting jobs. Raises TimeoutError after `deadline` (loop time)."""
         return await self._batcher.submit(job, deadline=deadline)
 
-    async def infer_array(self, images: NDArray[np.uint8], outputs: RequestedOutputs) -> InferenceResult:
-        """The result for uint8 images [N, S, S], computed on a thread."""
-        loop = asyncio.get_running_loop()
-        result = await loop.run_in_executor(self._array_pool, _run_array, self.detector, images, outputs)
+    async def infer_array(self, images: NDArray[np.uint8], outputs: RequestedOutputs, *, deadline: float) -> InferenceResult:
+        """The result for uint8 images [N, S, S], computed on a thread. Raises Overloaded or TimeoutError."""
+        cost = len(images) * _IMAGE_S
+        result = await self._arrays.run(cost, deadline, _run_array, self.detector, images, outputs)
         if self._observer is not None:
             self._observer(result.bundle, len(images), result.detections if outputs.verdicts else None)
         return result
-
-    def close(self) -> None:
-        self._array_pool.shutdown(wait=False, cancel_futures=True)
 
     def _run_batch(self, jobs: list[Job]) -> list[InferenceResult]:
         detector = self.detector  # read once: a batch never mixes versions
@@ -144,14 +141,10 @@ def _join_features(jobs: list[Job]) -> NDArray[np.float32] | None:
     return stack_features([row for part in rows for row in part])
 
 
-def _run_array(detector: Detector, images: NDArray[np.uint8], outputs: RequestedOutputs) -> InferenceResult:
-    started = time.perf_counter()
-    chunks = [
-        detector.detect(
-            images[start : start + _CHUNK_IMAGES],
-            reconstructions=outputs.reconstructions,
-            error_maps=outputs.error_maps,
-        )
-        for start in range(0, len(images), _CHUNK_IMAGES)
-    ]
+def _run_array(deadline: Deadline, detector: Detector, images: NDArray[np.uint8], outputs: RequestedOutputs) -> InferenceResult:
+    started, chunks = time.perf_counter(), []
+    for start in range(0, len(images), _CHUNK_IMAGES):
+        deadline.check()
+        chunk = images[start : start + _CHUNK_IMAGES]
+        chunks.append(detector.detect(chunk, reconstructions=outputs.reconstructions, error_maps=outputs.error_maps))
     return InferenceResult(detector.bundle, Detections.join(chunks), time.perf_counter() - started)

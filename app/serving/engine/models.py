@@ -13,6 +13,7 @@ from app.detection.store import StoreError
 from app.serving.engine.daemon_threads import start_daemon
 from app.serving.engine.inference import Inference
 from app.serving.engine.reload import Versions
+from app.serving.engine.thread_stage import ThreadStage
 from app.serving.telemetry.drift import TrafficMonitor
 from app.serving.telemetry.model_metrics import ModelMetrics
 
@@ -29,12 +30,14 @@ class UnknownModel(LookupError):
 class Model:
     """One detector of the store. Belongs to one event loop."""
 
-    def __init__(self, versions: Versions, metrics: ModelMetrics, *, max_batch_size: int, drift_level: float) -> None:
-        """`max_batch_size` in images; `drift_level` is the alarm level of the drift monitor's capital."""
+    def __init__(
+        self, versions: Versions, metrics: ModelMetrics, *, max_batch_size: int, arrays: ThreadStage, drift_level: float
+    ) -> None:
+        """`max_batch_size` in images; `arrays` runs arrays; `drift_level` is the alarm level of the drift monitor's capital."""
         self.name = versions.name
         self.versions = versions
         self.monitor = TrafficMonitor(metrics, drift_level)
-        self.inference = Inference(max_batch_size=max_batch_size, observer=self.monitor.record_batch)
+        self.inference = Inference(max_batch_size=max_batch_size, arrays=arrays, observer=self.monitor.record_batch)
         self._metrics = metrics
         self._loading = asyncio.Lock()
 
@@ -132,10 +135,6 @@ class Models:
                 await asyncio.sleep(POLL_S)
                 for model in await self._add_new():
                     group.create_task(model.watch())
-
-    def close(self) -> None:
-        for model in self._by_name.values():
-            model.inference.close()
 
     async def _add_new(self) -> list[Model]:
         """Load the models of the store that are not known yet; returns them."""

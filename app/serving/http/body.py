@@ -24,10 +24,11 @@ _MAX_NAME_LENGTH = 255
 
 
 class ByteBudget:
-    """The memory that all request bodies of a process may take together, without the first 64 KiB of each."""
+    """The memory that all request or response bodies of a process may take together, without small bodies."""
 
     def __init__(self, size: int) -> None:
         """`size` in bytes."""
+        self.size = size
         self._available = size
 
     def acquire(self, size: int) -> bool:

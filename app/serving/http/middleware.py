@@ -13,7 +13,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.serving.errors import BadRequest, Unauthorized, UnsupportedType
+from app.serving.errors import BadRequest, Unauthorized, Unavailable, UnsupportedType
 from app.serving.http.access_log import AccessLog
 from app.serving.http.auth import ApiKeyAuth
 from app.serving.http.body import MAX_DISCARDED_BODY_BYTES, ByteBudget, LimitedReceive
@@ -32,6 +32,7 @@ _PUBLIC_PREFIX = "/problems/"  # the `type` of every problem leads there
 _VALID_ID = re.compile(rb"[A-Za-z0-9._:-]{1,64}")
 _NO_SNIFFING = (b"x-content-type-options", b"nosniff")
 _CLOSE = (b"connection", b"close")
+_PIECE_BYTES = 64 * 1024  # of a response: the next one is sent when the client has read most of this one
 _CLIENT_CLOSED_REQUEST = 499  # nginx's status for a client that left before its response
 
 
@@ -39,7 +40,8 @@ _CLIENT_CLOSED_REQUEST = 499  # nginx's status for a client that left before its
 class RequestLimits:
     """Limits of every request body; the endpoints in `fast_endpoints` have size limits of their own."""
 
-    budget: ByteBudget
+    budget: ByteBudget  # of all request bodies
+    answers: ByteBudget  # of all response bodies
     max_body_bytes: int
     body_timeout_s: float
 
@@ -83,7 +85,7 @@ class RequestMiddleware:
         limits = self._limits
         limit = None if endpoint else limits.max_body_bytes
         body = LimitedReceive(receive, limits.budget, limit=limit, timeout_s=limits.body_timeout_s)
-        context = RequestContext(scope, body, send, closing=self._draining.on)
+        context = RequestContext(scope, body, send, limits.answers, closing=self._draining.on)
         try:
             context.check_head()
             if not self._auth.disabled and route not in PUBLIC_PATHS and not route.startswith(_PUBLIC_PREFIX):
@@ -127,10 +129,25 @@ class RequestMiddleware:
 class RequestContext:
     """One request: its id and key, the status of its response, and the ASGI callables for its endpoint."""
 
-    __slots__ = ("_closing", "_send", "complete", "headers", "id", "key_name", "receive", "scope", "started", "status")
+    __slots__ = (
+        "_budget",
+        "_closing",
+        "_send",
+        "_start",
+        "complete",
+        "headers",
+        "id",
+        "key_name",
+        "receive",
+        "scope",
+        "started",
+        "status",
+    )
 
-    def __init__(self, scope: Scope, receive: LimitedReceive, send: Send, *, closing: bool) -> None:
-        """`closing`: tell the client to close the connection after the response."""
+    def __init__(self, scope: Scope, receive: LimitedReceive, send: Send, budget: ByteBudget, *, closing: bool) -> None:
+        """`budget` is that of all response bodies; `closing`: tell the client to close the connection after the response."""
+        self._budget = budget
+        self._start: Message | None = None  # the head of the framework's response, until its body begins
         self.started = time.perf_counter()
         self.scope = scope
         self.receive = receive
@@ -159,20 +176,38 @@ class RequestContext:
             raise UnsupportedType("Content-Encoding is not supported; send the body as it is.")
 
     async def send(self, message: Message) -> None:
-        """The ASGI `send` for the framework: adds the headers that every response has."""
+        """The ASGI `send` for the framework: adds the headers that every response has, and reserves memory for the body.
+
+        Raises:
+            Unavailable: the budget is exhausted; nothing has been sent yet.
+        """
         if message["type"] == "http.response.start":
-            self.status = message["status"]
-            message["headers"] = self._with_default_headers(list(message.get("headers", ())))
-        else:
-            self.complete = not message.get("more_body", False)
-        await self._send(message)
+            self._start = message
+            return
+        start, self._start = self._start, None
+        await self._send_body(start, message.get("body", b""), more=message.get("more_body", False))
 
     async def respond(self, response: Response) -> None:
-        """Send a response whose body is complete."""
-        self.status = response.status_code
-        headers = self._with_default_headers(response.raw_headers)
-        await self._send({"type": "http.response.start", "status": response.status_code, "headers": headers})
-        await self._send({"type": "http.response.body", "body": response.body})
+        """Send a response whose body is complete. Raises Unavailable, before anything is sent: the budget is exhausted."""
+        start = {"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers}
+        await self._send_body(start, response.body, more=False)
+
+    async def _send_body(self, start: Message | None, body: bytes | memoryview, *, more: bool) -> None:
+        """Send the head, if there is one, and a body. `send` waits until the client has read most of the pieces before."""
+        size = min(len(body), self._budget.size) if len(body) > _PIECE_BYTES else 0
+        if not self._budget.acquire(size):
+            raise Unavailable("Too many large responses are being sent.", {"retry-after": "1"})
+        try:
+            if start is not None:
+                self.status = start["status"]
+                await self._send({**start, "headers": self._with_default_headers(list(start.get("headers", ())))})
+            while len(body) > _PIECE_BYTES:
+                piece, body = body[:_PIECE_BYTES], memoryview(body)[_PIECE_BYTES:]
+                await self._send({"type": "http.response.body", "body": bytes(piece), "more_body": True})
+            await self._send({"type": "http.response.body", "body": bytes(body), "more_body": more})
+        finally:
+            self._budget.release(size)
+        self.complete = not more
 
     def log(self, access_log: AccessLog, seconds: float) -> None:
         """Write the access log's line."""

@@ -1,8 +1,9 @@
 """uvicorn's HTTP/1.1 protocol with the limits that uvicorn does not have.
 
-Added here: a maximum number of connections (503), a maximum size (413) and duration (408) of a request's head, a write timeout
-for clients that do not read, limits on a body that is received after its request was answered, problem bodies for malformed
-requests, and the body behind an Upgrade header, which uvicorn loses (https://github.com/Kludex/uvicorn/discussions/2722).
+Added here: a maximum number of connections (503), a maximum size (413) and duration (408) of a request's head, write timeouts
+for clients that do not read or read slowly, limits on a body that is received after its request was answered, problem bodies
+for malformed requests, and the body behind an Upgrade header, which uvicorn loses
+(https://github.com/Kludex/uvicorn/discussions/2722). Trailers are read and dropped.
 
 Names of uvicorn that its documentation does not promise, all used in this file alone: `HttpToolsProtocol`; its attributes
 `connections`, `transport`, `parser`, `headers`, `cycle`, `pipeline` and methods `on_response_complete`,
@@ -12,9 +13,6 @@ Names of uvicorn that its documentation does not promise, all used in this file 
 
 import enum
 import logging
-import resource
-import socket
-import sys
 from asyncio import TimerHandle, Transport, get_running_loop
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -24,17 +22,24 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from app.serving.errors import MEDIA_TYPE, BadRequest, Problem, RequestTimeout, TooLarge, Unavailable
 from app.serving.http.body import MAX_DISCARDED_BODY_BYTES
+from app.serving.http.sockets import set_write_timeout
 
 if TYPE_CHECKING:
     from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 logger = logging.getLogger(__name__)
 
-_MAX_HEAD_BYTES = 64 * 1024  # of a request without its body: head, trailers, chunk framing beyond the allowance
+_MAX_HEAD_BYTES = 32 * 1024  # of a request without its body: head, trailers, chunk framing beyond the allowance
+_MAX_FIELDS = 100  # header fields of a request
+_PROBES = (b"/livez", b"/readyz", b"/health/live", b"/health/ready")  # how their paths end
+_PROBE_CONNECTIONS = 16  # beyond the maximum, for probes alone
+_EVICT_AFTER_S = 1.0  # a connection that has waited this long for a request makes room for a new one
+_SLOW_WRITE_S = 20.0  # how long a client may read more slowly than _MIN_WRITE_RATE
+_MIN_WRITE_RATE = 16 * 1024  # bytes a second
+_HIGH_WATER_BYTES = 64 * 1024  # asyncio's: the transport pauses writing when more than this waits to be sent
 _FRAMING_ALLOWANCE = 8  # bytes of chunk framing for each byte of the body; chunks of one byte take six
 _DISCARD_TIMEOUT_S = 60.0  # for the rest of a body whose request has been answered
 _FRAMING_HEADERS = (b"content-length", b"transfer-encoding")
-_RESERVED_FILES = 128  # open files that a process needs beside its connections
 _RESPONSE = b"HTTP/1.1 %d %s\r\ncontent-type: %s\r\ncontent-length: %d\r\nconnection: close\r\n%s\r\n"
 
 
@@ -44,6 +49,14 @@ class ConnectionLimits(NamedTuple):
     max_connections: int = 4096
     head_timeout_s: float = 10.0
     write_timeout_s: float = 20.0
+
+
+class _TooManyFields(Exception):
+    """Stops the parser."""
+
+
+class _NoProbe(Exception):
+    """Stops the parser."""
 
 
 class _Phase(enum.Enum):
@@ -66,12 +79,19 @@ class LimitedProtocol(HttpToolsProtocol):
         self._failure: Problem | None = None  # the reply to a malformed request, sent after the responses before it
         self._non_body_bytes = 0
         self._discarded_bytes = 0
+        self._waiting_since = 0.0  # loop time since which no request is received or answered
+        self._probes_only = False
+        self._write_due = 0.0  # loop time by which the client must have read more
+        self._write_timer: TimerHandle | None = None
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        _set_write_timeout(transport.get_extra_info("socket"), self._limits.write_timeout_s)
-        if len(self.connections) > self._limits.max_connections:
-            self._send_failure(Unavailable("There are too many connections.", {"retry-after": "1"}))
+        set_write_timeout(transport.get_extra_info("socket"), self._limits.write_timeout_s)
+        self._waiting_since = get_running_loop().time()
+        excess = len(self.connections) - self._limits.max_connections
+        self._probes_only = excess > 0 and not self._evict_waiting_connection()
+        if self._probes_only and excess > _PROBE_CONNECTIONS:
+            self._send_failure(_too_many_connections())
         else:
             self._start_timer()
 
@@ -79,7 +99,12 @@ class LimitedProtocol(HttpToolsProtocol):
         self._stop_timer()
         if self._active is not None:
             self._active.disconnected = True  # uvicorn tells the newest request only
+        if self._write_timer is not None:
+            self._write_timer.cancel()
         super().connection_lost(exc)
+        self.pipeline.clear()
+        self._active = None
+        self.cycle = None  # type: ignore[assignment]  # a request that waited in the pipeline refers to this object
 
     def data_received(self, data: bytes) -> None:
         self._unset_keepalive_if_required()
@@ -89,17 +114,30 @@ class LimitedProtocol(HttpToolsProtocol):
         try:
             while data:
                 data = self._parse(data)
-        except httptools.HttpParserError:
-            self._fail(BadRequest("The request is not valid HTTP."))
+        except httptools.HttpParserError as error:
+            self._fail(_parser_problem(error))
         else:
             if self._non_body_bytes > _MAX_HEAD_BYTES:
                 self._fail(TooLarge(f"The request's head is larger than {_MAX_HEAD_BYTES:,} bytes."))
+            self._non_body_bytes = max(0, self._non_body_bytes)  # the framing of a chunk earns nothing for trailers
         if self._timer is None and not self._is_answering:
             self._start_timer()
 
     def on_message_begin(self) -> None:
         self._phase = _Phase.HEAD
         super().on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        if self._probes_only and not url.partition(b"?")[0].endswith(_PROBES):
+            raise _NoProbe
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._phase is _Phase.BODY:
+            return  # a trailer
+        if len(self.headers) >= _MAX_FIELDS:
+            raise _TooManyFields
+        super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         self._phase = _Phase.BODY
@@ -126,7 +164,21 @@ class LimitedProtocol(HttpToolsProtocol):
         self._stop_timer()
         super().on_message_complete()
 
+    def pause_writing(self) -> None:
+        loop = get_running_loop()
+        self._write_due = self._write_due or loop.time() + _SLOW_WRITE_S
+        self._write_timer = loop.call_at(self._write_due, self.transport.abort)
+        super().pause_writing()
+
+    def resume_writing(self) -> None:
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+        latest = get_running_loop().time() + _SLOW_WRITE_S
+        self._write_due = min(self._write_due + _HIGH_WATER_BYTES / _MIN_WRITE_RATE, latest)
+        super().resume_writing()
+
     def on_response_complete(self) -> None:
+        self._write_due, self._waiting_since = 0.0, get_running_loop().time()
         if self.pipeline:
             self._active = self.pipeline[-1][0]
         super().on_response_complete()
@@ -140,6 +192,19 @@ class LimitedProtocol(HttpToolsProtocol):
     @property
     def _is_answering(self) -> bool:
         return self._active is not None and not self._active.response_complete
+
+    def _evict_waiting_connection(self) -> bool:
+        """Close a connection that sends no request, to make room for a new one. Returns whether there was one."""
+        latest = get_running_loop().time() - _EVICT_AFTER_S
+        for other in self.connections:
+            if isinstance(other, LimitedProtocol) and other._waits_since_before(latest):
+                other.transport.close()
+                return True
+        return False
+
+    def _waits_since_before(self, latest: float) -> bool:
+        is_waiting = self._phase is not _Phase.BODY and not self._is_answering and not self.transport.is_closing()
+        return is_waiting and self._waiting_since < latest
 
     def _parse(self, data: bytes) -> bytes:
         """Parse `data`; returns what follows a head that offered an Upgrade, else nothing.
@@ -192,6 +257,19 @@ class LimitedProtocol(HttpToolsProtocol):
             self.transport.close()
 
 
+def _too_many_connections() -> Unavailable:
+    return Unavailable("There are too many connections.", {"retry-after": "1"})
+
+
+def _parser_problem(error: httptools.HttpParserError) -> Problem:
+    """The reply to a request at which the parser stopped."""
+    if isinstance(error.__context__, _TooManyFields):
+        return TooLarge(f"The request has more than {_MAX_FIELDS} header fields.")
+    if isinstance(error.__context__, _NoProbe):
+        return _too_many_connections()
+    return BadRequest("The request is not valid HTTP.")
+
+
 class _SkipFirstHead:
     """Parser callbacks for a connection whose current head has been handled already: forwards all but the first head."""
 
@@ -218,26 +296,3 @@ class _SkipFirstHead:
             self._skip = False
         else:
             self._protocol.on_headers_complete()
-
-
-def raise_open_file_limit(connections: int) -> int:
-    """Raise this process's limit on open files as far as the system allows; returns how many of `connections` then fit.
-
-    A server that runs out of open files cannot even refuse a connection.
-    """
-    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    soft, hard = (sys.maxsize if limit == resource.RLIM_INFINITY else limit for limit in limits)
-    wanted = connections + _RESERVED_FILES
-    if soft < wanted:
-        soft = min(wanted, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, limits[1]))
-    if soft < wanted:
-        fitting = max(1, soft - _RESERVED_FILES)
-        logger.warning("the system allows %d open files: at most %d connections, not %d", soft, fitting, connections)
-    return max(1, min(connections, soft - _RESERVED_FILES))
-
-
-def _set_write_timeout(sock: socket.socket, seconds: float) -> None:
-    """Let the kernel close the connection when the client has accepted no byte of pending data for `seconds` (Linux only)."""
-    if sys.platform == "linux" and sock.family != socket.AF_UNIX:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, max(1, round(seconds * 1000)))

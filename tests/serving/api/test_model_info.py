@@ -155,7 +155,7 @@ def test_a_map_of_the_latent_space_that_unpacks_to_too_much_is_not_shown(tmp_pat
         for _ in range(1024):
             entry.write(bytes(2**20))
     with pytest.raises(NotFound):
-        model_info._latent_response(path)
+        model_info._latent_response(None, path)
     path.write_bytes(b"no archive")
     with pytest.raises(NotFound):
-        model_info._latent_response(path)
+        model_info._latent_response(None, path)

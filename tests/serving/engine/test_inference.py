@@ -7,6 +7,7 @@ from strokes import stroke_images
 
 from app.detection.detector import Detector
 from app.serving.engine.inference import Inference, Job, NotLoaded, RequestedOutputs
+from app.serving.engine.thread_stage import ThreadStage
 
 PIXELS = stroke_images(30, seed=9)
 IMAGES = PIXELS
@@ -27,13 +28,14 @@ def answered(detector, question, max_batch_size=8):
     """What `question`, a function of an inference at work, comes to."""
 
     async def ask():
-        inference = Inference(max_batch_size=max_batch_size)
+        arrays = ThreadStage("arrays", deadline_s=60, max_jobs=64)
+        inference = Inference(max_batch_size=max_batch_size, arrays=arrays)
         if detector is not None:
             inference.set_model(detector)
         try:
             return await question(inference)
         finally:
-            inference.close()
+            arrays.close()
 
     return asyncio.run(ask())
 
@@ -58,7 +60,9 @@ def test_requests_that_wait_together_get_what_each_would_alone(detector):
 def test_an_array_gets_what_its_images_get(detector):
     """Bulk and single images take different ways to the same scores; chunks leave no seam."""
     many = np.concatenate([PIXELS] * 150)  # 4,500: more than two chunks
-    outcome = answered(detector, lambda inference: inference.infer_array(many, RequestedOutputs(error_maps=True)))
+    outcome = answered(
+        detector, lambda inference: inference.infer_array(many, RequestedOutputs(error_maps=True), deadline=math.inf)
+    )
     scores = outcome.detections.scores.reshape(150, 30)
     np.testing.assert_allclose(scores, np.tile(detector.detect(IMAGES).scores, (150, 1)), rtol=1e-5)
     assert outcome.detections.error_maps.shape == (4500, 28, 28)
@@ -70,7 +74,8 @@ def test_the_observer_is_told_of_each_pass_and_of_its_verdicts(detector):
     told = []
 
     async def ask():
-        inference = Inference(max_batch_size=64, observer=lambda *what: told.append(what))
+        arrays = ThreadStage("arrays", deadline_s=60, max_jobs=64)
+        inference = Inference(max_batch_size=64, arrays=arrays, observer=lambda *what: told.append(what))
         inference.set_model(detector)
         wants = [
             RequestedOutputs(verdicts=True),
@@ -81,8 +86,8 @@ def test_the_observer_is_told_of_each_pass_and_of_its_verdicts(detector):
         jobs = [job(images, want) for images, want in zip(parts, wants, strict=True)]
         outcomes = await asyncio.gather(*(inference.infer(waiting, deadline=math.inf) for waiting in jobs))
         await inference.infer(jobs[1], deadline=math.inf)
-        await inference.infer_array(PIXELS[:4], RequestedOutputs(error_maps=True))
-        inference.close()
+        await inference.infer_array(PIXELS[:4], RequestedOutputs(error_maps=True), deadline=math.inf)
+        arrays.close()
         return outcomes
 
     first, _, third = asyncio.run(ask())
@@ -95,7 +100,7 @@ def test_without_a_detector_nothing_is_judged():
     """Until one is in service, every question says that there is none."""
     for question in (
         lambda inference: inference.infer(job(IMAGES[:1]), deadline=math.inf),
-        lambda inference: inference.infer_array(PIXELS, RequestedOutputs()),
+        lambda inference: inference.infer_array(PIXELS, RequestedOutputs(), deadline=math.inf),
     ):
         with pytest.raises(NotLoaded):
             answered(None, question)

@@ -18,6 +18,7 @@ from app.detection.store import StoreError
 from app.serving import schemas
 from app.serving.engine.models import Model, Models, UnknownModel
 from app.serving.engine.reload import Versions
+from app.serving.engine.thread_stage import ThreadStage
 from app.serving.telemetry.metrics import Metrics
 
 IMAGES = centre_images(stroke_images(6, seed=9))[0]  # as `auto` leaves them
@@ -221,7 +222,8 @@ def models(root, default="mnist", load=load_detector):
 
     def make(name):
         versions = Versions(root, name, None, load)
-        return Model(versions, metrics.for_model(name), max_batch_size=8, drift_level=100.0)
+        arrays = ThreadStage("arrays", deadline_s=60, max_jobs=8)
+        return Model(versions, metrics.for_model(name), max_batch_size=8, arrays=arrays, drift_level=100.0)
 
     return Models(default, make, partial(store.names, root))
 

@@ -1,0 +1,80 @@
+"""A thread that works beside the event loop on work whose cost is known before: arrays, or pictures of responses."""
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
+
+from app.serving.engine.admission import Pace, WorkQueue
+
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
+
+_WAIT = 0.5  # of the deadline: the longest wait before work is refused
+
+
+class Deadline(NamedTuple):
+    """The time of the event loop by which a request must be answered."""
+
+    clock: Callable[[], float]
+    due: float
+
+    def check(self) -> None:
+        """Raise TimeoutError after the deadline. Long work calls this at least every 20 ms."""
+        if self.clock() > self.due:
+            raise TimeoutError
+
+
+class ThreadStage:
+    """One thread with a queue that is bounded in seconds of work. Belongs to one event loop."""
+
+    def __init__(self, name: str, *, deadline_s: float, max_jobs: int) -> None:
+        self._queue = WorkQueue(servers=1, max_wait_s=_WAIT * deadline_s, max_jobs=max_jobs)
+        self._pace = Pace()
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
+
+    def check(self) -> None:
+        """Raise Overloaded if the queue accepts no more work."""
+        self._queue.check()
+
+    async def run(
+        self,
+        expected_s: float,
+        due: float,
+        work: Callable[Concatenate[Deadline, Parameters], Result],
+        *arguments: Parameters.args,
+        **options: Parameters.kwargs,
+    ) -> Result:
+        """The result of `work(deadline, *arguments)`, whose cost on a quiet machine is `expected_s` seconds.
+
+        Raises:
+            Overloaded: the work would wait too long.
+            TimeoutError: `due`, a time of the event loop, passed before the work was complete.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = Deadline(loop.time, due)
+
+        def timed() -> Result:
+            deadline.check()
+            started = loop.time()
+            try:
+                return work(deadline, *arguments, **options)
+            finally:
+                loop.call_soon_threadsafe(self._pace.record, expected_s, loop.time() - started)
+
+        with self._queue.reserve(expected_s * self._pace.ratio):
+            return await loop.run_in_executor(self._pool, timed)
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+class Stages(NamedTuple):
+    """The threads of a server."""
+
+    arrays: ThreadStage
+    pictures: ThreadStage  # and everything else that is too long for the event loop
+
+    def close(self) -> None:
+        self.arrays.close()
+        self.pictures.close()

@@ -1,0 +1,157 @@
+"""Bounds on each connection: header fields, trailers, connections that send nothing, and objects that stay behind."""
+
+import gc
+import socket
+import threading
+import time
+from contextlib import contextmanager, suppress
+from functools import partial
+
+import pytest
+import uvicorn
+from live import head
+from PIL import Image
+from strokes import encoded, png, stroke_images
+
+from app.main import create_app
+from app.serving.http.protocol import ConnectionLimits, LimitedProtocol
+from app.serving.settings import read_settings
+
+PNG = "image/png"
+SMALL = png(stroke_images(1, seed=0)[0])
+PHOTO = encoded(Image.fromarray(stroke_images(1, seed=0, size=300)[0]), "JPEG")
+
+
+@contextmanager
+def server_in_this_process(store, **variables):
+    """The port of a server that runs on a thread of the test's process."""
+    variables = {"ODDIGIT_STORE": str(store), "ODDIGIT_RELOAD": "false", "ODDIGIT_ACCESS_LOG": "false", **variables}
+    limits = ConnectionLimits(max_connections=40, head_timeout_s=60)
+    http = partial(LimitedProtocol, limits=limits)
+    config = uvicorn.Config(create_app(read_settings(variables)), http=http, ws="none", log_config=None, access_log=False)
+    server = uvicorn.Server(config)
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+        thread.start()
+        until = time.monotonic() + 60
+        while not server.started:
+            assert thread.is_alive() and time.monotonic() < until
+            time.sleep(0.05)
+        try:
+            yield listening.getsockname()[1]
+        finally:
+            server.should_exit = True
+            thread.join(30)
+            gc.unfreeze()  # the server froze the heap of this process
+
+
+@pytest.fixture(scope="module")
+def port(tiny_store):
+    with server_in_this_process(tiny_store, ODDIGIT_API_KEYS="test:" + 40 * "k") as port:
+        yield port
+
+
+def talk(port, data, *, wait=True):
+    """All bytes that come back for `data`; with wait=False the client leaves at once. A refused client may be reset."""
+    answer = b""
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as line, suppress(ConnectionError):
+        line.sendall(data)
+        while wait and (piece := line.recv(65536)):
+            answer += piece
+    return answer
+
+
+def ask(path, body=b"", method="POST", content_type=PNG, **headers):
+    fields = {"connection": "close", "x_api_key": 40 * "k", "content_type": content_type, "content_length": len(body)}
+    return head(path, method, **{**fields, **headers}) + body
+
+
+CHUNKED = head("/score", "POST", content_type=PNG, transfer_encoding="chunked", x_api_key=40 * "k", connection="close")
+
+
+def test_a_request_with_more_than_a_hundred_fields_is_refused(port):
+    """One hundred are read, one more is a 413, in one packet of any size."""
+    fields = {f"x_{number}": "1" for number in range(101)}
+    assert talk(port, ask("/livez", method="GET", **dict(list(fields.items())[:90])))[:12] == b"HTTP/1.1 200"
+    assert talk(port, ask("/livez", method="GET", **fields))[:12] == b"HTTP/1.1 413"
+    assert talk(port, b"GET / HTTP/1.1\r\n" + b"a:\r\n" * 40_000 + b"\r\n")[:12] in (b"HTTP/1.1 413", b"")
+
+
+def test_trailers_are_dropped(port):
+    """They become no headers of the request, and of the next one on the connection."""
+    body = b"%x\r\n%b\r\n0\r\nhost: other\r\nx-request-id: trailer\r\n\r\n" % (len(SMALL), SMALL)
+    answer = talk(port, CHUNKED + body)
+    assert answer[:12] == b"HTTP/1.1 200"
+    assert b"x-request-id: trailer" not in answer
+
+
+def test_trailers_without_end_are_refused(port):
+    """A large body earns no allowance for what follows it."""
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as line:
+        line.sendall(CHUNKED + b"%x\r\n" % 200_000 + bytes(200_000) + b"\r\n0\r\n")
+        line.settimeout(0.01)
+        sent, answer = 0, b""
+        while sent < 4 << 20:
+            try:
+                sent += line.send(b"a:\r\n" * 1000)
+                answer += line.recv(65536)
+            except TimeoutError:
+                continue
+            except OSError:
+                break
+            else:
+                break
+    assert sent < 1 << 20
+
+
+def test_connections_that_send_nothing_make_room_for_new_ones(port):
+    """With all places taken by silent clients, a client that asks is answered after a second at most."""
+    silent = [socket.create_connection(("127.0.0.1", port)) for _ in range(60)]
+    try:
+        until = time.monotonic() + 20
+        for request in (ask("/livez", method="GET"), ask("/score", SMALL)):
+            while talk(port, request)[:12] != b"HTTP/1.1 200":
+                assert time.monotonic() < until
+                time.sleep(0.1)
+    finally:
+        for line in silent:
+            line.close()
+
+
+REQUESTS = {
+    "image": ask("/score", SMALL),
+    "photograph": ask("/score", PHOTO, content_type="image/jpeg"),
+    "pictures": ask("/reconstruct", SMALL),
+    "undecodable": ask("/score", b"no image"),
+    "wrong key": ask("/score", SMALL, x_api_key="wrong"),
+    "not found": ask("/nothing", method="GET"),
+    "not http": b"GE\x00T / HTTP/1.1\r\n\r\n",
+    "decode": ask("/decode", b'{"embedding": [[0, 0]]}', content_type="application/json"),
+    "upgrade": ask("/score", SMALL, connection="Upgrade", upgrade="h2c"),
+    "too many fields": ask("/livez", method="GET", **{f"x_{number}": "1" for number in range(101)}),
+}
+ABANDONED = {
+    "half a body": ask("/score", SMALL)[:-20],
+    "half a head": b"POST /score HTTP/1.1\r\nhost: a\r\n",
+    "wrong key with trailers": CHUNKED.replace(40 * b"k", b"wrong") + b"5\r\nabcde\r\n0\r\na: b\r\n",
+    "pipelined": 3 * ask("/score", SMALL, connection="keep-alive"),
+}
+
+
+@pytest.mark.parametrize(("data", "wait"), [(d, True) for d in REQUESTS.values()] + [(d, False) for d in ABANDONED.values()])
+def test_requests_leave_no_reference_cycles(port, data, wait):
+    """With the garbage collector off, everything that requests and their connections allocated is freed."""
+    wait = wait and b"upgrade: h2c" not in data
+    for _ in range(3):
+        talk(port, data, wait=wait)
+    time.sleep(0.2)
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(50):
+            talk(port, data, wait=wait)
+        time.sleep(0.5)
+        assert gc.collect() < 50  # objects in cycles: less than one for each request
+    finally:
+        gc.enable()

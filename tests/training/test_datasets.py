@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from strokes import stroke_images
 
+from app.detection.imaging.preprocess import centre_images
 from app.training.datasets import DataError, DataSet, LabelledImages, load_dataset, split
 from app.training.torchvision_datasets import NAMED_SETS
 
@@ -35,12 +36,13 @@ def test_archive_with_word_labels(tmp_path):
 
 
 def test_flat_folder(tmp_path):
-    """A folder of 28x28 images gives their very pixels, in the order of their names; hidden files are passed over."""
-    for index, pixels in enumerate(IMAGES):
+    """A folder of centred 28x28 images gives their very pixels, in the order of their names, without hidden files."""
+    images, _ = centre_images(IMAGES)
+    for index, pixels in enumerate(images):
         write_png(tmp_path / "set" / f"{index:02d}.png", pixels)
     (tmp_path / "set" / ".DS_Store").write_bytes(b"?")
     dataset = load_dataset(str(tmp_path / "set"), data_dir=tmp_path)
-    assert np.array_equal(dataset.train.images, IMAGES)
+    assert np.array_equal(dataset.train.images, images)
     assert dataset.train.labels is None
 
 

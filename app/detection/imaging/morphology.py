@@ -25,6 +25,20 @@ class ConnectedComponents(NamedTuple):
         """Return the pixels [H, W] of the selected components [K]."""
         return np.append(selected, False)[self.labels]
 
+    def touch_edge(self) -> Mask:
+        """Return which components touch the edge of the image, [K]."""
+        height, width = self.labels.shape
+        at_start = (self.top <= 0) | (self.left <= 0)
+        touches: Mask = at_start | (self.bottom >= height) | (self.right >= width)
+        return touches
+
+    def main(self) -> int:
+        """Return the heaviest component near the middle."""
+        height, width = self.labels.shape
+        off_x = (self.left + self.right) / (2 * width) - 0.5
+        off_y = (self.top + self.bottom) / (2 * height) - 0.5
+        return int(np.argmax(self.mass * (1.2 - np.hypot(off_x, off_y)) * np.where(self.touch_edge(), 0.4, 1.0)))
+
 
 def label_components(mask: Mask, weights: Floats) -> ConnectedComponents:
     """Label the 8-connected components of mask [H, W]; `weights` [H, W] holds the weight of each pixel.

@@ -3,24 +3,25 @@
 A line crosses the whole image. Where a stroke crosses the line, the stroke is kept: as in staff-line removal (Dalitz et al., A
 comparative study of staff removal algorithms, IEEE TPAMI 2008), only pixels whose run across the line is as short as the line
 is thick are removed. In a tight crop a stroke of the digit may itself cross the image. So a line must also be a large
-part of its connected component, unless the digit keeps a distance from the border.
+part of its connected component, unless the digit keeps a distance from the border, or lines run in both
+directions.
 """
 
 import numpy as np
 from numpy.typing import NDArray
 
 from app.detection.imaging.foreground import line_sides
-from app.detection.imaging.morphology import Floats, Mask, label_components, sliding_extreme
+from app.detection.imaging.morphology import Floats, Mask, dilate, label_components, sliding_extreme
 
 MIN_COVERAGE = 0.85  # of a row, by ink
 MAX_THICKNESS = 0.2  # of the image's side
 THIN = 0.05  # of the image's side: thicker lines may be strokes of a tightly cropped digit
+THIN_FRAME = 0.08  # the same for lines in both directions
+HAIRLINE = 0.03  # of the side: thinner lines are not strokes
+MIN_LENGTH = 0.7  # of the side, by a thicker line without the strokes that cross it
 MIN_SHARE, MIN_SHARE_THICK = 0.4, 0.8  # of a component, by thin lines and by thick ones
 DARKER = 1.25  # times the strength of the line: stronger ink belongs to a stroke
-FREE, FREE_THICK = (
-    0.05,
-    0.1,
-)  # of the side: distance from the border of a digit that stands free of thin or thick lines
+FREE = 0.05  # of the side: distance from the border of a digit that is not tightly cropped
 MIN_REMAINS = 0.15  # of the ink
 
 
@@ -43,22 +44,29 @@ def _find_lines(mask: Mask, intensity: Floats) -> Mask:
         return lines
     if lines.sum() > (1 - MIN_REMAINS) * mask.sum():
         return np.zeros_like(mask)
-    thin = max(row_share, column_share) <= THIN
-    if _stands_free(mask & ~lines, intensity, FREE if thin else FREE_THICK):
+    thickness = max(row_share, column_share)
+    thin = thickness <= THIN
+    free, joined = _free_sides(mask & ~lines, lines, intensity)
+    if (free == 4 and (thin or not joined)) or (free >= 2 and thickness <= THIN_FRAME and rows.any() and columns.any()):
         return lines
     components = label_components(mask, np.ones_like(intensity))
     share = np.bincount(components.labels[lines], minlength=len(components.mass)) / components.mass
     return lines & components.mask_of(share >= (MIN_SHARE if thin else MIN_SHARE_THICK))
 
 
-def _stands_free(ink: Mask, intensity: Floats, distance: float) -> bool:
-    """Return whether the heaviest component keeps a distance from the border, unlike a tightly cropped digit."""
+def _free_sides(ink: Mask, lines: Mask, intensity: Floats) -> tuple[int, bool]:
+    """Count the sides from which the main component of the ink keeps a distance; a tightly cropped digit comes close to most.
+
+    Also return whether the component touches a line.
+    """
     components = label_components(ink, intensity)
-    main = int(np.argmax(components.mass))
+    main = components.main()
     height, width = ink.shape
-    down, across = distance * height, distance * width
-    inside = components.top[main] > down and components.bottom[main] < height - down
-    return bool(inside and components.left[main] > across and components.right[main] < width - across)
+    down, across = FREE * height, FREE * width
+    free = int(components.top[main] > down) + int(components.bottom[main] < height - down)
+    free += int(components.left[main] > across) + int(components.right[main] < width - across)
+    digit = (components.labels == main).astype(np.float32)
+    return free, bool(((dilate(digit, 1) > 0) & lines).any())
 
 
 def _lines_across(mask: Mask, intensity: Floats) -> tuple[Mask, float]:
@@ -72,13 +80,26 @@ def _lines_across(mask: Mask, intensity: Floats) -> tuple[Mask, float]:
     rows &= _run_lengths(rows) <= MAX_THICKNESS * height
     if not rows.any():
         return nothing
-    band = mask & sliding_extreme(rows, np.logical_or, reach)[:, None]
     runs = _run_lengths(np.pad(mask, ((0, 1), (0, 0))).T.ravel()).reshape(width, height + 1).T[:-1]
-    shortest = np.where(band, runs, height).min(axis=0)  # strokes that cross the line have longer runs
-    thickness = float(np.median(shortest[shortest < height]))
-    across: Mask = band & (runs <= 1.5 * thickness + 1)
-    across &= intensity <= DARKER * float(np.percentile(intensity[across], 75)) if across.any() else False
-    return across, thickness / height
+    lines, thickest = np.zeros_like(mask), 0.0
+    for start, end in np.flatnonzero(np.diff(np.pad(rows, 1).astype(np.int8))).reshape(-1, 2):
+        band = slice(max(0, start - reach), end + reach)
+        line, thickness = _line_pixels(runs[band], intensity[band])
+        if thickness <= HAIRLINE * height or line.any(axis=0).mean() >= MIN_LENGTH:
+            lines[band], thickest = line, max(thickest, thickness)
+    return lines, thickest / height
+
+
+def _line_pixels(runs: NDArray[np.intp], intensity: Floats) -> tuple[Mask, float]:
+    """Find the pixels of one line in a band of rows, from the run lengths across it [H, W]. Also return its thickness."""
+    inked = runs > 0
+    longest = len(runs) + 1
+    shortest = np.where(inked, np.minimum(runs, longest), longest).min(axis=0)  # strokes that cross the line have longer runs
+    thickness = float(np.median(shortest[shortest < longest])) if (shortest < longest).any() else float(longest)
+    line: Mask = inked & (runs <= 1.5 * thickness + 1)
+    if line.any():
+        line &= intensity <= DARKER * float(np.percentile(intensity[line], 75))
+    return line, thickness
 
 
 def _run_lengths(values: Mask) -> NDArray[np.intp]:

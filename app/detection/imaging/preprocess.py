@@ -130,32 +130,17 @@ def _edge_components(components: ConnectedComponents) -> Mask:
     height, width = components.labels.shape
     reach_y = np.minimum(components.bottom, height - components.top) / height
     reach_x = np.minimum(components.right, width - components.left) / width
-    strips = _touches_edge(components) & (np.minimum(reach_x, reach_y) <= 0.2)
-    if strips.any() and not strips[main := _main_component(components)]:
+    strips = components.touch_edge() & (np.minimum(reach_x, reach_y) <= 0.2)
+    if strips.any() and not strips[main := components.main()]:
         edges = int(components.top[main] <= 0) + int(components.left[main] <= 0)
         edges += int(components.bottom[main] >= height) + int(components.right[main] >= width)
         strips &= edges < 2
     return components.mask_of(strips)
 
 
-def _touches_edge(components: ConnectedComponents) -> Mask:
-    height, width = components.labels.shape
-    at_start = (components.top <= 0) | (components.left <= 0)
-    touches: Mask = at_start | (components.bottom >= height) | (components.right >= width)
-    return touches
-
-
-def _main_component(components: ConnectedComponents) -> int:
-    """Return the heaviest component near the middle."""
-    height, width = components.labels.shape
-    off_x = (components.left + components.right) / (2 * width) - 0.5
-    off_y = (components.top + components.bottom) / (2 * height) - 0.5
-    return int(np.argmax(components.mass * (1.2 - np.hypot(off_x, off_y)) * np.where(_touches_edge(components), 0.4, 1.0)))
-
-
 def _select_components(components: ConnectedComponents) -> Mask:
     """Select the main component and its neighbours, which are parts of broken strokes: [K]."""
-    main, at_edge = _main_component(components), _touches_edge(components)
+    main, at_edge = components.main(), components.touch_edge()
     selected = np.equal(np.arange(len(at_edge)), main)
     allowed = ~at_edge | at_edge[main]
     for _ in range(3):
@@ -185,7 +170,7 @@ def _extract_strokes(foreground: Foreground, intensity: Floats, components: Conn
     if selected.sum() > 1:
         strokes = _close_gaps(strokes)
     box = _ink_box(strokes)
-    left_out = float(components.mass[~selected & ~_touches_edge(components)].sum())  # those at the edge belong to neighbours
+    left_out = float(components.mass[~selected & ~components.touch_edge()].sum())  # those at the edge belong to neighbours
     stats = PreprocessStats.measure(intensity, digit, near > 0, box, contrast)._replace(
         light=foreground.light / contrast,
         colour=foreground.colour / contrast,
@@ -207,7 +192,7 @@ def _close_gaps(strokes: Floats) -> Floats:
 
 def _glyph_count(components: ConnectedComponents, selected: Mask) -> int:
     """Count the glyphs: components of more than 0.35 of the digit's mass, after the gaps of broken strokes are closed."""
-    large = (selected | ~_touches_edge(components)) & (components.mass > 0.35 * components.mass[selected].sum())
+    large = (selected | ~components.touch_edge()) & (components.mass > 0.35 * components.mass[selected].sum())
     if large.sum() < 2:
         return 1
     closed = _close_gaps(components.mask_of(large).astype(np.float32))
@@ -231,7 +216,7 @@ def _quality_warnings(components: ConnectedComponents, selected: Mask, box: Box,
     found = {
         f"several_glyphs: {glyphs}": glyphs > 1,
         "low_contrast": faint,
-        "touches_border": bool(_touches_edge(components)[selected].any()),
+        "touches_border": bool(components.touch_edge()[selected].any()),
         "upscaled": _longest_side(box) < 12,
     }
     return tuple(name for name, present in found.items() if present)

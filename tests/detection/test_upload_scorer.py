@@ -46,8 +46,8 @@ def test_usual_features_are_least_anomalous(scorer):
 
 
 def test_cleaner_than_usual_is_not_anomalous(scorer):
-    """Less texture, less unevenness and more contrast than usual add nothing to the score."""
-    for name, step in (("texture", -5), ("uneven", -5), ("blend", -5), ("contrast", 5)):
+    """Less texture and unevenness than usual, and a thinner pen, add nothing to the score."""
+    for name, step in (("texture", -5), ("uneven", -5), ("blend", -5), ("width", -5)):
         features = scorer.centre.copy()
         features[FEATURE_NAMES.index(name)] += step
         assert scorer.distances(features[None])[0] == 0
@@ -61,9 +61,9 @@ def test_one_axis_cannot_outvote_all_others(scorer):
     assert far <= MAX_DEVIATION * np.sqrt(K)
 
 
-@pytest.mark.parametrize("name", ["extent", "size", "bilevel"])
-def test_features_that_choose_the_group_are_not_scored(scorer, name):
-    """The size of a digit says nothing about whether it is one."""
+@pytest.mark.parametrize("name", ["extent", "size", "bilevel", "contrast"])
+def test_size_and_contrast_are_not_scored(scorer, name):
+    """The size of a digit and the strength of its ink say nothing about whether it is one."""
     features = scorer.centre.copy()
     features[FEATURE_NAMES.index(name)] += 9
     assert scorer.distances(features[None])[0] == 0
@@ -146,7 +146,8 @@ def grouped_uploads(seed, count=4_000):
     scores, features = normal_uploads(seed, count)
     small = np.arange(count) % 2 == 0
     features[:, FEATURE_NAMES.index("size")] = np.where(small, np.log(17), np.log(60))
-    features[:, FEATURE_NAMES.index("bilevel")] = 0
+    for name, value in (("bilevel", 0), ("pieces", 0.4), ("width", 1.0)):
+        features[:, FEATURE_NAMES.index(name)] = value
     return np.where(small, 3 * scores, scores).astype(np.float32), features, small
 
 

@@ -35,28 +35,25 @@ FEATURE_NAMES = (
     "bilevel",  # 1 for an image of two grey levels, else 0; not a logarithm
 )
 
-_SIDES = {
-    "pieces": 1,
-    "texture": 1,
-    "blend": 1,
-    "uneven": 1,
-    "left_out": 1,
-    "light": 1,
-    "colour": 1,
-    "contrast": -1,
-    "mid_tones": 1,
-}
-ONE_SIDED = tuple(_SIDES.get(name, 0) for name in FEATURE_NAMES)  # 1: only larger values are unusual, -1: smaller ones, 0: both
-SCORED_FEATURES = np.asarray([name not in ("extent", "size", "bilevel") for name in FEATURE_NAMES])  # others choose the group
+_LARGER_IS_UNUSUAL = ("mid_tones", "mass", "width", "pieces", "texture", "blend", "uneven", "left_out", "light", "colour")
+_NOT_SCORED = ("contrast", "extent", "size", "bilevel")  # faint ink is as good as dark ink; the others choose the group
+ONE_SIDED = tuple(int(name in _LARGER_IS_UNUSUAL) for name in FEATURE_NAMES)  # 1: only larger values are unusual, 0: both
+SCORED_FEATURES = np.asarray([name not in _NOT_SCORED for name in FEATURE_NAMES])
 
-GROUPS = ("grey", "grey, small", "bilevel", "bilevel, small")  # kinds of upload that are calibrated apart
+GROUPS = ("grey", "grey, small", "bilevel", "bilevel, small", "thin or broken")  # kinds of upload, calibrated apart
 SMALL = 24  # pixels: the longest side of smaller digits
+THIN = 1.15  # pixels of the 20-pixel box: the width of thinner strokes
+EVEN_LIGHT = 0.35  # range of the background over the contrast: less than in most photographs of things
 
 
 def upload_groups(features: Floats) -> Groups:
     """Return the index in `GROUPS` of each of N uploads, from their features [N, K]: known before an upload is scored."""
-    size, bilevel = features[:, FEATURE_NAMES.index("size")], features[:, FEATURE_NAMES.index("bilevel")]
+    bilevel, size, pieces, width, light = (
+        features[:, FEATURE_NAMES.index(name)] for name in ("bilevel", "size", "pieces", "width", "light")
+    )
     groups: Groups = (2 * (bilevel > 0.5) + (size < np.log(1 + SMALL))).astype(np.int8)
+    worn = (pieces > np.log(0.5 + 1.3)) | (width < np.log(0.2 + THIN))
+    groups[worn & (light < np.log(0.1 + EVEN_LIGHT))] = 4
     return groups
 
 

@@ -37,7 +37,7 @@ class Settings(BaseModel):
         256 * MIB, ge=1, description="Most bytes of all request bodies together, without the first 64 KiB of each."
     )
     max_answers_bytes: int = Field(
-        128 * MIB, ge=1, description="Most bytes of all response bodies larger than 64 KiB; a larger one is sent alone."
+        64 * MIB, ge=1, description="Most bytes of all response bodies larger than 64 KiB; a larger one is sent alone."
     )
     max_images: int = Field(64, ge=1, description="Most images in one multipart request.")
     max_array_images: int = Field(100_000, ge=1, description="Most images in one array.")

@@ -15,7 +15,7 @@ from app.detection.imaging.file_headers import declared_size, sniff
 HEAD_BYTES = 256 * 1024  # enough for an estimate: segments of 64 KiB each may stand before the frame header of a JPEG
 
 _BASE_S = 0.002  # opening and preparing any image
-_SECONDS_PER_BYTE = 5e-9
+_SECONDS_PER_BYTE = 10e-9  # Pillow reads the comments of a GIF in steps of 255 bytes
 _SECONDS_PER_PIXEL = {"PNG": 25e-9, "JPEG": 3e-9, "WEBP": 25e-9, "GIF": 12e-9, "BMP": 10e-9, "TIFF": 25e-9}
 _SECONDS_PER_SCAN_PIXEL = 8e-9  # of a JPEG with several scans
 _SECONDS_PER_RLE_PIXEL = 150e-9  # of a BMP with run lengths, which Pillow decodes in Python
@@ -25,6 +25,7 @@ MAX_TIFF_SHARE = 4  # of the pixel limit: the tiles of each colour, and of the m
 _SCAN = re.compile(rb"\xff\xda[\x00-\x0f]")
 _TIFF_WIDTH, _TIFF_HEIGHT, _TIFF_STRIP_ROWS, _TIFF_TILE_WIDTH, _TIFF_TILE_HEIGHT = 256, 257, 278, 322, 323
 _TIFF_OFFSETS = (273, 324)  # of strips and of tiles
+_TIFF_LENGTHS = (279, 325)
 
 
 def decoding_seconds(data: bytes, max_pixels: int, length: int | None = None) -> float:
@@ -44,7 +45,8 @@ def decoding_seconds(data: bytes, max_pixels: int, length: int | None = None) ->
         pixels = tiff_pixels(data) or pixels
     if pixels > max_pixels * (MAX_TIFF_SHARE if kind == "TIFF" else 1):
         pixels = 0
-    return _BASE_S + seconds * pixels + _SECONDS_PER_BYTE * length
+    read = max(length, _tiff_bytes(data)) if kind == "TIFF" else length
+    return _BASE_S + seconds * pixels + _SECONDS_PER_BYTE * read
 
 
 def _declared_pixels(data: bytes, kind: str, *, complete: bool) -> int:
@@ -81,6 +83,19 @@ def tiff_pixels(data: bytes) -> int:
     area = area or width * min(value.get(_TIFF_STRIP_ROWS, height), height)
     count = max((entries[tag].values for tag in _TIFF_OFFSETS if tag in entries), default=1)
     return max(width * height, area * count)
+
+
+def _tiff_bytes(data: bytes) -> int:
+    """Return the bytes that are read for all strips or tiles of the first page, as far as their lengths stand in `data`.
+
+    Many strips may share the same bytes, which libtiff then reads for each.
+    """
+    order = "<" if data[:2] == b"II" else ">"
+    for entry in _tiff_entries(data):
+        if entry.tag in _TIFF_LENGTHS and entry.values > 1:
+            packed = data[entry.value : entry.value + 4 * entry.values]
+            return sum(struct.unpack(f"{order}{len(packed) // 4}I", packed[: len(packed) // 4 * 4]))
+    return 0
 
 
 def _tiff_entries(data: bytes) -> Iterator[_TiffEntry]:

@@ -67,8 +67,9 @@ class Uploads:
         if kind not in IMAGE_TYPES and kind not in (FORM, NPY):
             raise UnsupportedType(f"{kind or 'No content type'} is not accepted; send an image, multipart/form-data or {NPY}.")
         limit = self._settings.max_array_bytes if kind == NPY else self._settings.max_body_bytes
-        if kind != NPY and len(headers.get(b"content-length", b"")) > _INLINE_LENGTH_DIGITS:
-            self._decoders.check()  # before the body is received: a refused body is only discarded
+        if len(headers.get(b"content-length", b"")) > _INLINE_LENGTH_DIGITS:
+            check = self._stages.arrays.check if kind == NPY else self._decoders.check
+            check()  # before the body is received: a refused body is only discarded
         data = await read_body(request.receive, headers, limit=limit)
         if not data:
             raise InvalidBody("The body is empty.")

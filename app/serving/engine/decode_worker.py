@@ -17,6 +17,7 @@ from app.detection.imaging.errors import DecodingTooLong
 from app.detection.imaging.preprocess import PreprocessedImage
 
 _MEMORY_BYTES = 384 * 2**20  # beside the memory of the libraries; the most for an accepted file is 210 MiB
+_SLOWEST_S, _HOPELESS = 2.0, 4  # seconds of CPU time for one image; no estimate is wrong by more than this factor
 _NICE = 5  # the event loop goes first
 
 load_codecs()  # once, in the process that all decoder processes are forked from
@@ -44,12 +45,15 @@ def decode_within(
 ) -> Decoded:
     """Decode one image with `decode_image`, if its header promises at most `max_expected_s` CPU seconds of work.
 
-    Raises an ImageError. The kernel ends the process with SIGPROF after `cpu_limit_s` seconds of CPU time.
+    Raises an ImageError, also for a file whose header promises far too much work. The kernel ends the process with SIGPROF
+    after `cpu_limit_s` seconds of CPU time.
     """
     started = time.process_time()
     signal.setitimer(signal.ITIMER_PROF, cpu_limit_s)
     try:
         expected, image = decoding_seconds(data, max_pixels), None
+        if expected > _HOPELESS * _SLOWEST_S:
+            raise DecodingTooLong("decoding this image would take too long")
         if expected <= max_expected_s:
             image = decode_image(data, preprocess=preprocess, max_pixels=max_pixels, size=size)
         return Decoded(image, expected, time.process_time() - started)

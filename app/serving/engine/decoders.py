@@ -25,7 +25,7 @@ from app.serving.engine.admission import Overloaded, Pace, WorkQueue
 from app.serving.engine.decode_worker import Decoded
 
 _FAST_LANE_S = 0.1  # CPU seconds that the header may promise: a JPEG of 30 or a PNG of 4 million pixels
-_FAST_CPU_LIMIT_S = 0.5  # for an image in the fast lane
+_FAST_CPU_LIMIT_S = 0.3  # for an image in the fast lane
 _SLOW_CPU_LIMIT_S = 2.0  # 25 million pixels of PNG with transparency take 0.9 s
 _FAST_WAIT = 0.1  # of the deadline: the longest wait in the fast lane before uploads are refused
 _SLOW_WAIT = 0.2
@@ -61,8 +61,8 @@ class Decoders:
         self._max_pixels = max_pixels
         self._on_stopped = on_stopped
         slow = max(1, processes - 1)
-        # One image more than there are processes, so that none of them waits for the event loop.
-        self._fast = _Lane(processes + 1, processes, _FAST_WAIT * deadline_s, max_jobs, _FAST_CPU_LIMIT_S)
+        self._free = asyncio.Semaphore(processes)  # images wait here for a process, not in the pool behind a slow one
+        self._fast = _Lane(processes, processes, _FAST_WAIT * deadline_s, max_jobs, _FAST_CPU_LIMIT_S)
         self._slow = _Lane(slow, slow, _SLOW_WAIT * deadline_s, max_jobs, _SLOW_CPU_LIMIT_S)
         self._paces: defaultdict[str, Pace] = defaultdict(Pace)  # by file type
         self._context = multiprocessing.get_context("forkserver")
@@ -107,7 +107,7 @@ class Decoders:
             decoded = await self._run(self._fast, data, options)
             if decoded.image is not None:
                 return decoded.image
-            with self._slow.queue.reserve(decoded.expected_s):  # the whole file promises more than its first bytes
+            with self._slow.queue.reserve(decoded.expected_s):
                 decoded = await self._run(self._slow, data, options)
         else:
             decoded = await self._run(self._slow, data, options)
@@ -118,7 +118,9 @@ class Decoders:
         kind = _kind(data)
         most = _FAST_LANE_S if lane is self._fast else float("inf")
         arguments = (data, options.preprocess, self._max_pixels, options.size, most, lane.cpu_limit_s)
-        async with lane.slots:
+        async with lane.slots, self._free:
+            if lane is self._fast and (cost := self._expected_seconds(data)) > _FAST_LANE_S:
+                return Decoded(None, cost, 0.0)  # files of this type took longer while this one waited
             try:
                 decoded = await asyncio.wrap_future(self._schedule(arguments))
             except ProcessExpired as error:

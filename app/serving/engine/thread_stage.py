@@ -10,7 +10,7 @@ from app.serving.engine.admission import Pace, WorkQueue
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 
-_WAIT = 0.5  # of the deadline: the longest wait before work is refused
+_WAIT = 0.2  # of the deadline: the longest wait before work is refused
 
 
 class Deadline(NamedTuple):

@@ -169,7 +169,8 @@ class TrafficMonitor:
 
     def set_model(self, bundle: "Bundle", device: str) -> None:
         """Start a new stream of p-values for a bundle that goes into service on `device`."""
-        upload_groups = () if bundle.uploads is None else (bundle.calibration.n,)
+        uploads = bundle.uploads
+        upload_groups = () if uploads is None else (uploads.pooled.n, *(group.n for group in uploads.groups.values()))
         self._bundle, self._drift = bundle, DriftMonitor(bundle.calibration.n, self._level, upload_groups)
         self._metrics.set_version(bundle.card.version, bundle.card.scorer, device)
 
@@ -180,8 +181,8 @@ class TrafficMonitor:
             return
         self._metrics.record_scores(scored.scores, scored.p_values, bundle.card.threshold)
         if bundle is self._bundle:  # a long array may finish after its version was replaced
-            single = len(scored.p_values) == 1
-            self._drift.observe(scored.p_values if single else self._random.permutation(scored.p_values))
+            order = self._random.permutation(len(scored.p_values))
+            self._drift.observe(scored.p_values[order], scored.calibration_sizes[order])
 
     def drift(self) -> Drift:
         """The drift state of the model in service."""

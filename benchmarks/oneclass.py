@@ -4,7 +4,7 @@ The protocol of Ruff et al., Deep One-Class Classification (ICML 2018): a detect
 alone, and the AUROC is taken over all 10,000 test images, the other nine digits being the anomalies. The network and its
 settings are the tutorial's, trained by our own loop; nothing is tuned to a digit. Their figures beside ours are from table 1
 of that paper, means over ten seeds; there the DCAE and Deep SVDD are convolutional networks with 32 latent dimensions, here
-it is fully connected layers with two. All runs on one CPU thread; ten digits take about six minutes.
+it is fully connected layers with two. All runs on one CPU thread; ten digits take about ten minutes.
 """
 
 import argparse

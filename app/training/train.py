@@ -98,10 +98,11 @@ def train(config: TrainConfig, *, resume: bool = False, progress: Progress | Non
     if resume:
         _restore(training, config, checkpoint)
     try:
-        with using_threads(config.threads), Interrupt() as interrupt:
-            run_epochs(training, config, splits, checkpoint, progress, interrupt)
-        progress.say("Calibrating, evaluating and drawing the report ...")
-        folder = _publish(training, config, dataset, splits)
+        with using_threads(config.threads):  # the scorer's bits depend on the number of threads too
+            with Interrupt() as interrupt:
+                run_epochs(training, config, splits, checkpoint, progress, interrupt)
+            progress.say("Calibrating, evaluating and drawing the report ...")
+            folder = _publish(training, config, dataset, splits)
     except KeyboardInterrupt:
         raise TrainingInterrupted(_how_to_continue(training, config, checkpoint)) from None
     remove_checkpoint(checkpoint)

@@ -48,7 +48,7 @@ def test_a_server_on_a_cpu_loads_no_torch_and_nothing_of_the_offline_side(shippe
     assert {"onnxruntime", "fastapi"} <= loaded
     assert loaded & (offline if command == "serve" else offline | {"typer", "rich"}) == set()
     assert not re.search(r"libtorch|torch/lib|libcuda", mapped)
-    assert memory <= 130 * 2**20
+    assert memory <= 150 * 2**20  # with both shipped detectors; 130 with one
 
 
 def test_importing_the_server_reads_no_environment_and_no_model():

@@ -13,7 +13,9 @@ def test_every_status_of_the_contract_has_an_error():
     """Types and titles distinguish the errors; 400 alone has two of them."""
     assert set(BY_STATUS) == CONTRACT
     assert BY_STATUS[400] is BadRequest
-    assert len(PROBLEMS) == len({p.type for p in PROBLEMS}) == len({p.title for p in PROBLEMS}) == len(CONTRACT) + 1
+    assert (
+        len(PROBLEMS) == len({p.type for p in PROBLEMS}) == len({p.title for p in PROBLEMS}) == len(CONTRACT) + 2
+    )  # two of status 422
     assert all(problem.__doc__ for problem in PROBLEMS)
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from strokes import stroke_images
 
-from app.detection.imaging.preprocess import centre_images
+from app.detection.imaging.centring import centre_images
 from app.training.datasets import DataError, DataSet, LabelledImages, load_dataset, split
 from app.training.torchvision_datasets import NAMED_SETS
 

@@ -10,7 +10,7 @@ CONTRACT = {400, 401, 404, 405, 408, 413, 415, 422, 500, 503, 504}
 
 
 def test_every_status_of_the_contract_has_an_error():
-    """Types and titles distinguish the errors; 400 alone has two of them."""
+    """Types and titles distinguish the errors; 400 and 422 have two of them each."""
     assert set(BY_STATUS) == CONTRACT
     assert BY_STATUS[400] is BadRequest
     assert (

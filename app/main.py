@@ -152,7 +152,12 @@ def create_app(settings: Settings) -> ASGIApp:
     add_page(app)
     middleware = RequestMiddleware(
         app,
-        fast_endpoints={"/score": endpoints.score, "/embed": endpoints.embed, "/reconstruct": endpoints.reconstruct},
+        fast_endpoints={
+            "/score": endpoints.score,
+            "/embed": endpoints.embed,
+            "/reconstruct": endpoints.reconstruct,
+            "/inspect": endpoints.inspect,
+        },
         auth=auth,
         limits=RequestLimits(
             ByteBudget(settings.max_bodies_bytes),

@@ -71,16 +71,27 @@ class Reconstruction(_Result):
     error_map: Picture
 
 
-class ScoreResponse(_ResponsePart):
-    """Response of /score; the results have the order of the upload."""
+class Inspection(Reconstruction, Embedding, Score):
+    """The verdict on one image, its place in the latent plane, and its pictures."""
 
+
+class _Decision(_ResponsePart):
     model: Model
     alpha: float = Field(gt=0, lt=1, description="The false-alarm rate that the threshold is for.")
     threshold: Finite
-    fdr: float | None = Field(
-        None, gt=0, lt=1, description="The requested false discovery rate, if any; alpha and threshold follow from it."
-    )
+    fdr: float | None = Field(None, gt=0, lt=1, description="The requested false discovery rate; sets alpha and threshold.")
+
+
+class ScoreResponse(_Decision):
+    """Response of /score; the results have the order of the upload."""
+
     results: list[Score | FailedImage]
+
+
+class InspectResponse(_Decision):
+    """Response of /inspect; the results have the order of the upload."""
+
+    results: list[Inspection | FailedImage]
 
 
 class EmbedResponse(_ResponsePart):
@@ -99,7 +110,6 @@ class ReconstructResponse(_ResponsePart):
 
 MAX_COORDINATE = 1e6  # larger latent coordinates overflow in float32
 MAX_POINTS = 1024  # in one request of /decode
-
 
 Point = Annotated[
     list[Annotated[float, Field(ge=-MAX_COORDINATE, le=MAX_COORDINATE)]],
@@ -124,7 +134,7 @@ class DecodeResponse(_ResponsePart):
 
 
 class Latent(_ResponsePart):
-    """The test images in the latent plane, with their labels."""
+    """Test images in the latent plane, with their labels: every k-th one, at most 2,000, rounded to three decimals."""
 
     embedding: list[list[Finite]]
     labels: list[int]

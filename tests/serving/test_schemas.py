@@ -5,7 +5,12 @@ from strokes import npy, png, stroke_images
 
 from app.serving import schemas
 
-ANSWERS = {"/score": schemas.ScoreResponse, "/embed": schemas.EmbedResponse, "/reconstruct": schemas.ReconstructResponse}
+ANSWERS = {
+    "/score": schemas.ScoreResponse,
+    "/embed": schemas.EmbedResponse,
+    "/reconstruct": schemas.ReconstructResponse,
+    "/inspect": schemas.InspectResponse,
+}
 IMAGES = stroke_images(3, seed=8)
 BODIES = {
     "image/png": png(IMAGES[0]),

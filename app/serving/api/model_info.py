@@ -17,6 +17,8 @@ from app.detection.bundle import Bundle, BundleError, read_npz
 from app.detection.detector import Detector
 from app.detection.store import REPORT
 from app.serving import schemas
+from app.serving.api.caching import NOT_MODIFIED, cacheable, compressed, not_modified
+from app.serving.api.calibration_summary import CalibrationSummary, summarise_calibration
 from app.serving.api.openapi import API_KEY, BINARY, ModelName, json_body, problems
 from app.serving.api.query import JSON, PNG
 from app.serving.api.responses import json_bytes, model_entry, picture_text, to_uint8
@@ -28,6 +30,7 @@ from app.serving.settings import Settings
 
 _COORDINATE_BYTES = 64  # of JSON: all digits of a coordinate fit
 _POINT_S, _LATENT_S = 60e-6, 0.05  # cost of a point of /decode, of the map of the latent space
+_MAX_LATENT = 2000  # points of /latent
 _CHUNK_POINTS = 64  # between two looks at the deadline
 _MAX_DECODE_BYTES = 2**19  # parsed in 15 ms on the event loop; 1,024 points of 25 such coordinates fit
 
@@ -40,7 +43,7 @@ class PngFile(FileResponse):
 
 
 class ModelInfoEndpoints:
-    """/models, /model, /model/report/{picture}, /latent and /decode."""
+    """/models, /model, /model/calibration, /model/report/{picture}, /latent and /decode."""
 
     def __init__(self, models: Models, pictures: ThreadStage, settings: Settings) -> None:
         """`pictures` is the thread that makes pictures of points."""
@@ -56,9 +59,13 @@ class ModelInfoEndpoints:
             response_class=PngFile,
             responses={200: {"content": {PNG: {"schema": BINARY}}}, **problems(401, 404)},
         )(self.report_picture)
+        router.get("/model/calibration", operation_id="get_calibration", responses=problems(401, 404))(self.calibration)
         router.get(
-            "/latent", operation_id="get_latent", response_model=schemas.Latent, responses=problems(401, 404)
-        )(self.latent)  # fmt: skip
+            "/latent",
+            operation_id="get_latent",
+            response_model=schemas.Latent,
+            responses={**NOT_MODIFIED, **problems(401, 404, 503, 504)},
+        )(self.latent)
         router.post(
             "/decode",
             operation_id="decode",
@@ -77,6 +84,10 @@ class ModelInfoEndpoints:
         detector = self._detector(model)
         return schemas.ModelCard(**detector.bundle.card.model_dump(), device=str(detector.device))
 
+    async def calibration(self, model: ModelName = None) -> CalibrationSummary:
+        """The scores of the calibration images: a histogram, and thresholds at common false-alarm rates."""
+        return summarise_calibration(self._detector(model).bundle)
+
     async def report_picture(self, picture: str, model: ModelName = None) -> PngFile:
         """A picture of the model's report, named in `files` of the card."""
         bundle = self._detector(model).bundle
@@ -86,12 +97,14 @@ class ModelInfoEndpoints:
             raise NotFound(f"The report has no such picture; it has: {', '.join(pictures) or 'none'}.")
         return PngFile(path)
 
-    async def latent(self, model: ModelName = None) -> Response:
-        """The test images' coordinates in the latent space, with their labels."""
-        path = _report_file(self._detector(model).bundle, "latent.npz")
+    async def latent(self, request: Request, model: ModelName = None) -> Response:
+        """Coordinates of test images in the latent space, with their labels."""
+        bundle = self._detector(model).bundle
+        path = _report_file(bundle, "latent.npz")
         if path is None:
             raise NotFound("This version has no map of its latent space.")
-        return await self._on_thread(_LATENT_S, _latent_response, path)
+        etag = f'"{bundle.card.files[f"{REPORT}/latent.npz"][:32]}"'
+        return not_modified(request, etag) or await self._on_thread(_LATENT_S, _latent_response, path, request, etag)
 
     async def decode(self, request: Request, model: ModelName = None) -> Response:
         """The images that the decoder makes of points in the latent space."""
@@ -106,7 +119,7 @@ class ModelInfoEndpoints:
         if any(len(point) != dimensions for point in points):
             raise OutOfRange(f"Each point of embedding must have {dimensions} coordinates.")
         cost = len(points) * _POINT_S
-        return await self._on_thread(cost, _decode_response, detector, np.array(points, np.float32))
+        return await self._on_thread(cost, _decode_response, request, detector, np.array(points, np.float32))
 
     async def _on_thread(
         self,
@@ -156,20 +169,22 @@ def _report_file(bundle: Bundle, name: str) -> Path | None:
     return bundle.folder / listed
 
 
-def _latent_response(deadline: Deadline, path: Path) -> Response:
-    """latent.npz -> JSON. Written by hand: pydantic would check 10,000 points on the event loop."""
+def _latent_response(deadline: Deadline, path: Path, request: Request, etag: str) -> Response:
+    """latent.npz -> JSON. Written by hand: pydantic would check all points on the event loop."""
     try:
         arrays = read_npz(path.read_bytes(), path.name)
-        content = {"embedding": arrays["embeddings"].tolist(), "labels": arrays["labels"].tolist()}
+        step = max(1, -(-len(arrays["labels"]) // _MAX_LATENT))
+        embeddings = arrays["embeddings"][::step].astype(np.float64).round(3)
+        content = {"embedding": embeddings.tolist(), "labels": arrays["labels"][::step].tolist()}
     except (OSError, KeyError, BundleError):
         raise NotFound("The map of this version's latent space cannot be read.") from None
-    return Response(json_bytes(content), media_type=JSON)
+    return cacheable(request, json_bytes(content), JSON, etag)
 
 
-def _decode_response(deadline: Deadline, detector: Detector, embeddings: NDArray[np.float32]) -> Response:
+def _decode_response(deadline: Deadline, request: Request, detector: Detector, embeddings: NDArray[np.float32]) -> Response:
     """Embeddings [N, D] -> JSON with a PNG for each. Raises TimeoutError after the deadline."""
     pictures = []
     for start in range(0, len(embeddings), _CHUNK_POINTS):
         deadline.check()
         pictures += [picture_text(to_uint8(image)) for image in detector.decode(embeddings[start : start + _CHUNK_POINTS])]
-    return Response(json_bytes({"model": model_entry(detector.bundle), "images": pictures}), media_type=JSON)
+    return compressed(request, json_bytes({"model": model_entry(detector.bundle), "images": pictures}), JSON)

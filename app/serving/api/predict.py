@@ -1,4 +1,4 @@
-"""The endpoints /score, /embed and /reconstruct: an upload in, a response out. Each is an `EndpointSpec`."""
+"""The endpoints /score, /embed, /reconstruct and /inspect: an upload in, a response out. Each is an `EndpointSpec`."""
 
 import asyncio
 import math
@@ -86,7 +86,15 @@ class _ReconstructSpec(_EmbedSpec):
         return result.detections.reconstructions
 
 
-_SCORE, _EMBED, _RECONSTRUCT = EndpointSpec(), _EmbedSpec(), _ReconstructSpec()
+class _InspectSpec(EndpointSpec):
+    outputs = RequestedOutputs(verdicts=True, reconstructions=True, error_maps=True)
+    offers = (JSON,)
+
+    def entries(self, upload: Upload, result: InferenceResult, decision: Decision) -> Iterator[Entry]:
+        return responses.inspect_entries(upload.infos, upload.images, result.detections, decision.threshold)
+
+
+_SCORE, _EMBED, _RECONSTRUCT, _INSPECT = EndpointSpec(), _EmbedSpec(), _ReconstructSpec(), _InspectSpec()
 
 
 class _Call(NamedTuple):
@@ -101,7 +109,7 @@ class _Call(NamedTuple):
 
 
 class Endpoints:
-    """The three endpoints, with everything that they need."""
+    """The four endpoints, with everything that they need."""
 
     def __init__(
         self,
@@ -132,6 +140,10 @@ class Endpoints:
     async def reconstruct(self, request: Request) -> Response:
         """The network's reconstruction of each image, and a map of where the two differ."""
         return await self._respond(request, _RECONSTRUCT)
+
+    async def inspect(self, request: Request) -> Response:
+        """Verdict, embedding and pictures of each image in one response."""
+        return await self._respond(request, _INSPECT)
 
     async def _respond(self, request: Request, spec: EndpointSpec) -> Response:
         query = request.scope["query_string"]

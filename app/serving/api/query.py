@@ -27,7 +27,7 @@ Rate = Annotated[float, Field(ge=LEAST_RATE, lt=1, allow_inf_nan=False), BeforeV
 
 
 class Options(BaseModel):
-    """The query options of /score, /embed and /reconstruct. None: the default model, the model's own rate."""
+    """The query options of /score, /embed, /reconstruct and /inspect. None: the default model, the model's own rate."""
 
     model_config = ConfigDict(frozen=True)
 

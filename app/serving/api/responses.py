@@ -97,6 +97,16 @@ def reconstruct_entries(infos: Sequence[ImageInfo], images: NDArray[np.uint8], d
         }
 
 
+def inspect_entries(
+    infos: Sequence[ImageInfo], images: NDArray[np.uint8], detections: Detections, threshold: float
+) -> Iterator[Entry]:
+    """The `results` of /inspect: the fields of the three others together."""
+    scores = score_entries(infos, detections, threshold)
+    columns = zip(reconstruct_entries(infos, images, detections), embed_entries(infos, detections), scores, strict=True)
+    for pictures, embedding, score in columns:
+        yield {**pictures, **embedding, **score}
+
+
 def picture_text(pixels: NDArray[np.uint8]) -> str:
     """uint8 pixels -> a PNG in base64."""
     return base64.b64encode(encode_png(pixels)).decode()

@@ -25,6 +25,7 @@ def add_routes(
         ("/score", endpoints.score, schemas.ScoreResponse, (NPY,)),
         ("/embed", endpoints.embed, schemas.EmbedResponse, (NPY,)),
         ("/reconstruct", endpoints.reconstruct, schemas.ReconstructResponse, (PNG, NPY)),
+        ("/inspect", endpoints.inspect, schemas.InspectResponse, ()),
     )
     for path, endpoint, response_model, other_types in uploads:
         app.add_api_route(
@@ -39,7 +40,7 @@ def add_routes(
                 200: {"content": {media: {"schema": BINARY} for media in other_types}},
                 **problems(400, 401, 404, 408, 413, 415, 422, 503, 504),
             },
-            openapi_extra=upload(rates=path == "/score"),
+            openapi_extra=upload(rates=path in ("/score", "/inspect")),
         )
     for router in (model_info.router, health.router, open_inference.router):
         app.include_router(router)

@@ -27,7 +27,7 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 PROBES = ("/livez", "/readyz", "/v2/health/live", "/v2/health/ready")
 PAGES = ("/", "/page.css", "/page.js", "/docs", "/docs.css", "/docs.js")
 PUBLIC_PATHS = frozenset({*PAGES, *PROBES})  # need no API key
-_PUBLIC_PREFIX = "/problems/"  # the `type` of every problem leads there
+_PUBLIC_PREFIXES = ("/problems/", "/page/")  # the `type` of every problem leads there; modules of the demo page
 
 _VALID_ID = re.compile(rb"[A-Za-z0-9._:-]{1,64}")
 _NO_SNIFFING = (b"x-content-type-options", b"nosniff")
@@ -88,7 +88,7 @@ class RequestMiddleware:
         context = RequestContext(scope, body, send, limits.answers, closing=self._draining.on)
         try:
             context.check_head()
-            if not self._auth.disabled and route not in PUBLIC_PATHS and not route.startswith(_PUBLIC_PREFIX):
+            if not self._auth.disabled and route not in PUBLIC_PATHS and not route.startswith(_PUBLIC_PREFIXES):
                 context.key_name = self._authenticate(scope)
             if endpoint is not None:
                 await context.respond(await endpoint(Request(scope, body)))

@@ -16,6 +16,7 @@ from app.detection import store
 from app.detection.bundle import Card
 from app.serving import schemas
 from app.serving.api import model_info
+from app.serving.api.calibration_summary import CalibrationSummary
 from app.serving.errors import NotFound
 
 
@@ -71,7 +72,36 @@ def test_a_version_without_a_report_says_so(strict_client):
 def test_the_latent_map_has_a_label_a_point(client):
     """The test images in the plane, where the version has them."""
     latent = schemas.Latent.model_validate(client.get("/latent").json())
-    assert len(latent.embedding) == len(latent.labels) > 0
+    assert 2000 >= len(latent.embedding) == len(latent.labels) > 0
+
+
+def test_the_latent_map_is_sent_once_and_compressed(client):
+    """It has an ETag, with which a second request gets 304; clients that take no gzip get the same content."""
+    first = client.get("/latent")
+    assert first.headers["content-encoding"] == "gzip"
+    assert int(first.headers["content-length"]) < 30_000
+    again = client.get("/latent", headers={"if-none-match": first.headers["etag"]})
+    assert (again.status_code, again.content) == (304, b"")
+    plain = client.get("/latent", headers={"accept-encoding": "identity"})
+    assert "content-encoding" not in plain.headers
+    assert plain.json() == first.json()
+
+
+def test_the_calibration_is_summarised(client):
+    """Every calibration image is in one bin; the threshold of the card's alpha is the card's; they fall with alpha."""
+    card = client.get("/model").json()
+    summary = CalibrationSummary.model_validate(client.get("/model/calibration").json())
+    assert sum(summary.counts) == summary.images == card["calibration_images"]
+    assert len(summary.edges) == len(summary.counts)
+    thresholds = {rate.alpha: rate.threshold for rate in summary.rates}
+    assert thresholds[card["alpha"]] == card["threshold"]
+    assert list(thresholds.values()) == sorted(thresholds.values(), reverse=True)
+
+
+def test_a_calibration_of_few_images_has_only_the_rates_that_it_can_promise(strict_client):
+    """199 images have no threshold for rates below 0.005."""
+    rates = strict_client.get("/model/calibration").json()["rates"]
+    assert min(rate["alpha"] for rate in rates) == 0.005
 
 
 def test_a_version_removed_from_under_the_server_serves_on_without_its_report(tmp_path, shipped_store):
@@ -155,7 +185,7 @@ def test_a_map_of_the_latent_space_that_unpacks_to_too_much_is_not_shown(tmp_pat
         for _ in range(1024):
             entry.write(bytes(2**20))
     with pytest.raises(NotFound):
-        model_info._latent_response(None, path)
+        model_info._latent_response(None, path, None, "")
     path.write_bytes(b"no archive")
     with pytest.raises(NotFound):
-        model_info._latent_response(None, path)
+        model_info._latent_response(None, path, None, "")

@@ -25,6 +25,7 @@ def test_every_endpoint_of_the_contract_is_described(document):
     described = {(path, method) for path, method, _ in operations(document)}
     assert {
         ("/score", "post"), ("/embed", "post"), ("/reconstruct", "post"), ("/decode", "post"), ("/livez", "get"),
+        ("/inspect", "post"), ("/model/calibration", "get"),
         ("/readyz", "get"), ("/model", "get"), ("/model/report/{picture}", "get"), ("/latent", "get"),
     } <= described  # fmt: skip
     for path, method, operation in operations(document):

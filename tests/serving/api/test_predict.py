@@ -140,6 +140,25 @@ def test_a_reconstruction_comes_as_three_pictures_an_image(client):
         assert made.shape[:2] == error.shape[:2] == (28, 28)
 
 
+def test_inspect_is_the_three_others_in_one_answer(client):
+    """Verdict, embedding and pictures are those of /score, /embed and /reconstruct, at the rate that was asked for."""
+    queries = {"/reconstruct": "", "/embed": "", "/score": "?alpha=0.05"}
+    alone = [ask(client, path, query=query).json() for path, query in queries.items()]
+    together = ask(client, "/inspect", query="?alpha=0.05").json()
+    results = [reconstruct | embed | score for reconstruct, embed, score in zip(*(a["results"] for a in alone), strict=True)]
+    assert together.pop("results") == results
+    assert together == {key: value for key, value in alone[2].items() if key != "results"}
+
+
+def test_inspect_without_watch_is_not_counted(client):
+    """watch=0 leaves drift where it is; without it, the images count as traffic."""
+    before = client.get("/drift").json()["images"]
+    ask(client, "/inspect", query="?watch=0")
+    assert client.get("/drift").json()["images"] == before
+    ask(client, "/inspect")
+    assert client.get("/drift").json()["images"] == before + len(IMAGES)
+
+
 def test_reconstructions_as_an_array_are_the_pictures(client):
     """Floats from 0 to 1 that, as pixels, are the reconstructions of the JSON answer."""
     found = array(ask(client, "/reconstruct", accept=NPY))

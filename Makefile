@@ -7,7 +7,7 @@ ARGS ?=
 # The server needs PyTorch only for an NVIDIA GPU. EXTRA=gpu or EXTRA=core decides otherwise, for instance gpu for a Mac's GPU.
 EXTRA ?= $(shell { nvidia-smi -L || ldconfig -p | grep -q libcuda.so.1; } > /dev/null 2>&1 && echo gpu || echo core)
 
-.PHONY: serve train test check lock clean
+.PHONY: serve train test check docs lock clean
 
 serve: .venv/installed-$(EXTRA)
 	$(BIN)/python -m app serve $(ARGS)
@@ -25,6 +25,12 @@ check: .venv/installed-test
 	$(BIN)/mypy
 	$(BIN)/codespell
 
+# The site of docs/, in build/site. mkdocs-material has an environment of its own, because nothing else needs it.
+docs:
+	$(PYTHON) -m venv .venv/docs
+	.venv/docs/bin/pip install --quiet "mkdocs-material>=9.6,<10"
+	.venv/docs/bin/mkdocs build --strict
+
 clean:
 	rm -rf .venv model_store/*/.checkpoints build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
@@ -41,7 +47,7 @@ test_installs := core gpu train test
 .venv/installed-%: requirements/%.txt pyproject.toml
 	@echo "Installing $($*_contents), into .venv"
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --require-hashes --requirement requirements/$*.txt
+	$(BIN)/pip install --require-hashes --requirement requirements/$*.txt
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $(patsubst %,.venv/installed-%,$($*_installs))
 

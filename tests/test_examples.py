@@ -68,7 +68,7 @@ def test_a_client_repeats_the_explanation_of_a_refused_request(run_example, comm
 
 
 def test_onnx_runtime_alone_gives_the_server_s_scores(client, samples, tmp_path):
-    """The exported file scores a 28x28 image as the server does; the README shows the same lines."""
+    """The exported file scores a 28x28 image as the server does; the documentation shows the same lines."""
     prepared = []
     for name in ("seven.png", "cat.png"):
         answer = client.post("/reconstruct", files={"file": (samples / name).read_bytes()}).json()
@@ -84,4 +84,4 @@ def test_onnx_runtime_alone_gives_the_server_s_scores(client, samples, tmp_path)
     answer = client.post("/score", files=[("file", image.read_bytes()) for image in prepared]).json()
     printed = [float(score) for score in re.findall(r"score ([\d.]+)", done.stdout)]
     assert printed == pytest.approx([result["score"] for result in answer["results"]], abs=1e-4)
-    assert example.read_text().partition('"""\n\n')[2] in (ROOT / "README.md").read_text()
+    assert example.read_text().partition('"""\n\n')[2] in (ROOT / "docs" / "train-and-calibrate.md").read_text()

@@ -27,7 +27,7 @@ def serve(
 ) -> None:
     """Serve a detector over HTTP.
 
-    All other settings are ODDIGIT_* variables; the README lists them. An option wins over its variable.
+    All other settings are ODDIGIT_* variables; docs/configuration.md lists them. An option wins over its variable.
     """
     # As process 1, SIGTERM has no effect without a handler. uvicorn replaces this one, and raises the signal again at its end.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))

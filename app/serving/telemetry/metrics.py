@@ -28,7 +28,7 @@ STAGES = ("decode", "queue", "infer", "encode")
 
 
 class Metrics:
-    """The server's metrics; the README documents each under its name.
+    """The server's metrics; docs/operating.md documents each under its name.
 
     What occurs for each request or batch is buffered and counted together: counting costs more than appending to a list.
     """

@@ -12,13 +12,13 @@ promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool
 
 
 def documented():
-    """The names of the README's table of metrics."""
-    return set(re.findall(r"^\| `(oddigit_\w+)`", (ROOT / "README.md").read_text(), re.MULTILINE))
+    """The names of the documentation's table of metrics."""
+    return set(re.findall(r"^\| `(oddigit_\w+)`", (ROOT / "docs" / "operating.md").read_text(), re.MULTILINE))
 
 
 @pytest.mark.parametrize("file", ["alerts.yml", "dashboard.json"])
 def test_what_is_watched_exists(file):
-    """Every metric that a rule or a panel asks for is one of the README's; the dashboard shows most of them."""
+    """Every metric that a rule or a panel asks for is one of the documentation's; the dashboard shows most of them."""
     used = {re.sub("_(bucket|sum|count)$", "", name) for name in re.findall(r"\boddigit_\w+", (FOLDER / file).read_text())}
     assert used
     assert used <= documented()

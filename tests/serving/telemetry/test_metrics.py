@@ -23,9 +23,11 @@ KINDS = {"counter": "_total", "histogram": "", "gauge": ""}
 
 
 def documented():
-    """The README's table of metrics: name -> (labels, kind, sentence)."""
+    """The documentation's table of metrics: name -> (labels, kind, sentence)."""
     rows = re.findall(
-        r"^\| `(oddigit_\w+)`(?: by ([\w, ]+))? \| (\w+) \| (.+?) \|$", (ROOT / "README.md").read_text(), re.MULTILINE
+        r"^\| `(oddigit_\w+)`(?: by ([\w, ]+))? \| (\w+) \| (.+?) \|$",
+        (ROOT / "docs" / "operating.md").read_text(),
+        re.MULTILINE,
     )
     return {name: (frozenset(labels.split(", ")) - {""}, kind, sentence) for name, labels, kind, sentence in rows}
 

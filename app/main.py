@@ -144,7 +144,7 @@ def create_app(settings: Settings) -> ASGIApp:
     models, admission, metrics = engine.models, engine.admission, engine.metrics
     endpoints = Endpoints(models, engine.uploads, admission, engine.stages, metrics, settings)
     model_info = ModelInfoEndpoints(models, engine.stages.pictures, settings)
-    open_inference = OpenInference(models, admission, engine.stages, engine.draining, settings)
+    open_inference = OpenInference(models, engine.uploads, admission, engine.stages, engine.draining, metrics, settings)
     app = FastAPI(lifespan=engine.lifespan, **_DOCUMENT)
     problem_responses = ProblemResponses(metrics)
     problem_responses.add_to(app)

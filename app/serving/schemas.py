@@ -1,9 +1,10 @@
 """The HTTP contract as pydantic models: the bodies of requests and responses.
 
-The hot endpoints build the same fields without these models, for speed; tests compare the two.
+Those of the Open Inference Protocol are in infer_schemas.py. The hot endpoints build the same fields without these models, for
+speed; tests compare the two.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, FailFast, Field
 
@@ -13,11 +14,13 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 Picture = Annotated[str, Field(description="A 28x28 PNG, base64.", json_schema_extra={"contentEncoding": "base64"})]
 
 
-class _ResponsePart(BaseModel):
+class ResponsePart(BaseModel):
+    """A response or a part of one: it has no other fields than its own."""
+
     model_config = ConfigDict(extra="forbid")
 
 
-class Problem(_ResponsePart):
+class Problem(ResponsePart):
     """An error in the form of RFC 9457."""
 
     type: str = Field(examples=["/problems/undecodable-image"])
@@ -28,21 +31,21 @@ class Problem(_ResponsePart):
     request_id: str
 
 
-class Model(_ResponsePart):
+class Model(ResponsePart):
     """The detector that answered."""
 
     name: str = Field(examples=["mnist"])
     version: int = Field(ge=1)
 
 
-class FailedImage(_ResponsePart):
+class FailedImage(ResponsePart):
     """An image that could not be decoded, in a request with others that could."""
 
     name: str
     error: Problem
 
 
-class _Result(_ResponsePart):
+class _Result(ResponsePart):
     name: str = Field(description="The file's name; an array's image has its index.")
     preprocess: list[str] = Field(description="The preparation steps that were applied to the upload.")
     warnings: list[str] = Field(description="Quality problems of the upload.")
@@ -75,7 +78,7 @@ class Inspection(Reconstruction, Embedding, Score):
     """The verdict on one image, its place in the latent plane, and its pictures."""
 
 
-class _Decision(_ResponsePart):
+class _Decision(ResponsePart):
     model: Model
     alpha: float = Field(gt=0, lt=1, description="The false-alarm rate that the threshold is for.")
     threshold: Finite
@@ -94,14 +97,14 @@ class InspectResponse(_Decision):
     results: list[Inspection | FailedImage]
 
 
-class EmbedResponse(_ResponsePart):
+class EmbedResponse(ResponsePart):
     """Response of /embed; the results have the order of the upload."""
 
     model: Model
     results: list[Embedding | FailedImage]
 
 
-class ReconstructResponse(_ResponsePart):
+class ReconstructResponse(ResponsePart):
     """Response of /reconstruct; the results have the order of the upload."""
 
     model: Model
@@ -126,21 +129,21 @@ class DecodeRequest(BaseModel):
     embedding: Annotated[list[Point], FailFast()] = Field(min_length=1, max_length=MAX_POINTS, examples=[[[0.5, -1.0]]])
 
 
-class DecodeResponse(_ResponsePart):
+class DecodeResponse(ResponsePart):
     """Response of /decode: one picture for each point."""
 
     model: Model
     images: list[Picture]
 
 
-class Latent(_ResponsePart):
+class Latent(ResponsePart):
     """Test images in the latent plane, with their labels: every k-th one, at most 2,000, rounded to three decimals."""
 
     embedding: list[list[Finite]]
     labels: list[int]
 
 
-class RefusedVersion(_ResponsePart):
+class RefusedVersion(ResponsePart):
     """A version of the store that must not be served, with the reason."""
 
     model: str
@@ -148,7 +151,7 @@ class RefusedVersion(_ResponsePart):
     reason: str
 
 
-class ServedModel(_ResponsePart):
+class ServedModel(ResponsePart):
     """A model in service."""
 
     name: str = Field(examples=["mnist"])
@@ -160,7 +163,7 @@ class ServedModel(_ResponsePart):
     runtime: str = Field(examples=["onnx"])
 
 
-class ModelList(_ResponsePart):
+class ModelList(ResponsePart):
     """Response of /models: the models in service, the default first."""
 
     default: str = Field(description="The model that answers where a request names none.")
@@ -168,7 +171,7 @@ class ModelList(_ResponsePart):
     models: list[ServedModel]
 
 
-class Readiness(_ResponsePart):
+class Readiness(ResponsePart):
     """Response of /readyz."""
 
     status: str = Field(examples=["ready"])
@@ -177,7 +180,7 @@ class Readiness(_ResponsePart):
     refused_versions: list[RefusedVersion]
 
 
-class Drift(_ResponsePart):
+class Drift(ResponsePart):
     """Response of /drift: evidence that the traffic differs from the calibration images."""
 
     model: Model
@@ -189,109 +192,10 @@ class Drift(_ResponsePart):
     since: int | None = Field(description="Number of images at which the level was reached.")
 
 
-class Liveness(_ResponsePart):
+class Liveness(ResponsePart):
     """Response of /livez."""
 
     status: str = Field(examples=["alive"])
-
-
-class InferError(_ResponsePart):
-    """An error in the form of the Open Inference Protocol."""
-
-    error: str
-
-
-class InferServer(_ResponsePart):
-    """Server metadata."""
-
-    name: str
-    version: str
-    extensions: list[str]
-
-
-class InferLive(_ResponsePart):
-    """Liveness of the server."""
-
-    live: bool
-
-
-class InferReady(_ResponsePart):
-    """Readiness of the server."""
-
-    ready: bool
-
-
-class InferModelReady(InferReady):
-    """Readiness of a model."""
-
-    name: str
-
-
-class InferTensor(_ResponsePart):
-    """Name, datatype and shape of a tensor; -1 is a dimension of any size."""
-
-    name: str
-    datatype: str
-    shape: list[int]
-
-
-class InferModel(_ResponsePart):
-    """Model metadata."""
-
-    name: str
-    versions: list[str]
-    platform: str
-    inputs: list[InferTensor]
-    outputs: list[InferTensor]
-
-
-class _RequestPart(BaseModel):
-    model_config = ConfigDict(extra="ignore", strict=True)  # the protocol allows parameters of other servers
-
-
-class InferParameters(_RequestPart):
-    """Parameters of the request; other parameters than alpha are ignored."""
-
-    alpha: float | None = Field(None, description="False-alarm rate; default: the model's own.")
-
-
-class InferInput(_RequestPart):
-    """The images as a tensor of integers from 0 (background) to 255 (ink)."""
-
-    name: Literal["images"]
-    shape: list[Annotated[int, Field(ge=1)]] = Field(min_length=2, max_length=4, description="[N, 28, 28] or [N, 784].")
-    datatype: Literal["UINT8"]
-    data: list[Any] = Field(min_length=1, description="The integers in row-major order, in one list or in nested lists.")
-
-
-class RequestedOutput(_RequestPart):
-    """A requested output."""
-
-    name: Literal["score", "p_value", "is_anomaly", "reconstruction_error", "embedding", "reconstruction"]
-
-
-class InferRequest(_RequestPart):
-    """Inference request. Without `outputs`, the response holds all outputs except the reconstruction."""
-
-    id: str | None = Field(None, max_length=256)
-    parameters: InferParameters | None = None
-    inputs: list[InferInput] = Field(min_length=1, max_length=1)
-    outputs: list[RequestedOutput] | None = Field(None, max_length=16)
-
-
-class InferOutputTensor(InferTensor):
-    """A tensor with its values in row-major order."""
-
-    data: list[bool | Finite]
-
-
-class InferResponse(_ResponsePart):
-    """Inference response; every output has the order of the images."""
-
-    model_name: str
-    model_version: str
-    id: str | None = None
-    outputs: list[InferOutputTensor]
 
 
 class ModelCard(Card):

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from app.detection.imaging.decode import Preprocess
-from app.serving import schemas
+from app.serving import infer_schemas, schemas
 from app.serving.api.query import JSON, LEAST_RATE, NPY
 from app.serving.api.uploads import FORM, IMAGE_TYPES
 from app.serving.errors import BY_STATUS, MEDIA_TYPE
@@ -27,7 +27,7 @@ ModelName = Annotated[str | None, Query(description=_MODEL)]  # the query parame
 BINARY: Entry = {"type": "string", "format": "binary"}
 _RATE: Entry = {"type": "number", "minimum": LEAST_RATE, "exclusiveMaximum": 1}
 _REFERENCE = "#/components/schemas/{model}"
-_REQUEST_MODELS: tuple[type[BaseModel], ...] = (schemas.DecodeRequest, schemas.InferRequest)
+_REQUEST_MODELS: tuple[type[BaseModel], ...] = (schemas.DecodeRequest, infer_schemas.InferRequest)
 
 
 def problems(*statuses: int) -> dict[int | str, Entry]:
@@ -38,7 +38,7 @@ def problems(*statuses: int) -> dict[int | str, Entry]:
 
 def infer_problems(*statuses: int) -> dict[int | str, Entry]:
     """The same for the Open Inference Protocol, with its own form of errors."""
-    return {status: {"description": BY_STATUS[status].title, "model": schemas.InferError} for status in statuses}
+    return {status: {"description": BY_STATUS[status].title, "model": infer_schemas.InferError} for status in statuses}
 
 
 def json_body(model: type[BaseModel]) -> Entry:

@@ -51,6 +51,8 @@ def python_calls(package, client, sample):
         "get_problem_type": {"type_": "too-large"},
         "v2_model_metadata": model,
         "v2_version_metadata": version,
+        "v2_model_config": model,
+        "v2_version_config": version,
         "v2_model_ready": model,
         "v2_version_ready": version,
         "v2_model_infer": {**model, **infer},

@@ -15,7 +15,7 @@ from app.detection.bundle import SCORER, WEIGHTS
 from app.detection.detector import Detector
 from app.detection.imaging.centring import centre_images
 from app.detection.store import StoreError
-from app.serving import schemas
+from app.serving import infer_schemas, schemas
 from app.serving.engine.models import Model, Models, UnknownModel
 from app.serving.engine.reload import Versions
 from app.serving.engine.thread_stage import ThreadStage
@@ -142,7 +142,7 @@ def test_an_unknown_model_of_the_open_inference_protocol_is_not_found(strict_cli
     for path in ("/v2/models/nowhere", "/v2/models/nowhere/ready", "/v2/models/nowhere/versions/1"):
         response = strict_client.get(path)
         assert response.status_code == 404
-        schemas.InferError.model_validate(response.json())
+        infer_schemas.InferError.model_validate(response.json())
 
 
 def test_a_reload_of_one_model_leaves_the_other_alone(client, root):

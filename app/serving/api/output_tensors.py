@@ -1,0 +1,106 @@
+"""Responses of the Open Inference Protocol: detections in, JSON out, with binary data after it where that is requested."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from starlette.responses import Response
+
+from app.serving.api import responses
+from app.serving.api.predict import decide
+from app.serving.api.query import JSON, Options, check_rate
+from app.serving.api.responses import Entry
+from app.serving.engine.inference import InferenceResult
+from app.serving.engine.thread_stage import Deadline
+from app.serving.infer_schemas import InferRequest
+
+OCTETS = "application/octet-stream"
+HEADER_LENGTH = b"inference-header-content-length"
+
+_PIECE_NUMBERS = 4096  # of JSON between which other threads can run
+_BINARY_DTYPES = {"FP32": "<f4", "FP64": "<f8", "BOOL": "?"}
+
+
+class Output(NamedTuple):
+    """A requested output, and whether it comes as binary data."""
+
+    name: str
+    binary: bool
+
+
+def output_shapes(size: int, latent: int) -> dict[str, tuple[str, list[int]]]:
+    """Output name -> datatype and shape; -1 is the number of images."""
+    return {
+        "score": ("FP32", [-1]),
+        "p_value": ("FP64", [-1]),
+        "is_anomaly": ("BOOL", [-1]),
+        "reconstruction_error": ("FP32", [-1]),
+        "embedding": ("FP32", [-1, latent]),
+        "reconstruction": ("FP32", [-1, size, size]),
+    }
+
+
+def requested_outputs(request: InferRequest, *, pictures: bool) -> list[Output]:
+    """The outputs of a response: all where the request names none. `pictures`: JSON may hold the reconstructions too."""
+    binary = request.parameters is not None and request.parameters.binary_data_output
+    if not request.outputs:
+        return [Output(name, binary) for name in output_shapes(0, 0) if name != "reconstruction" or pictures or binary]
+    outputs = []
+    for output in request.outputs:
+        own = output.parameters.binary_data if output.parameters else None
+        outputs.append(Output(output.name, binary if own is None else own))
+    return outputs
+
+
+def render_outputs(
+    deadline: Deadline | None, request: InferRequest, outputs: Sequence[Output], result: InferenceResult
+) -> Response:
+    """The response. Raises OutOfRange for an alpha that the calibration cannot give, TimeoutError after the deadline."""
+    card, columns = result.bundle.card, _columns(request, result)
+    entries, blobs = [], []
+    for output in outputs:
+        values = columns[output.name]
+        datatype, _ = output_shapes(0, 0)[output.name]
+        entry: Entry = {"name": output.name, "datatype": datatype, "shape": list(values.shape)}
+        if output.binary:
+            blobs.append(np.ascontiguousarray(values, _BINARY_DTYPES[datatype]).tobytes())
+            entries.append(responses.json_bytes({**entry, "parameters": {"binary_data_size": len(blobs[-1])}}))
+        else:
+            entries.append(b'%b,"data":[%b]}' % (responses.json_bytes(entry)[:-1], _json_numbers(deadline, values)))
+    head: Entry = {"model_name": card.name, "model_version": str(card.version)}
+    if request.id is not None:
+        head["id"] = request.id
+    text = b'%b,"outputs":[%b]}' % (responses.json_bytes(head)[:-1], b",".join(entries))
+    if not blobs:
+        return Response(text, media_type=JSON)
+    response = Response(b"".join([text, *blobs]), media_type=OCTETS)
+    response.raw_headers.append((HEADER_LENGTH, b"%d" % len(text)))
+    return response
+
+
+def _columns(request: InferRequest, result: InferenceResult) -> dict[str, NDArray[Any]]:
+    """Output name -> values for each image."""
+    alpha = request.parameters.alpha if request.parameters else None
+    rate = None if alpha is None else check_rate("parameters.alpha", alpha)
+    detections = result.detections
+    columns: dict[str, NDArray[Any]] = {
+        "score": detections.scores,
+        "p_value": detections.p_values,
+        "is_anomaly": detections.scores > decide(result, Options(alpha=rate)).threshold,
+        "reconstruction_error": detections.reconstruction_errors,
+        "embedding": detections.embeddings,
+    }
+    if detections.reconstructions is not None:
+        columns["reconstruction"] = detections.reconstructions
+    return columns
+
+
+def _json_numbers(deadline: Deadline | None, values: NDArray[Any]) -> bytes:
+    """The values in row-major order, separated by commas."""
+    flat, pieces = values.ravel(), []
+    for start in range(0, flat.size, _PIECE_NUMBERS):
+        if deadline is not None:
+            deadline.check()
+        pieces.append(responses.json_bytes(flat[start : start + _PIECE_NUMBERS].tolist())[1:-1])
+    return b",".join(pieces)

@@ -4,7 +4,6 @@ import asyncio
 import gc
 import logging
 import os
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -50,10 +49,8 @@ logger = logging.getLogger(__name__)
 
 VERSION = version("oddigit")
 
-# How long a thread may keep the interpreter's lock while the event loop waits for it. Python's default is 5 ms: beside an array
-# of 12,000 images, a small image then takes 12 ms.
-_SWITCH_INTERVAL_S = 0.0005
 _TRIM_INTERVAL_S = 5
+_CLOSING_S = 2.0  # of work that is left when the drain ends: after it, images that are still being decoded are refused
 
 _DOCUMENT: dict[str, Any] = {
     "title": "Oddigit",
@@ -62,6 +59,7 @@ _DOCUMENT: dict[str, Any] = {
     "redirect_slashes": False,
     "docs_url": None,  # the API page is our own
     "redoc_url": None,
+    "openapi_url": None,  # openapi.py answers it, rendered once
 }
 
 
@@ -87,7 +85,7 @@ class _Engine:
             on_stopped=self.metrics.record_stopped_decoder,
         )
         self.uploads = Uploads(settings, self.admission, self.decoders, self.stages)
-        self.draining = Draining()
+        self.draining = Draining(on_close=partial(self.decoders.finish_within, _CLOSING_S))
         self.health = HealthEndpoints(self.models, ServerStatus(self.draining, self.admission, self.metrics))
         self.access_log = AccessLog(as_json=settings.log_format == "json") if settings.access_log else None
 
@@ -102,7 +100,7 @@ class _Engine:
             tasks.append(asyncio.create_task(self.models.watch()))
         gc.collect()
         gc.freeze()  # the heap is large; each collection that walks it makes requests wait
-        sys.setswitchinterval(_SWITCH_INTERVAL_S)
+        return_free_memory()  # that loading took
         yield
         for task in tasks:
             task.cancel()

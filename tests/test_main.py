@@ -1,4 +1,5 @@
 import re
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -33,10 +34,12 @@ except ValueError as error:
 @pytest.mark.parametrize("command", ["uvicorn", "serve"])
 def test_a_server_on_a_cpu_loads_no_torch_and_nothing_of_the_offline_side(shipped_store, tmp_path, command):
     """Neither as modules nor as mapped libraries, and an idle worker stays small. `serve` adds the command line alone."""
+    one_detector = tmp_path / "store"
+    shutil.copytree(shipped_store / "mnist", one_detector / "mnist")
     module = {"uvicorn": ("uvicorn", "app.main:app"), "serve": ("app", "serve")}[command]
     modules = tmp_path / "modules"
     script = MODULES.format(file=str(modules), name=module[0])
-    environment = {"ODDIGIT_STORE": str(shipped_store), "ODDIGIT_DEVICE": "cpu", "ODDIGIT_DRAIN_S": "0"}
+    environment = {"ODDIGIT_STORE": str(one_detector), "ODDIGIT_DEVICE": "cpu", "ODDIGIT_DRAIN_S": "0"}
     started = (sys.executable, "-c", script, *module[1:])
     with serving(tmp_path / "log", command=started, ends=(0, -15), **environment) as server:
         body = (ROOT / "tests" / "samples" / "seven.png").read_bytes()
@@ -48,7 +51,7 @@ def test_a_server_on_a_cpu_loads_no_torch_and_nothing_of_the_offline_side(shippe
     assert {"onnxruntime", "fastapi"} <= loaded
     assert loaded & (offline if command == "serve" else offline | {"typer", "rich"}) == set()
     assert not re.search(r"libtorch|torch/lib|libcuda", mapped)
-    assert memory <= 150 * 2**20  # with both shipped detectors; 130 with one
+    assert memory <= 130 * 2**20
 
 
 def test_importing_the_server_reads_no_environment_and_no_model():

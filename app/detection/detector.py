@@ -87,9 +87,12 @@ class Detector:
         """
         out = self._runtime.run(images, with_maps=reconstructions or error_maps)
         mapped = self._map_uploads(out.score, features)
+        p_values = self.bundle.calibration.p_values(mapped.scores)
+        if features is not None:
+            p_values = np.maximum(p_values, 1 / (mapped.sizes + 1))  # the smallest of the upload's own group
         return Detections(
             scores=mapped.scores,
-            p_values=self._p_values(mapped),
+            p_values=p_values,
             reconstruction_errors=out.reconstruction_error,
             embeddings=out.embedding,
             calibration_sizes=mapped.sizes,
@@ -125,10 +128,6 @@ class Detector:
             scores[prepared], features[prepared]
         )
         return MappedUploads(scores, sizes, calibrated)
-
-    def _p_values(self, mapped: MappedUploads) -> NDArray[np.float64]:
-        """p-values [N]; none is smaller than the calibration of its own group allows."""
-        return np.maximum(self.bundle.calibration.p_values(mapped.scores), 1 / (mapped.sizes + 1))
 
 
 def stack_features(features: Sequence[Floats | None]) -> Floats | None:

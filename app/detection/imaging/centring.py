@@ -1,5 +1,7 @@
 """Centres 28x28 images as those of MNIST are: by their centre of mass, and by whole pixels."""
 
+from functools import lru_cache
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -16,30 +18,52 @@ def centre_images(images: Pixels) -> tuple[Pixels, Mask]:
 
     Shifts by whole pixels, and never moves ink out of the image. Returns all images and which of them were shifted [N].
     """
-    chunks = [_off_centre(images[start : start + _CHUNK_IMAGES]) for start in range(0, len(images), _CHUNK_IMAGES)]
-    offset = np.concatenate(chunks) if chunks else np.zeros((0, 2), np.float32)
     moved = np.zeros(len(images), np.bool_)
-    suspects = np.flatnonzero(np.abs(offset).max(axis=1) > MAX_OFF_CENTRE)
-    if len(suspects):
-        images = images.copy()
-    for index in suspects:
-        shift = [_possible_shift(images[index].any(axis=1 - axis), -round(float(offset[index, axis]))) for axis in (0, 1)]
-        images[index] = np.roll(images[index], shift, (0, 1))
-        moved[index] = any(shift)
-    return images, moved
+    result = images
+    for start in range(0, len(images), _CHUNK_IMAGES):
+        chunk = images[start : start + _CHUNK_IMAGES]
+        offset = _off_centre(chunk)
+        suspects = np.flatnonzero(np.abs(offset).max(axis=1) > MAX_OFF_CENTRE)
+        if len(suspects):
+            result = images.copy() if result is images else result
+            result[start + suspects], moved[start + suspects] = _shifted(chunk[suspects], -np.rint(offset[suspects]))
+    return result, moved
+
+
+def is_centred(image: Pixels) -> bool:
+    """Return whether `centre_images` leaves this image [S, S] as it is, in a tenth of its time."""
+    moments: list[float] = (image.reshape(-1).astype(np.float32) @ _moment_weights(image.shape[0])).tolist()
+    ink, down, across = moments
+    return max(abs(down), abs(across)) <= MAX_OFF_CENTRE * max(ink, 1)
 
 
 def _off_centre(images: Pixels) -> Floats:
     """Return the centres of mass of images [N, S, S] in pixels from the middle, down and across [N, 2]; 0 without ink."""
-    side = images.shape[-1]
-    position = np.arange(side, dtype=np.float32) - side / 2
-    weights = np.stack([np.ones(side * side), np.repeat(position, side), np.tile(position, side)], axis=1).astype(np.float32)
-    moments = images.reshape(len(images), -1).astype(np.float32) @ weights
+    moments = images.reshape(len(images), -1).astype(np.float32) @ _moment_weights(images.shape[-1])
     offset: Floats = (moments[:, 1:] / np.maximum(moments[:, :1], 1)).astype(np.float32)
     return offset
 
 
-def _possible_shift(inked: Mask, wanted: int) -> int:
-    """Limit a shift along an axis so that no inked row or column [S] leaves the image."""
-    ends = np.flatnonzero(inked)
-    return int(np.clip(wanted, -ends[0], len(inked) - 1 - ends[-1]))
+@lru_cache(maxsize=4)
+def _moment_weights(side: int) -> Floats:
+    """Return the weights of each pixel in the sums of ink, of ink times row, and of ink times column [S * S, 3]."""
+    position = np.arange(side, dtype=np.float32) - side / 2
+    columns = [np.ones(side * side), np.repeat(position, side), np.tile(position, side)]
+    return np.stack(columns, axis=1).astype(np.float32)
+
+
+def _shifted(images: Pixels, wanted: Floats) -> tuple[Pixels, Mask]:
+    """Shift images [N, S, S] by whole pixels down and across [N, 2], as far as no ink leaves them; also return which moved."""
+    inked = images > 0
+    down = _possible_shift(np.any(inked, axis=2), wanted[:, 0])
+    across = _possible_shift(np.any(inked, axis=1), wanted[:, 1])
+    side = images.shape[-1]
+    rows, columns = ((np.arange(side) - shift[:, None]) % side for shift in (down, across))
+    moved: Pixels = images[np.arange(len(images))[:, None, None], rows[:, :, None], columns[:, None, :]]
+    return moved, (down != 0) | (across != 0)
+
+
+def _possible_shift(inked: Mask, wanted: Floats) -> NDArray[np.intp]:
+    """Limit shifts [N] along an axis so that no inked row or column [N, S] leaves the image."""
+    first, after_last = inked.argmax(axis=1), inked[:, ::-1].argmax(axis=1)
+    return np.clip(wanted.astype(np.intp), -first, after_last)

@@ -1,7 +1,7 @@
 """The parts of the OpenAPI document that FastAPI cannot derive from signatures: upload bodies, problems, API keys."""
 
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from typing import Annotated, Any, get_args
 
 from fastapi import FastAPI, Query, Security
@@ -9,6 +9,8 @@ from fastapi.encoders import jsonable_encoder
 from fastapi.security import APIKeyHeader, HTTPBearer
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
 
 from app.detection.imaging.decode import Preprocess
 from app.serving import infer_schemas, schemas
@@ -66,9 +68,22 @@ def upload(*, rates: bool) -> Entry:
     return {"parameters": parameters, "requestBody": {"required": True, "content": content}}
 
 
-def complete_openapi(app: FastAPI, *, key_optional: bool) -> None:
-    """Make `app` complete its generated document; `key_optional`: the server has no keys and accepts any."""
+def add_openapi(app: FastAPI, *, key_optional: bool) -> None:
+    """Serve the completed document at /openapi.json; `key_optional`: the server has no keys and accepts any.
+
+    Call this after all routes have been added. FastAPI's own route renders the document anew for each request, in 10 ms.
+    """
     app.openapi = partial(_complete, app, app.openapi, key_optional)  # type: ignore[method-assign]  # FastAPI's documented way
+
+    @lru_cache(maxsize=2)
+    def rendered(root_path: str) -> bytes:
+        servers = {"servers": [{"url": root_path}]} if root_path else {}
+        return bytes(JSONResponse({**app.openapi(), **servers}).body)
+
+    async def serve(request: Request) -> Response:
+        return Response(rendered(request.scope.get("root_path", "")), media_type=JSON)
+
+    app.add_route("/openapi.json", serve, include_in_schema=False)
 
 
 def _complete(app: FastAPI, generate: Callable[[], Entry], key_optional: bool) -> Entry:

@@ -6,7 +6,7 @@ from app.serving import schemas
 from app.serving.api.health import HealthEndpoints
 from app.serving.api.model_info import ModelInfoEndpoints
 from app.serving.api.open_inference import OpenInference
-from app.serving.api.openapi import API_KEY, BINARY, complete_openapi, problems, upload
+from app.serving.api.openapi import API_KEY, BINARY, add_openapi, problems, upload
 from app.serving.api.predict import Endpoints
 from app.serving.api.query import NPY, PNG
 
@@ -44,4 +44,4 @@ def add_routes(
         )
     for router in (model_info.router, health.router, open_inference.router):
         app.include_router(router)
-    complete_openapi(app, key_optional=key_optional)
+    add_openapi(app, key_optional=key_optional)

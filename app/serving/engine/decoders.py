@@ -1,6 +1,6 @@
 """Processes that decode uploaded images. No upload can hold up the event loop, or another client's upload for long.
 
-Two lanes lead to the processes. Images whose decoding takes longer than a photograph's wait in the slow lane, which never
+Two lanes lead to the processes. Requests whose decoding takes longer than a photograph's wait in the slow lane, which never
 occupies the last process. What the header of a file promises is corrected by what files of its type took lately.
 """
 
@@ -10,7 +10,6 @@ import signal
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack
 from typing import NamedTuple
 
 from pebble import ProcessExpired, ProcessFuture, ProcessPool
@@ -65,6 +64,7 @@ class Decoders:
         self._fast = _Lane(processes, processes, _FAST_WAIT * deadline_s, max_jobs, _FAST_CPU_LIMIT_S)
         self._slow = _Lane(slow, slow, _SLOW_WAIT * deadline_s, max_jobs, _SLOW_CPU_LIMIT_S)
         self._paces: defaultdict[str, Pace] = defaultdict(Pace)  # by file type
+        self._timeouts: set[asyncio.Timeout] = set()  # of the requests in progress
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload([decode_worker.__name__])
         self._pool = self._new_pool()
@@ -84,33 +84,36 @@ class Decoders:
             Overloaded: the images would wait too long.
             TimeoutError: they were not decoded by `deadline`, a time of the event loop.
         """
-        costs = [self._expected_seconds(data) for data in files]
-        fast_s = sum(cost for cost in costs if cost <= _FAST_LANE_S)
-        slow_s = sum(costs) - fast_s
-        with ExitStack() as reserved:
-            if fast_s:
-                reserved.enter_context(self._fast.queue.reserve(fast_s))
-            if slow_s:
-                reserved.enter_context(self._slow.queue.reserve(slow_s))
-            async with asyncio.timeout_at(deadline):
-                jobs = (self._decode_one(data, cost, options) for data, cost in zip(files, costs, strict=True))
-                results = await asyncio.gather(*jobs, return_exceptions=True)
+        cost_s = sum(self._expected_seconds(data) for data in files)
+        lane = self._fast if cost_s <= _FAST_LANE_S else self._slow
+        with lane.queue.reserve(cost_s):
+            async with asyncio.timeout_at(deadline) as timeout:
+                self._timeouts.add(timeout)
+                try:
+                    jobs = (self._decode_one(data, lane, options) for data in files)
+                    results = await asyncio.gather(*jobs, return_exceptions=True)
+                finally:
+                    self._timeouts.discard(timeout)
         return [_result_or_raise(result) for result in results]
+
+    def finish_within(self, seconds: float) -> None:
+        """Bring the deadlines of the requests in progress forward, so that none is later than in `seconds`."""
+        latest = asyncio.get_running_loop().time() + seconds
+        for timeout in self._timeouts:
+            due = timeout.when()
+            if due is not None and due > latest and not timeout.expired():
+                timeout.reschedule(latest)
 
     def close(self) -> None:
         """Stop the processes, whatever they work on."""
         self._pool.stop()  # type: ignore[no-untyped-call]
         self._pool.join()
 
-    async def _decode_one(self, data: bytes, cost_s: float, options: DecodeOptions) -> PreprocessedImage:
-        if cost_s <= _FAST_LANE_S:
-            decoded = await self._run(self._fast, data, options)
-            if decoded.image is not None:
-                return decoded.image
+    async def _decode_one(self, data: bytes, lane: _Lane, options: DecodeOptions) -> PreprocessedImage:
+        decoded = await self._run(lane, data, options)
+        if decoded.image is None:
             with self._slow.queue.reserve(decoded.expected_s):
                 decoded = await self._run(self._slow, data, options)
-        else:
-            decoded = await self._run(self._slow, data, options)
         assert decoded.image is not None  # the slow lane decodes everything
         return decoded.image
 

@@ -190,7 +190,12 @@ class RequestContext:
     async def respond(self, response: Response) -> None:
         """Send a response whose body is complete. Raises Unavailable, before anything is sent: the budget is exhausted."""
         start = {"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers}
-        await self._send_body(start, response.body, more=False)
+        if len(response.body) > _PIECE_BYTES:
+            await self._send_body(start, response.body, more=False)
+            return
+        await self._send_head(start)
+        await self._send({"type": "http.response.body", "body": response.body})
+        self.complete = True
 
     async def _send_body(self, start: Message | None, body: bytes | memoryview, *, more: bool) -> None:
         """Send the head, if there is one, and a body. `send` waits until the client has read most of the pieces before."""
@@ -199,8 +204,7 @@ class RequestContext:
             raise Unavailable("Too many large responses are being sent.", {"retry-after": "1"})
         try:
             if start is not None:
-                self.status = start["status"]
-                await self._send({**start, "headers": self._with_default_headers(list(start.get("headers", ())))})
+                await self._send_head(start)
             while len(body) > _PIECE_BYTES:
                 piece, body = body[:_PIECE_BYTES], memoryview(body)[_PIECE_BYTES:]
                 await self._send({"type": "http.response.body", "body": bytes(piece), "more_body": True})
@@ -208,6 +212,10 @@ class RequestContext:
         finally:
             self._budget.release(size)
         self.complete = not more
+
+    async def _send_head(self, start: Message) -> None:
+        self.status = start["status"]
+        await self._send({**start, "headers": self._with_default_headers(list(start.get("headers", ())))})
 
     def log(self, access_log: AccessLog, seconds: float) -> None:
         """Write the access log's line."""

@@ -7,14 +7,17 @@ While draining, the readiness probes answer 503, so that load balancers send new
 import asyncio
 import signal
 import threading
+from collections.abc import Callable
 from types import FrameType
 
 
 class Draining:
     """Whether the server is draining."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_close: Callable[[], None]) -> None:
+        """`on_close` is called in the event loop when the drain ends, to end the work that is left."""
         self.on = False
+        self._on_close = on_close
 
     def begin_on_sigterm(self, seconds: float) -> None:
         """On SIGTERM, drain for `seconds` and then call the handler that was installed before. A second SIGTERM ends the drain.
@@ -28,6 +31,7 @@ class Draining:
         before = signal.getsignal(signal.SIGTERM)
 
         def close(number: int, frame: FrameType | None) -> None:
+            loop.call_soon_threadsafe(self._on_close)
             if callable(before):
                 before(number, frame)
 

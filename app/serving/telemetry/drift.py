@@ -192,8 +192,9 @@ class TrafficMonitor:
 def _tail_bounds(n: int, mapped_to: int | None, error: float) -> dict[tuple[float, bool], float]:
     """Tail -> upper bound on its true probability, for p-values from n calibration scores.
 
-    `error` is the probability that any of the bounds fails. Upload scores are mapped to the scale of `mapped_to` scores, which
-    rounds their p-values up, by less than 1 / (n + 1) + 1 / (mapped_to + 1): so many more may be in an upper tail.
+    `error` is the probability that any of the bounds fails. Upload scores are mapped to the scale of `mapped_to` scores. The
+    p-value of a mapped score exceeds the exact one by less than 1 / (n + 1) + 1 / (mapped_to + 1), which can move at most
+    `margin` of the n + 1 possible p-values into an upper tail.
     """
     p_values = np.arange(1, n + 2) / (n + 1)  # all that occur, computed as Calibration.p_values does
     margin = 0 if mapped_to is None else 2 + (n + 1) // (mapped_to + 1)

@@ -54,10 +54,11 @@ def children(pid):
 
 
 def decoder_processes():
-    """The ids of the processes that decode: children of this process's fork server."""
+    """The ids of the processes that decode: children of this process's fork server, and of no other server's."""
     tasks = [task.name for task in Path("/proc/self/task").iterdir()]
     own = [child for task in tasks for child in map(int, Path(f"/proc/self/task/{task}/children").read_text().split())]
-    return [process for child in own for process in children(child)]
+    servers = [child for child in own if b"forkserver" in Path(f"/proc/{child}/cmdline").read_bytes()]
+    return [process for server in servers for process in children(server)]
 
 
 def test_results_are_those_of_decode_image_and_keep_their_order():
@@ -125,19 +126,34 @@ def test_killed_idle_processes_are_replaced(which):
 
 
 def test_work_is_refused_when_it_would_wait_too_long():
-    """An empty queue takes any request; a full one refuses the next, and says when to come back."""
+    """An empty lane takes any request; a full one refuses the next, and says when to come back. The other lane accepts work."""
 
     async def run():
         async with decoders(deadline_s=0.5) as found:
             first = asyncio.create_task(decode(found, *[PHOTO] * 50))
             await asyncio.sleep(0)
             with pytest.raises(Overloaded) as refused:
-                await decode(found, PHOTO)
-            return refused.value.retry_after, await first
+                await decode(found, *[PHOTO] * 50)
+            (photo,) = await decode(found, PHOTO)
+            return refused.value.retry_after, [photo, *await first]
 
     retry_after, results = asyncio.run(run())
     assert retry_after >= 1
     assert all(isinstance(result, PreprocessedImage) for result in results)
+
+
+def test_work_in_progress_can_be_given_less_time():
+    """After finish_within, a request whose deadline is later raises TimeoutError at the new one."""
+
+    async def run():
+        async with decoders() as found:
+            slow = asyncio.create_task(decode(found, padded_jpeg(30_000_000)))
+            await asyncio.sleep(0)
+            found.finish_within(0.1)
+            with pytest.raises(TimeoutError):
+                await slow
+
+    asyncio.run(run())
 
 
 def test_a_deadline_frees_the_process():

@@ -1,0 +1,117 @@
+// The server's answer about one image: verdict, pictures, the two numbers, error map.
+import { $, bitmapOf } from "./dom.js";
+import { number, raritySentence, warningSentence } from "./words.js";
+
+const VERDICTS = { normal: "A digit", anomaly: "Not a digit", empty: "Nothing yet", error: "No answer" };
+const PICTURES = { input: "What the network sees", reconstruction: "Its reconstruction", error_map: "Error map" };
+const HEAT_FULL = 4;  // a white pixel of the error map: this many times the usual error
+const SIZE = 28;
+
+let heat = null;  // pixels of the error map, and of the input below it
+let given = null;
+
+export function showEmpty() {
+  setVerdict("empty");
+  $("reason").textContent = "Draw on the white square, or choose an example.";
+  $("warnings").replaceChildren();
+  $("notes").textContent = "";
+  $("numbers").textContent = "–";
+  $("pixel").textContent = "Point at the error map to read a value.";
+  heat = given = null;
+  for (const [id, text] of Object.entries(PICTURES)) {
+    contextOf(id).clearRect(0, 0, SIZE, SIZE);
+    $(id).setAttribute("aria-label", `${text}: nothing yet`);
+  }
+}
+
+export function showFailure(failure) {
+  setVerdict("error");
+  $("reason").textContent = failure.message;
+}
+
+// `result` of /inspect at the limit `alpha` with its `threshold`.
+export function showVerdict(result, alpha, threshold) {
+  const isAnomaly = result.p_value <= alpha;
+  setVerdict(isAnomaly ? "anomaly" : "normal");
+  const side = isAnomaly ? "above" : "not above";
+  $("reason").textContent = `${raritySentence(result.p_value)} Score ${number(result.score)}, ${side} the threshold ${number(threshold)}.`;
+  $("warnings").replaceChildren(...result.warnings.map((warning) => Object.assign(document.createElement("li"), { textContent: warningSentence(warning) })));
+}
+
+export async function showPictures(result) {
+  const [input, reconstruction, map] = await Promise.all(["input", "reconstruction", "error_map"].map((name) => bitmapOf(result[name])));
+  $("numbers").textContent = result.embedding.slice(0, 4).map((value) => number(value)).join("\n") + (result.embedding.length > 4 ? "\n…" : "");
+  const steps = result.preprocess.map((step) => step.replaceAll("_", " "));
+  $("notes").textContent = steps.length ? `Prepared as the makers of MNIST did: ${steps.join(", ")}.` : "";
+  given = pixelsOf(input, "input");
+  pixelsOf(reconstruction, "reconstruction");
+  heat = pixelsOf(map, "error_map");
+  drawErrorMap();
+  const largest = Math.max(...Array.from({ length: SIZE ** 2 }, (_, index) => errorAt(index)));
+  $("input").setAttribute("aria-label", "What the network sees: your image as 28 by 28 grey pixels");
+  $("reconstruction").setAttribute("aria-label", "Its reconstruction of your image from the two numbers");
+  $("error_map").setAttribute("aria-label", `Error map: the largest error of a pixel is ${largest >= HEAT_FULL ? "4 times or more" : `${number(largest, 1)} times`} the usual one`);
+}
+
+// Another picture in the place of the reconstruction: what the network draws at another place of the plane.
+export function showDecoded(pixels) {
+  contextOf("reconstruction").putImageData(pixels, 0, 0);
+}
+
+export const verdictText = () => `${$("verdict").textContent}. ${$("reason").textContent} ${[...$("warnings").children].map((item) => item.textContent).join(" ")}`;
+
+export function startErrorMap() {
+  const key = $("heat").getContext("2d");
+  for (let x = 0; x < 120; x++) {
+    key.fillStyle = heatColour(HEAT_FULL * x / 119);
+    key.fillRect(x, 0, 1, 1);
+  }
+  $("overlay").addEventListener("change", drawErrorMap);
+  $("error_map").addEventListener("pointermove", readPixel);
+}
+
+function setVerdict(state) {
+  $("verdict").dataset.state = state;
+  $("verdict").textContent = VERDICTS[state];
+}
+
+const contextOf = (id) => $(id).getContext("2d", { willReadFrequently: true });
+
+function pixelsOf(bitmap, id) {
+  const context = contextOf(id);
+  context.drawImage(bitmap, 0, 0, SIZE, SIZE);
+  return context.getImageData(0, 0, SIZE, SIZE);
+}
+
+// The error of a pixel, 1 = usual: the colours run from black over red and yellow to white.
+const errorAt = (index) => HEAT_FULL * (heat.data[4 * index] + heat.data[4 * index + 1] + heat.data[4 * index + 2]) / 765;
+
+function heatColour(error) {
+  const level = 3 * error / HEAT_FULL;
+  return `rgb(${[0, 1, 2].map((channel) => Math.round(255 * Math.max(0, Math.min(1, level - channel)))).join(" ")})`;
+}
+
+function drawErrorMap() {
+  if (!heat) return;
+  const pixels = new ImageData(new Uint8ClampedArray(heat.data), SIZE, SIZE);
+  if ($("overlay").checked) {
+    for (let index = 0; index < SIZE ** 2; index++) {
+      const share = Math.min(1, errorAt(index) / 2);
+      for (let channel = 0; channel < 3; channel++) {
+        const at = 4 * index + channel;
+        pixels.data[at] = share * heat.data[at] + (1 - share) * given.data[at] * 0.7;
+      }
+    }
+  }
+  contextOf("error_map").putImageData(pixels, 0, 0);
+}
+
+function readPixel(event) {
+  if (!heat) return;
+  const box = $("error_map").getBoundingClientRect();
+  const column = Math.min(SIZE - 1, Math.floor((event.clientX - box.left) / box.width * SIZE));
+  const row = Math.min(SIZE - 1, Math.floor((event.clientY - box.top) / box.height * SIZE));
+  const error = errorAt(Math.max(0, row) * SIZE + Math.max(0, column));
+  $("pixel").textContent = `Column ${column + 1}, row ${row + 1}: ${error >= HEAT_FULL ? "4 times or more" : `${number(error, 1)} times`} the usual error.`;
+}
+

@@ -1,0 +1,119 @@
+// Requests to the server. Every failure becomes a `Failure` with a sentence for the reader.
+import { $, store, stored, wait } from "./dom.js";
+
+const LONGEST_PAUSE_S = 15;
+let key = stored("sessionStorage", "key") || "";
+let model = "";  // name of the chosen model, "" for the server's default
+let trouble = null;
+
+export const events = new EventTarget();  // "key": a key was entered; "recovered": the server answers again; "model": another model
+export const chosenModel = () => model;
+
+export function chooseModel(name) {
+  model = name;
+  events.dispatchEvent(new Event("model"));
+}
+
+export class Failure extends Error {
+  // `kind`: offline, busy, key, proxy or refused; `retryAfter` in seconds, null where trying again does not help.
+  constructor(kind, message, retryAfter = null) {
+    super(message);
+    this.kind = kind;
+    this.retryAfter = retryAfter;
+  }
+}
+
+// The page's requests are no traffic to learn from: watch=0 leaves them out of verdict metrics and drift.
+export function address(path, options = {}) {
+  const query = new URLSearchParams(options);
+  if (model) query.set("model", model);
+  const text = query.toString();
+  return text ? `${path}?${text}` : path;
+}
+
+// The response to a request. Raises Failure; `quiet`: without telling the reader.
+export async function ask(path, { quiet = false, ...options } = {}) {
+  try {
+    const response = await send(path, options);
+    if (trouble) {
+      tell(null);
+      events.dispatchEvent(new Event("recovered"));
+    }
+    return response;
+  } catch (failure) {
+    if (!quiet && failure.kind !== "refused") tell(failure);
+    throw failure;
+  }
+}
+
+export const askJson = async (path, options) => (await ask(path, options)).json();
+
+async function send(path, { headers = {}, ...options }) {
+  let response;
+  try {
+    response = await fetch(path, { ...options, headers: key ? { ...headers, "X-API-Key": key } : headers });
+  } catch {
+    throw new Failure("offline", "The server does not answer. The page tries again by itself.", 1);
+  }
+  if (response.ok) return response;
+  throw await failureOf(response);
+}
+
+async function failureOf(response) {
+  const isProblem = /json/.test(response.headers.get("content-type") || "");
+  const problem = isProblem ? await response.json().catch(() => ({})) : {};
+  const pause = Number(response.headers.get("retry-after")) || null;
+  if (response.status === 401) return new Failure("key", "This server answers only with a key.");
+  if (!isProblem) {
+    const sentence = `Something between this page and the server answered with an error page (status ${response.status}).`;
+    return new Failure("proxy", sentence, response.status === 404 ? null : pause || 2);
+  }
+  if ([429, 503, 504].includes(response.status)) {
+    return new Failure("busy", `The server is busy. The page tries again in ${pause || 1} s.`, pause || 1);
+  }
+  return new Failure("refused", problem.detail || problem.title || `The server refused this (status ${response.status}).`);
+}
+
+// Call `work` until it succeeds, with growing pauses. A missing key is waited for; a refusal is final.
+export async function persistently(work) {
+  for (let attempt = 0; ; attempt++) {
+    try {
+      return await work();
+    } catch (failure) {
+      if (failure.kind === "key") await new Promise((resolve) => { events.addEventListener("key", resolve, { once: true }); });
+      else if (failure.retryAfter !== undefined && failure.retryAfter !== null) await wait(pauseBefore(attempt, failure));
+      else throw failure;
+    }
+  }
+}
+
+const cards = new Map();  // name of a detector -> promise of its card
+
+// The card of the chosen detector.
+export function modelCard() {
+  if (!cards.has(model)) cards.set(model, persistently(() => askJson(address("model"))));
+  return cards.get(model);
+}
+
+// Milliseconds before the next attempt: the server's own Retry-After, or 1, 2, 4 ... s.
+export function pauseBefore(attempt, failure) {
+  return 1000 * Math.min(LONGEST_PAUSE_S, Math.max(failure.retryAfter || 0, 2 ** Math.min(attempt, 4) * 0.5));
+}
+
+function tell(failure) {
+  trouble = failure;
+  $("trouble").hidden = !failure;
+  document.body.classList.toggle("stale", Boolean(failure));
+  $("trouble-text").textContent = failure ? failure.message : "";
+  $("key-form").hidden = !failure || failure.kind !== "key";
+}
+
+export function startKeyForm() {
+  $("key-form").addEventListener("submit", (event) => {
+    event.preventDefault();
+    key = $("key").value.trim();
+    store("sessionStorage", "key", key);
+    $("key").value = "";
+    events.dispatchEvent(new Event("key"));
+  });
+}

@@ -1,0 +1,76 @@
+// Sends the newest picture: one request in flight, the latest wins, the same picture is not sent twice.
+import { Failure, ask, address, events, pauseBefore } from "./api.js";
+
+const INTERVAL_MS = 60;  // between the starts of two requests
+
+export class Live {
+  // `take` resolves to the newest picture as {body, type, id} or null; `show` gets its answer, `fail` a Failure, `wait` whether
+  // an answer is to come.
+  constructor({ take, show, fail, wait }) {
+    Object.assign(this, { take, show, fail, wait });
+    this.turn = 0;  // answers to requests of earlier turns are dropped
+    this.busy = false;
+    this.dirty = false;
+    this.lastId = null;
+    this.lastStart = -Infinity;
+    this.failures = 0;
+    this.timer = 0;
+    for (const name of ["key", "model"]) events.addEventListener(name, () => this.again());
+  }
+
+  changed() {
+    this.dirty = true;
+    this.next();
+  }
+
+  // Ask once more about the same picture.
+  again() {
+    this.lastId = null;
+    this.changed();
+  }
+
+  // Forget the picture: an answer that is still under way is dropped.
+  reset() {
+    this.turn += 1;
+    this.dirty = false;
+    this.lastId = null;
+  }
+
+  next() {
+    this.wait(this.busy || this.dirty);
+    if (this.busy || !this.dirty) return;
+    clearTimeout(this.timer);
+    const pause = this.lastStart + INTERVAL_MS - performance.now();
+    if (pause > 0) this.timer = setTimeout(() => this.next(), pause);
+    else this.send();
+  }
+
+  async send() {
+    this.dirty = false;
+    this.busy = true;
+    const { turn } = this, picture = await this.take();
+    if (picture && picture.id !== this.lastId && turn === this.turn) await this.exchange(picture, turn);
+    this.busy = false;
+    this.next();
+  }
+
+  async exchange(picture, turn) {
+    this.lastId = picture.id;
+    this.lastStart = performance.now();
+    try {
+      const options = { method: "POST", body: picture.body, headers: { "Content-Type": picture.type } };
+      const answer = await (await ask(address("inspect", { watch: "0" }), options)).json();
+      this.failures = 0;
+      if (turn === this.turn) this.show(answer, picture);
+    } catch (failure) {
+      if (turn === this.turn) this.recover(failure instanceof Failure ? failure : new Failure("proxy", "The answer cannot be read.", 2));
+    }
+  }
+
+  recover(failure) {
+    this.fail(failure);
+    if (failure.retryAfter === null) return;
+    this.lastId = null;
+    setTimeout(() => this.changed(), pauseBefore(this.failures++, failure));
+  }
+}

@@ -1,0 +1,209 @@
+"""Drawing on the page: pen, keyboard, undo, examples, links, and the requests that a drawing makes."""
+
+import re
+
+import httpx
+import pytest
+from browsing import draw, final_state, opened, state
+from drawings import DIGITS, HANDS, STRANGE, in_hand
+
+SEVEN, FOUR = DIGITS[7], DIGITS[4]
+IS_BLANK = "canvas => !canvas.getContext('2d').getImageData(0, 0, 28, 28).data.some(Boolean)"
+
+
+def strokes_on(page):
+    """Whether the undo button has anything to take back."""
+    return page.locator("#undo").is_enabled()
+
+
+def test_drawn_digits_are_accepted(page):
+    """Of ten slanted digits, at least nine are digits to the page, each with score, threshold and pictures."""
+    states = []
+    for strokes in DIGITS.values():
+        page.locator("#clear").click()
+        draw(page, in_hand(strokes, **HANDS["slanted"]))
+        states.append(final_state(page))
+    assert states.count("normal") >= 9
+    assert re.search(r"Score \d+\.\d\d, (not )?above the threshold \d+\.\d\d\.", page.locator("#reason").inner_text())
+    assert not any(page.locator(f"#{name}").evaluate(IS_BLANK) for name in ("input", "reconstruction", "error_map"))
+    assert re.fullmatch(r"[−\d.]+\s+[−\d.]+", page.locator("#numbers").inner_text())
+
+
+def test_other_drawings_are_flagged(page):
+    """Of ten drawings that are no digits, at least seven are flagged."""
+    states = []
+    for strokes in STRANGE.values():
+        page.locator("#clear").click()
+        draw(page, strokes)
+        states.append(final_state(page))
+    assert states.count("anomaly") >= 7
+
+
+def test_a_drawing_asks_once_for_each_picture_and_is_not_counted(browser, server):
+    """While the pen moves, each picture is sent once, one request after the other, without counting as traffic."""
+    before = httpx.get(f"{server.url}/drift").json()["images"]
+    with opened(browser, server.url) as page:
+        bodies, running, most = [], set(), []
+        page.on("request", lambda request: "inspect" in request.url and (running.add(request), most.append(len(running))))
+        page.on("requestfinished", lambda request: running.discard(request))
+        page.on("request", lambda request: "inspect" in request.url and bodies.append(request.post_data_buffer))
+        draw(page, FOUR)
+        final_state(page)
+        page.wait_for_timeout(300)
+        assert 1 <= len(bodies) == len(set(bodies))
+        assert max(most) == 1
+        assert all("watch=0" in url for url in page.sent if "inspect" in url)
+    assert httpx.get(f"{server.url}/drift").json()["images"] == before
+
+
+def test_clearing_takes_everything_back(page, samples):
+    """Verdict, pictures and warnings are those of an empty paper, and no late answer fills them again."""
+    page.set_input_files("#file", samples / "cat.png")
+    final_state(page)
+    draw(page, SEVEN)
+    page.locator("#clear").click()
+    state(page, "empty")
+    page.wait_for_timeout(300)
+    state(page, "empty")
+    assert page.locator("#warnings li").count() == 0
+    assert all(page.locator(f"#{name}").evaluate(IS_BLANK) for name in ("input", "reconstruction", "error_map"))
+
+
+def test_strokes_are_undone_and_redone(page):
+    """By buttons and by Control+Z and Control+Shift+Z, clearing too, and the verdict follows."""
+    draw(page, SEVEN)
+    final_state(page)
+    page.locator("#undo").click()
+    state(page, "empty")
+    page.locator("#redo").click()
+    state(page, "normal")
+    page.locator("#clear").click()
+    state(page, "empty")
+    page.keyboard.press("Control+z")
+    state(page, "normal")
+    page.keyboard.press("Control+z")
+    state(page, "empty")
+    page.keyboard.press("Control+Shift+z")
+    state(page, "normal")
+
+
+def test_a_digit_is_drawn_by_keyboard(page):
+    """Arrow keys move the pen, space puts it down: a one, announced."""
+    page.locator("#paper").focus()
+    for _ in range(8):
+        page.keyboard.press("ArrowUp")
+    page.keyboard.press(" ")
+    for _ in range(17):
+        page.keyboard.press("ArrowDown")
+    page.keyboard.press(" ")
+    assert final_state(page) == "normal"
+    page.locator("#announce").get_by_text("A digit.").wait_for()
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        {"pointerType": "mouse", "button": 2, "buttons": 2},
+        {"pointerType": "touch", "width": 120, "height": 90},
+    ],
+    ids=["right-button", "palm"],
+)
+def test_only_the_pen_draws(page, event):
+    """The right button and the palm of a hand leave no ink."""
+    press(page, event)
+    assert not strokes_on(page)
+    press(page, {"pointerType": "touch", "width": 20, "height": 20})
+    assert strokes_on(page)
+
+
+def test_a_second_finger_does_not_draw(page):
+    """The stroke stays that of the first finger."""
+    page.evaluate(
+        """() => {
+            const paper = document.getElementById("paper"), box = paper.getBoundingClientRect();
+            paper.setPointerCapture = () => {};
+            const send = (type, pointerId, x, y) => paper.dispatchEvent(new PointerEvent(type, {
+                pointerId, pointerType: "touch", isPrimary: pointerId === 5, bubbles: true,
+                clientX: box.left + x, clientY: box.top + y, buttons: 1, width: 20, height: 20 }));
+            send("pointerdown", 5, 60, 60); send("pointerdown", 6, 250, 250); send("pointermove", 6, 200, 250);
+            send("pointermove", 5, 60, 200); send("pointerup", 6, 200, 250); send("pointerup", 5, 60, 200);
+        }"""
+    )
+    page.locator("#share").click()
+    assert page.locator("#link").input_value().count("=") == 1
+    page.locator("#undo").click()
+    assert not strokes_on(page)
+
+
+def press(page, event):
+    """A pointer that touches the middle of the paper and leaves it."""
+    page.evaluate(
+        """event => {
+            const paper = document.getElementById("paper"), box = paper.getBoundingClientRect();
+            paper.setPointerCapture = () => {};
+            const all = { pointerId: 7, isPrimary: true, button: 0, buttons: 1, bubbles: true, ...event,
+                clientX: box.left + 100, clientY: box.top + 100 };
+            for (const type of ["pointerdown", "pointermove", "pointerup"]) paper.dispatchEvent(new PointerEvent(type, all));
+        }""",
+        event,
+    )
+
+
+def test_the_page_opens_with_an_example_until_it_is_touched(browser, server):
+    """A seven draws itself and is a digit; the reader's first stroke replaces it."""
+    with opened(browser, server.url, reduced_motion="no-preference") as page:
+        state(page, "normal")
+        draw(page, [[(0.5, 0.2), (0.5, 0.8)]])
+        page.locator("#share").click()
+        drawn = page.locator("#link").input_value().partition("#draw=")[2]
+        assert 5 < len(drawn) < 50
+        page.locator("#undo").click()
+        page.wait_for_timeout(600)
+        state(page, "empty")
+
+
+def test_an_example_is_drawn_on_request(page):
+    """Each example leads to a verdict, the blank page to the word blank."""
+    page.get_by_label("Example: a seven").click()
+    state(page, "normal")
+    page.get_by_label("Example: a blank page").click()
+    page.locator("#warnings").get_by_text("Blank").wait_for()
+    page.get_by_label("Example: a 42").click()
+    page.locator("#warnings").get_by_text("a 42 is not one digit").wait_for()
+
+
+def test_a_link_holds_the_drawing(page, browser):
+    """Opened elsewhere, the link shows the same strokes and gets the same verdict."""
+    draw(page, SEVEN)
+    final_state(page)
+    page.locator("#share").click()
+    link = page.locator("#link").input_value()
+    with opened(browser, link) as other:
+        assert final_state(other) == "normal"
+        other.locator("#share").click()
+        assert other.locator("#link").input_value() == link
+
+
+@pytest.mark.parametrize("hash", ["draw=%%%", "draw=" + "A" * 5000])
+def test_a_broken_link_opens_an_empty_paper(browser, server, hash):
+    """Whatever stands in the address, the page opens."""
+    with opened(browser, f"{server.url}/#{hash}") as page:
+        page.locator("#paper").wait_for()
+        draw(page, SEVEN)
+        assert final_state(page) in ("normal", "anomaly")
+
+
+def test_opened_files_are_shown_and_judged(page, samples):
+    """A digit and a cat, one after the other, the same file twice, and a photograph."""
+    for name, expected in (("cat.png", "anomaly"), ("seven.png", "normal"), ("cat.png", "anomaly"), ("two.jpg", "normal")):
+        page.set_input_files("#file", samples / name)
+        state(page, expected)
+
+
+def test_a_file_that_is_no_image_is_told_in_words(browser, server, tmp_path):
+    """A text file gets the server's sentence, and no broken pictures."""
+    (tmp_path / "notes.txt").write_text("no image")
+    with opened(browser, server.url, expected=["415", "400"]) as page:
+        page.set_input_files("#file", tmp_path / "notes.txt")
+        state(page, "error")
+        assert "not accepted" in page.locator("#reason").inner_text()

@@ -55,6 +55,7 @@ export function startAtlas(callback) {
 
 async function load() {
   plane = grid = layer = sprite = ring = null;
+  delete map.dataset.state;
   const name = chosenModel(), card = await modelCard(), article = map.closest("article");
   article.hidden = !("report/latent.npz" in card.files);
   if (article.hidden) return;
@@ -69,6 +70,7 @@ async function load() {
   layer = null;
   draw();
   showPlace(ring || [0.5, 0.5]);
+  map.dataset.state = "ready";
   if ("report/latent_images.png" in card.files) loadSprite(name);
 }
 

@@ -1,1 +1,96 @@
-export const start = () => ({});
+// The card of the chosen detector as a page, with the pictures of its report; those over the epochs behind a slider.
+import { address, ask, chosenModel, events, modelCard } from "./api.js";
+import { lineChart, short } from "./chart.js";
+import { make } from "./dom.js";
+import { count, number } from "./words.js";
+
+const TITLES = {
+  "latent.png": "Test images in the latent plane", "errors.png": "Scores of test images and the threshold", "loss.png": "Loss over the epochs",
+  "epochs.png": "Five digits over the epochs", "extremes.png": "The most normal and the most anomalous test images",
+  "p_values.png": "p-values of test images", "false_alarms.png": "False alarms by digit", "uploads.png": "False alarms by kind of upload",
+};
+const HIDDEN = new Set(["latent_images.png"]);  // for the map alone
+
+let view, urls = [];
+
+export function start(element) {
+  view = element;
+  events.addEventListener("model", draw);
+  draw();
+  return {};
+}
+
+async function draw() {
+  const name = chosenModel(), card = await modelCard();
+  if (name !== chosenModel()) return;
+  for (const url of urls) URL.revokeObjectURL(url);
+  urls = [];
+  const { architecture: net, training, data } = card;
+  const layers = [net.image_size ** 2, ...net.hidden, net.latent_dim].join(" – ");
+  const facts = {
+    Detector: `${card.name}/${card.version}, published ${card.created.slice(0, 10)}, runs on ${card.device}`,
+    Network: `${net.variational ? "variational autoencoder" : "autoencoder"}, ${layers} and back, ${count(net.parameters)} weights`,
+    "Trained on": `${count(data.fit_images ?? 0)} images of ${data.name ?? data.source ?? "a data set"}, ${training.epochs ?? "?"} epochs, seed ${training.seed ?? "?"}`,
+    Scorer: card.scorer,
+    Threshold: `${number(card.threshold)} at alpha ${card.alpha}, from ${count(card.calibration_images)} images kept out of training`,
+    Uploads: card.uploads ? `calibrated by kind (${card.uploads})` : "not calibrated by kind",
+  };
+  view.replaceChildren(
+    make("h2", { textContent: "Model" }),
+    make("dl", { className: "facts" }, ...Object.entries(facts).flatMap(([term, text]) => [make("dt", { textContent: term }), make("dd", { textContent: text })])),
+    make("div", { className: "tiles" }, ...lossTile(card.losses), metricsTile(card.metrics)),
+    make("p", { className: "soft" }, make("a", { href: address("model"), textContent: "The whole card as JSON" })),
+    make("h3", { textContent: "Report" }), ...await pictures(card, name),
+  );
+}
+
+function lossTile({ fit, test }) {
+  if (!fit.length) return [];
+  const chart = lineChart("Mean squared error after each epoch", [{ values: fit.slice(1), name: "" }, { values: test.slice(1), name: "test images" }], { zero: false, start: "epoch 1", end: `${fit.length - 1}` });
+  return [make("section", { className: "tile", "aria-label": "Loss" }, make("h3", { textContent: "Loss" }), make("p", { className: "figure", textContent: short(test.at(-1)) }), chart)];
+}
+
+function metricsTile(metrics) {
+  const rows = Object.entries(metrics).flatMap(([name, value]) => flat(name, value)).slice(0, 60);
+  const body = rows.map(([name, value]) => make("tr", {}, make("th", { scope: "row", textContent: name }), make("td", { className: "number", textContent: value })));
+  return make("section", { className: "tile", "aria-label": "Measured" }, make("h3", { textContent: "Measured" }),
+    make("div", { className: "scroll", tabIndex: 0, role: "group", "aria-label": "Measured figures" }, make("table", {}, make("tbody", {}, ...body))));
+}
+
+function flat(name, value) {
+  const words = name.replaceAll("_", " ");
+  if (Array.isArray(value)) return [[words, value.map((entry) => (typeof entry === "number" ? short(entry) : entry)).join(" – ")]];
+  if (value && typeof value === "object") return Object.entries(value).flatMap(([inner, part]) => flat(`${words}: ${inner}`, part));
+  return [[words, typeof value === "number" ? Number(value.toPrecision(3)).toString() : String(value)]];
+}
+
+async function pictures(card, name) {
+  const files = Object.keys(card.files).filter((file) => /^report\/.*\.png$/.test(file)).map((file) => file.slice(7)).filter((file) => !HIDDEN.has(file)).sort();
+  const epochs = files.filter((file) => /_\d{3}\.png$/.test(file)), others = files.filter((file) => !epochs.includes(file));
+  const figures = await Promise.all(others.map(async (file) => figure(TITLES[file] || file.slice(0, -4).replaceAll("_", " "), await load(file))));
+  if (epochs.length && name === chosenModel()) figures.unshift(await slider(epochs));
+  return figures.length ? [make("div", { className: "report" }, ...figures)] : [make("p", { textContent: "This version has no report." })];
+}
+
+const figure = (title, url) => make("figure", {}, make("img", { src: url, alt: title }), make("figcaption", { textContent: title }));
+
+async function slider(files) {
+  const loaded = await Promise.all(files.map(load)), image = make("img", { src: loaded.at(-1), alt: "Test images above their reconstructions" });
+  const range = make("input", { type: "range", min: 0, max: files.length - 1, value: files.length - 1, "aria-label": "Epoch" });
+  const caption = make("figcaption"), epochOf = (file) => Number(file.match(/(\d{3})\.png$/)[1]);
+  const show = () => {
+    image.src = loaded[range.valueAsNumber];
+    caption.textContent = `Test images and their reconstructions after ${epochOf(files[range.valueAsNumber])} epochs`;
+    range.setAttribute("aria-valuetext", `epoch ${epochOf(files[range.valueAsNumber])}`);
+  };
+  range.addEventListener("input", show);
+  show();
+  return make("figure", { className: "epochs" }, image, range, caption);
+}
+
+// Fetched, because a picture's address cannot carry an API key.
+async function load(file) {
+  const url = URL.createObjectURL(await (await ask(address(`model/report/${file}`))).blob());
+  urls.push(url);
+  return url;
+}

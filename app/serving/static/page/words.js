@@ -16,6 +16,14 @@ export function warningSentence(warning) {
   return WARNINGS[code] ? WARNINGS[code](count) : `${warning.replaceAll("_", " ")}.`;
 }
 
+// Warnings that decide: what is blank or several things is not one digit, whatever its score.
+const DECIDING = { blank: "A blank page", several_glyphs: "Several glyphs" };
+
+export function decidingWarning(warnings) {
+  const code = warnings.map((warning) => warning.split(":")[0]).find((warning) => warning in DECIDING);
+  return code ? DECIDING[code] : null;
+}
+
 export const number = (value, digits = 2) => value.toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits }).replace("-", "−");
 export const count = (value) => Math.round(value).toLocaleString("en");
 

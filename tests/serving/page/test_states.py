@@ -1,0 +1,71 @@
+"""What the page does when the server does not answer as it should: without a reload, it says so and recovers."""
+
+import pytest
+from browsing import Proxy, draw, final_state, opened, state
+from drawings import DIGITS
+from live import serving
+
+KEY = "x" * 20
+NETWORK = ["Failed to load resource"]
+
+
+@pytest.mark.parametrize(
+    ("mode", "sentence"),
+    [("dropped", "does not answer"), ("html", "error page (status 502)"), ("busy", "is busy")],
+)
+def test_the_page_recovers_by_itself(browser, server, mode, sentence):
+    """A server that is gone, a proxy's error page, an overload: a sentence, dimmed results, then the answer."""
+    with Proxy(server) as proxy, opened(browser, proxy.url, expected=NETWORK) as page:
+        page.locator("#histogram .bar").first.wait_for()
+        proxy.mode = mode
+        draw(page, DIGITS[7])
+        page.locator("#trouble-text").get_by_text(sentence).wait_for()
+        state(page, "error")
+        assert "stale" in page.locator("body").get_attribute("class")
+        proxy.mode = "ok"
+        state(page, "normal")
+        page.locator("#trouble").wait_for(state="hidden")
+
+
+def test_the_page_opens_while_the_server_is_away(browser, server):
+    """Model, histogram and detectors are loaded when it is back."""
+    with Proxy(server) as proxy, opened(browser, proxy.url, expected=NETWORK) as page:
+        proxy.mode = "busy"
+        page.reload()
+        proxy.mode = "ok"
+        page.goto(proxy.url)
+        page.locator("#model").filter(has_text="mnist/").wait_for()
+        page.locator("#histogram .bar").first.wait_for()
+
+
+def test_a_key_is_asked_for_and_kept_in_the_tab(browser, tiny_store, tmp_path):
+    """A wrong key is asked for again; the right one lets everything load, also after a reload of the tab."""
+    variables = {"ODDIGIT_STORE": str(tiny_store), "ODDIGIT_API_KEYS": f"k:{KEY}", "ODDIGIT_DRAIN_S": "0"}
+    with (
+        serving(tmp_path / "log", **variables) as server,
+        opened(browser, server.url, expected=[*NETWORK, "401"]) as page,
+    ):
+        draw(page, DIGITS[7])
+        page.locator("#trouble-text").get_by_text("only with a key").wait_for()
+        state(page, "error")
+        for key in ("wrong", KEY):
+            page.locator("#key").fill(key)
+            page.locator("#key").press("Enter")
+        page.locator("#trouble").wait_for(state="hidden")
+        assert final_state(page) in ("normal", "anomaly")
+        page.locator("#model").filter(has_text="mnist/1").wait_for()
+        page.reload()
+        page.locator("#model").filter(has_text="mnist/1").wait_for()
+        assert page.locator("#trouble").is_hidden()
+
+
+def test_the_page_works_under_a_prefix(browser, server, samples):
+    """Its files, modules, questions and views come from below the prefix."""
+    with Proxy(server, "/some/prefix") as proxy, opened(browser, f"{proxy.url}/") as page:
+        page.locator("#model").filter(has_text="mnist/").wait_for()
+        page.set_input_files("#file", samples / "cat.png")
+        final_state(page)
+        for view, mark in (("Files", "#many"), ("Monitor", "#served td"), ("Model", ".report img")):
+            page.get_by_role("link", name=view, exact=True).click()
+            page.locator(mark).first.wait_for(state="attached")
+        assert all(url.startswith((proxy.url, "blob:", "data:")) for url in page.sent)

@@ -1,0 +1,137 @@
+"""The parts of the page that explain: threshold, error map, latent plane, the choice of a detector."""
+
+import re
+import shutil
+
+import httpx
+import numpy as np
+import pytest
+from browsing import draw, final_state, opened, state
+from conftest import make_bundle
+from drawings import DIGITS
+from live import serving
+
+from app.detection import store
+
+PIXELS = "id => [...document.getElementById(id).getContext('2d').getImageData(0, 0, 28, 28).data]"
+
+
+def set_alpha(page, value):
+    """Move the slider of alpha to one of its steps."""
+    page.locator("#alpha").evaluate(
+        "(slider, value) => { slider.value = value; slider.dispatchEvent(new Event('input', { bubbles: true })); }", value
+    )
+
+
+def test_alpha_moves_the_threshold_and_the_verdict(page, client):
+    """Every rate of /model/calibration can be chosen; the sentence, the line and the verdict follow it at once."""
+    rates = client.get("/model/calibration").json()["rates"]
+    page.locator("#histogram .bar").first.wait_for()
+    draw(page, DIGITS[2])
+    final_state(page)
+    score = float(re.search(r"Score ([\d.]+)", page.locator("#reason").inner_text())[1])
+    for index, rate in enumerate(rates):
+        set_alpha(page, index)
+        assert f"threshold {rate['threshold']:.2f}" in page.locator("#histogram .limit-text").text_content()
+        if abs(score - rate["threshold"]) > 0.02:
+            state(page, "anomaly" if score > rate["threshold"] else "normal")
+    set_alpha(page, [rate["alpha"] for rate in rates].index(0.01))
+    assert page.locator("#alpha-text").inner_text() == "Of 1,000 normal digits about 10 would be flagged."
+
+
+def test_the_error_map_is_read_by_pointing(page):
+    """A pixel's value in times of the usual error; the overlay mixes the map with the drawing."""
+    draw(page, DIGITS[5])
+    final_state(page)
+    page.locator("#error_map").hover()
+    page.locator("#pixel").get_by_text(re.compile(r"Column \d+, row \d+: .* the usual error")).wait_for()
+    before = page.evaluate(PIXELS, "error_map")
+    page.locator("#overlay").check()
+    assert page.evaluate(PIXELS, "error_map") != before
+    page.locator("#overlay").uncheck()
+    assert page.evaluate(PIXELS, "error_map") == before
+
+
+def test_the_ring_is_dragged_over_the_plane(page):
+    """Dragging and the arrow keys decode at once, from one request for the whole grid; the reconstruction follows."""
+    draw(page, DIGITS[0])
+    final_state(page)
+    page.locator("#map").scroll_into_view_if_needed()
+    page.locator("#map[data-state=ready]").wait_for()
+    page.wait_for_timeout(500)
+    decoded, drawn = page.evaluate(PIXELS, "decoded"), page.evaluate(PIXELS, "reconstruction")
+    box = page.locator("#map").bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.mouse.move(x, y)
+    page.mouse.down()
+    for step in range(20):
+        page.mouse.move(x + 5 * step, y - 4 * step)
+    assert page.evaluate(PIXELS, "decoded") != decoded
+    assert page.evaluate(PIXELS, "reconstruction") != drawn
+    assert sum(url.endswith("/decode") for url in page.sent) == 1
+    page.mouse.up()
+    decoded = page.evaluate(PIXELS, "decoded")
+    page.locator("#map").focus()
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("ArrowLeft")
+    assert page.evaluate(PIXELS, "decoded") != decoded
+    page.keyboard.press("+")
+    page.locator("#zoom-reset").click()
+
+
+def test_a_test_image_is_named_under_the_pointer(page):
+    """Pointing at a numeral of the map finds a test image nearby and says its class."""
+    page.locator("#map").scroll_into_view_if_needed()
+    page.locator("#map[data-state=ready]").wait_for()
+    box = page.locator("#map").bounding_box()
+    for step in range(60):
+        page.mouse.move(box["x"] + box["width"] * (0.1 + step / 75), box["y"] + box["height"] * 0.75)
+        if "A test image of a" in page.locator("#place").inner_text():
+            return
+    raise AssertionError("no test image was found")
+
+
+def test_the_page_asks_the_chosen_model_and_is_not_counted(browser, tmp_path, samples, shipped_store):
+    """The list names every model; the chosen one answers, with its own map; no request of the page counts as traffic."""
+    root = tmp_path / "store"
+    shutil.copytree(shipped_store, root)
+    publish_wide(root)
+    with (
+        serving(tmp_path / "log", "--store", str(root), ODDIGIT_DRAIN_S="0") as server,
+        opened(browser, server.url) as page,
+    ):
+        page.set_input_files("#file", samples / "cat.png")
+        final_state(page)
+        page.select_option("#models", "wide")
+        page.locator("#model").filter(has_text="wide/1").wait_for()
+        page.locator("#numbers").get_by_text(re.compile(r"(\S+\s+){2}\S+")).wait_for()
+        page.locator("#map").scroll_into_view_if_needed()
+        page.locator("#place").get_by_text(re.compile(r"ring: \S+ \S+ \S+")).wait_for()
+        assert any("inspect?watch=0&model=wide" in url for url in page.sent)
+        for name in ("mnist", "wide"):
+            assert httpx.get(f"{server.url}/drift", params={"model": name}).json()["images"] == 0
+
+
+def publish_wide(root):
+    """Publish the detector `wide`, whose embeddings have three coordinates, with a map of them."""
+    bundle = make_bundle(1, "wide", latent_dim=3)
+    embeddings = np.random.default_rng(0).normal(size=(60, 3)).astype(np.float32) * [3, 2, 1]
+
+    def write_report(folder):
+        np.savez(folder / "latent.npz", embeddings=embeddings, labels=np.arange(60) % 10)
+
+    store.publish(bundle, root, write_report)
+
+
+@pytest.mark.parametrize(
+    ("p", "sentence"),
+    [
+        (0.8, "Most normal digits look more unusual than this."),
+        (0.2, "One in five normal digits looks this unusual."),
+        (0.0033, "About one in 300 normal digits looks this unusual."),
+        (0.00005, "Of normal digits, fewer than one in 10,000 look this unusual."),
+    ],
+)
+def test_p_values_are_said_without_false_precision(page, p, sentence):
+    """As a person would say them."""
+    assert page.evaluate("async p => (await import('./page/words.js')).raritySentence(p)", p) == sentence

@@ -1,0 +1,118 @@
+"""The views for many files, for operators, and of the model."""
+
+import csv
+import io
+import json
+
+import httpx
+from browsing import opened, state
+from strokes import png, stroke_images
+
+STROKES = stroke_images(40, seed=5)
+
+
+def images(count):
+    """`count` files that are images of their own."""
+    return [{"name": f"{index:04}.png", "mimeType": "image/png", "buffer": png(STROKES[index % 40])} for index in range(count)]
+
+
+def downloaded(page, button):
+    """The text of the file that a button downloads."""
+    with page.expect_download() as download:
+        page.locator(button).click()
+    return download.value.path().read_text()
+
+
+def test_many_files_are_scored_sorted_filtered_and_downloaded(browser, server, samples, tmp_path):
+    """Good and broken files: each has a row; the downloads say what the server says."""
+    broken = {"name": "broken.png", "mimeType": "image/png", "buffer": b"no image"}
+    files = [
+        *images(120),
+        *[{"name": file.name, "mimeType": "", "buffer": file.read_bytes()} for file in samples.glob("*.*g")],
+        broken,
+    ]
+    with opened(browser, f"{server.url}/#files", expected=["400"]) as page:
+        page.locator("#many").set_input_files(files)
+        page.locator("#files-summary").get_by_text(f"{len(files)} of {len(files)} scored").wait_for()
+        assert "1 not readable" in page.locator("#files-summary").inner_text()
+        assert page.locator("#files-rows tr").count() == 100
+        page.locator("#files-more").click()
+        assert page.locator("#files-rows tr").count() == len(files)
+        page.get_by_role("button", name="Score").click()
+        page.get_by_role("button", name="Score").click()
+        scores = [float(text) for text in page.locator("#files-rows td:nth-child(3)").all_inner_texts() if text]
+        assert scores == sorted(scores, reverse=True)
+        records = json.loads(downloaded(page, "#files-json"))
+        rows = list(csv.DictReader(io.StringIO(downloaded(page, "#files-csv"))))
+        assert [record["name"] for record in records] == [row["name"] for row in rows]
+        cat = next(record for record in records if record["name"] == "cat.png")
+        sent = httpx.post(f"{server.url}/score?watch=0", files={"file": (samples / "cat.png").read_bytes()}).json()["results"][
+            0
+        ]
+        assert (cat["score"], cat["p_value"], cat["is_anomaly"]) == (sent["score"], sent["p_value"], sent["is_anomaly"])
+        page.locator("#files-search").fill("broken")
+        assert page.locator("#files-rows tr").count() == 1
+        assert page.locator("#files-rows").get_by_text("not readable").count() == 1
+        page.locator("#files-search").fill("seven")
+        page.locator("#files-rows .thumbnail").click()
+        state(page, "normal")
+
+
+def test_false_discoveries_over_all_files_are_those_of_the_server(browser, server):
+    """Judged together, the page flags the images that ?fdr= flags in one request."""
+    files = images(40)
+    with opened(browser, f"{server.url}/#files") as page:
+        page.locator("#many").set_input_files(files)
+        page.locator("#files-summary").get_by_text("40 of 40 scored").wait_for()
+        page.locator("#files-fdr").check()
+        page.select_option("#files-rate", "0.2")
+        flagged = [record["is_anomaly"] for record in json.loads(downloaded(page, "#files-json"))]
+    sent = [("file", (file["name"], file["buffer"], "image/png")) for file in files]
+    results = httpx.post(f"{server.url}/score?watch=0&fdr=0.2", files=sent).json()["results"]
+    assert flagged == [result["is_anomaly"] for result in results]
+
+
+def test_two_thousand_files_are_taken_and_no_more(browser, server):
+    """All are scored while the page stays usable; those over the limit are told; removing them frees their rows."""
+    with opened(browser, f"{server.url}/#files") as page:
+        page.evaluate(
+            """async bytes => {
+                const file = index => new File([Uint8Array.from(bytes)], `${index}.png`, { type: "image/png" });
+                const files = Array.from({ length: 2010 }, (_, index) => file(index));
+                (await import("./page/files.js")).add(files);
+            }""",
+            list(png(STROKES[0])),
+        )
+        page.locator("#files-summary").get_by_text("10 files over 2,000 were left out. 2,000 of 2,000 scored").wait_for(
+            timeout=60_000
+        )
+        assert page.locator("#files-rows tr").count() == 100
+        page.locator("#files-clear").click()
+        assert page.locator("#files-rows tr").count() == 0
+
+
+def test_the_monitor_follows_the_traffic(browser, server, samples):
+    """Requests of other clients appear, with their share flagged, and drift with its alarm line."""
+    with opened(browser, f"{server.url}/#monitor") as page:
+        page.locator("#served").get_by_text("mnist-vae").wait_for()
+        page.locator("#drift .limit").wait_for(state="attached")
+        for _ in range(5):
+            httpx.post(f"{server.url}/score", files={"file": (samples / "cat.png").read_bytes()})
+        page.locator("#flagged-now").get_by_text("%").wait_for()
+        page.locator("#requests-now").get_by_text("–").wait_for(state="detached")
+        page.get_by_role("link", name="Draw", exact=True).click()
+        page.wait_for_timeout(500)
+        sent = len(page.sent)
+        page.wait_for_timeout(2500)
+        assert not any("metrics" in url for url in page.sent[sent:])
+
+
+def test_the_model_is_shown_with_its_report(browser, server, client):
+    """The card in words, every picture of the report, and epochs behind a slider where there are several."""
+    card = client.get("/model").json()
+    with opened(browser, f"{server.url}/#model") as page:
+        page.locator(".report img").first.wait_for()
+        assert f"{card['name']}/{card['version']}" in page.locator(".facts").inner_text()
+        assert page.locator(".report img").evaluate_all("all => all.every(one => one.complete && one.naturalWidth > 28)")
+        pictures = [name for name in card["files"] if name.endswith(".png") and "latent_images" not in name]
+        assert sum(name.removeprefix("report/") in url for name in pictures for url in page.sent) == len(pictures)

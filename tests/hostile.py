@@ -96,7 +96,6 @@ def _bodies():
         "",
         "text/plain",
         "application/json",
-        "application/octet-stream",
         "image/svg+xml",
         "image/*",
         "é",
@@ -113,6 +112,7 @@ def _pictures():
     yield Upload("header-2^31-1", 413, PNG, huge_png(2**31 - 1, 2**31 - 1))
     for chunk in (b"zTXt", b"iTXt", b"iCCP"):
         yield Upload(f"bomb-{chunk.decode()}", 400, PNG, bomb_png(chunk))
+    yield Upload("octets", 200, "application/octet-stream", png(stroke_images(1, seed=0)[0]))
     yield Upload("1x1", 200, PNG, png(np.zeros((1, 1), np.uint8)))
     yield Upload("5000x10", 200, PNG, png(np.tile(np.uint8([0, 255]), (10, 2500))))
     yield Upload("10x5000", 200, PNG, png(np.tile(np.uint8([[0], [255]]), (2500, 10))))
@@ -139,7 +139,6 @@ def _arrays():
         "bare-pickle": pickle.dumps(Trap()),
         "zipped": out.getvalue(),
         "wrong-shape": npy(whole[:, :14]),
-        "four-axes": npy(whole[:, None]),
         "one-axis": npy(whole.ravel()),
         "no-axis": npy(np.uint8(3)),
         "no-images": npy(whole[:0]),
@@ -160,6 +159,7 @@ def _arrays():
         "a-png": png(whole[0]),
     }.items():
         yield Upload(f"npy-{label}", 400, NPY, body)
+    yield Upload("npy-four-axes", 200, NPY, npy(whole[:, None]))
     yield Upload("npy-promises-100001", 413, NPY, lying_npy("(100001, 28, 28)"))
     yield Upload("npy-promises-10^12", 413, NPY, lying_npy("(1000000000000, 28, 28)"))
     yield Upload("npy-promises-10^60", 413, NPY, lying_npy(f"(1{'0' * 50}, 28, 28)"))
@@ -215,4 +215,5 @@ def _queries():
         yield Upload(f"alpha={alpha}", 422, PNG, good, f"?alpha={alpha}")
     for preprocess in ("", "AUTO", "digits", "none%00", "../none", "%ff", "auto,none", "x" * 2000):
         yield Upload(f"preprocess={preprocess[:20]}", 422, PNG, good, f"?preprocess={preprocess}")
-    yield Upload("unknown-parameter", 200, PNG, good, "?colour=red&&=&%zz=%ff&alpha=0.05")
+    yield Upload("unknown-parameter", 422, PNG, good, "?colour=red&&=&%zz=%ff&alpha=0.05")
+    yield Upload("endless-query", 422, PNG, good, f"?preprocess={'x' * 3000}")

@@ -28,6 +28,10 @@ include-operation-id = "score"
 checks.positive_data_acceptance.expected-statuses = ["2xx", "422"]
 
 [[operations]]
+include-operation-id = "inspect"
+checks.positive_data_acceptance.expected-statuses = ["2xx", "422"]
+
+[[operations]]
 include-operation-id = "decode"
 # the number of coordinates is that of the model
 checks.positive_data_acceptance.expected-statuses = ["2xx", "422"]

@@ -11,6 +11,7 @@ from live import ROOT, SHIPPED
 from pages import PAGES, ROOT_PAGES, TEXT, printed_by
 from prometheus_client.parser import text_string_to_metric_families
 
+from app.detection.imaging.upload_warnings import WORDS
 from app.detection.store import find, load_card
 
 DOCS = ROOT / "docs"
@@ -80,6 +81,12 @@ def test_the_table_of_metrics_is_what_the_server_has(client):
     assert len(set(listed)) == len(listed)
     assert {name for name in there if name.startswith("oddigit_") and not name.endswith("_created")} == set(listed)
     assert set(re.findall(r"`(oddigit_\w+)`", TEXT)) == set(listed)
+
+
+def test_every_warning_is_explained():
+    """The table of warnings has every code."""
+    codes = set(re.findall(r"^\| `(\w+)(?:: N)?` \|", (DOCS / "uploads.md").read_text(), re.MULTILINE))
+    assert codes == {*WORDS, "several_frames", "several_glyphs"}
 
 
 def test_every_alert_has_its_advice():

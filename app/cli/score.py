@@ -117,6 +117,7 @@ def _score_batch(detector: "Detector", batch: Sequence[Input], alpha: float | No
 
     from app.detection.conformal import check_images
     from app.detection.detector import stack_features
+    from app.detection.imaging.upload_warnings import UNCALIBRATED
 
     images = [each.image for each in batch if each.image is not None]
     if not images:
@@ -133,7 +134,7 @@ def _score_batch(detector: "Detector", batch: Sequence[Input], alpha: float | No
             "is_anomaly": bool(detections.p_values[index] <= alpha),
             "reconstruction_error": float(detections.reconstruction_errors[index]),
             "preprocess": list(image.preprocess),
-            "warnings": [*image.warnings, *(["uncalibrated"] if not detections.calibrated[index] else [])],
+            "warnings": [*image.warnings, *([UNCALIBRATED] if not detections.calibrated[index] else [])],
         }
         for index, (each, image) in enumerate(zip(batch, images, strict=True))
     ]
@@ -153,10 +154,12 @@ def _read_all(paths: list[Path], preprocess: "Preprocess", size: int, any_file: 
 
 
 def _read_file(file: Path, preprocess: "Preprocess", size: int, any_file: bool) -> Iterator[Input]:
+    from app.detection.imaging.arrays import read_array
     from app.detection.imaging.centring import centre_images
-    from app.detection.imaging.decode import decode_array, decode_image
+    from app.detection.imaging.decode import decode_image
     from app.detection.imaging.errors import ImageError
     from app.detection.imaging.preprocess import PreprocessedImage
+    from app.detection.imaging.upload_warnings import with_warnings
 
     if not any_file and file.exists() and not file.is_file():
         yield Input(str(file), error="not a regular file; --any-file reads it all the same")
@@ -164,12 +167,12 @@ def _read_file(file: Path, preprocess: "Preprocess", size: int, any_file: bool) 
     try:
         data = file.read_bytes()
         if file.suffix.lower() == ".npy":
-            array = decode_array(data, max_images=sys.maxsize, size=size)
+            array = read_array(data, max_images=sys.maxsize, size=size)
             images, moved = (array, [False] * len(array)) if preprocess == "none" else centre_images(array)
             for index, (image, shifted) in enumerate(zip(images, moved, strict=True)):
                 yield Input(f"{file}[{index}]", PreprocessedImage(image, ("centred",) if shifted else ()))
         else:
-            yield Input(str(file), decode_image(data, preprocess=preprocess, size=size))
+            yield Input(str(file), with_warnings(decode_image(data, preprocess=preprocess, size=size), data))
     except ImageError as error:
         yield Input(str(file), error=str(error))
     except OSError as error:

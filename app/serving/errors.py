@@ -2,7 +2,11 @@
 
 Problem
 ├── BadRequest (400)          bad-request: not valid HTTP or not valid JSON
-├── InvalidBody (400)         undecodable-image: the image, array or form
+├── InvalidJson (400)         invalid-json
+├── InvalidBody (400)         undecodable-image: a damaged image or array
+├── NotAnImage (400)          not-an-image: the content is no image at all
+├── InvalidForm (400)         invalid-form: not valid multipart/form-data
+├── MissingFile (400)         missing-file: a form without a part named `file`
 ├── Unauthorized (401)        unauthorized
 ├── NotFound (404)            not-found
 ├── MethodNotAllowed (405)    method-not-allowed
@@ -10,6 +14,7 @@ Problem
 ├── TooLarge (413)            too-large: body, image count or pixel count
 ├── UnsupportedType (415)     unsupported-type
 ├── OutOfRange (422)          parameter-out-of-range
+├── UnknownParameter (422)    unknown-parameter
 ├── DecodingLimit (422)       decoding-limit: the image takes too much time or memory to decode
 ├── InternalError (500)       internal-error: a defect of this program
 ├── Unavailable (503)         unavailable: overloaded, draining or not ready; carries Retry-After
@@ -50,15 +55,39 @@ class Problem(Exception):
 
 
 class BadRequest(Problem):
-    """The request is not valid HTTP/1.1, for instance because it has no Host header, or its body is not valid JSON."""
+    """The request is not valid HTTP/1.1, for instance because it has no Host header."""
 
     status, type, title = 400, "bad-request", "The request is not valid"
 
 
+class InvalidJson(Problem):
+    """The body is not valid JSON; `detail` says where the error is."""
+
+    status, type, title = 400, "invalid-json", "The body is not valid JSON"
+
+
 class InvalidBody(Problem):
-    """The body is an empty, truncated or malformed image, array or form."""
+    """The image or array is truncated, damaged or empty, or the array has another type or shape than images have."""
 
     status, type, title = 400, "undecodable-image", "The image could not be decoded"
+
+
+class NotAnImage(Problem):
+    """The content is no image of an accepted type: text, a file name, a web page, noise."""
+
+    status, type, title = 400, "not-an-image", "The upload is not an image"
+
+
+class InvalidForm(Problem):
+    """The body is not valid multipart/form-data, or its boundary is not the one that the Content-Type names."""
+
+    status, type, title = 400, "invalid-form", "The form cannot be read"
+
+
+class MissingFile(Problem):
+    """The form has no part named `file`; send each image as such a part, as `curl -F file=@seven.png` does."""
+
+    status, type, title = 400, "missing-file", "The form has no image"
 
 
 class Unauthorized(Problem):
@@ -68,7 +97,7 @@ class Unauthorized(Problem):
 
 
 class NotFound(Problem):
-    """This path does not exist."""
+    """The path, model, version or picture does not exist; `detail` lists those that do."""
 
     status, type, title = 404, "not-found", "There is nothing here"
 
@@ -103,6 +132,12 @@ class OutOfRange(Problem):
     status, type, title = 422, "parameter-out-of-range", "A parameter is out of range"
 
 
+class UnknownParameter(Problem):
+    """The query has a parameter that does not exist; `detail` names the nearest one that does."""
+
+    status, type, title = 422, "unknown-parameter", "There is no such parameter"
+
+
 class DecodingLimit(Problem):
     """Decoding the image took too much time or memory; save it as a plain PNG or JPEG."""
 
@@ -131,14 +166,14 @@ PROBLEMS: tuple[type[Problem], ...] = tuple(Problem.__subclasses__())
 BY_STATUS: dict[int, type[Problem]] = {problem.status: problem for problem in reversed(PROBLEMS)}  # of two, the first
 
 
-def from_validation_error(error: ValidationError) -> BadRequest | OutOfRange:
-    """The problem for a body that a pydantic model refused: BadRequest if it is not JSON, else OutOfRange.
+def from_validation_error(error: ValidationError) -> InvalidJson | OutOfRange:
+    """The problem for a body that a pydantic model refused: InvalidJson if it is not JSON, else OutOfRange.
 
     `detail` describes the first violation.
     """
     first = error.errors(include_url=False, include_input=False)[0]
     if first["type"] == "json_invalid":
-        return BadRequest(f"The body is not JSON: {first['msg']}.")
+        return InvalidJson(f"{first['msg']}.")
     location = ".".join(str(step) for step in first["loc"])
     return OutOfRange(f"{location or 'The body'}: {first['msg']}.")
 

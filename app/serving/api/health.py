@@ -88,7 +88,7 @@ class HealthEndpoints:
         for problem in PROBLEMS:
             if problem.type == type:
                 return PlainTextResponse(f"{problem.title} ({problem.status})\n\n{problem.__doc__}\n")
-        raise NotFound("There is no such problem type.")
+        raise NotFound(f"There is no such problem type; there are: {', '.join(problem.type for problem in PROBLEMS)}.")
 
     def update_gauges(self) -> None:
         """Set the metrics that describe the current state."""

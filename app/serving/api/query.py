@@ -1,17 +1,22 @@
 """Query options and content negotiation: query string and Accept header in, checked values out."""
 
+import difflib
 import re
+from collections.abc import Collection, Iterable
 from typing import Annotated, Any, Literal, get_args
 from urllib.parse import parse_qsl
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from starlette.requests import Request
 
 from app.detection.imaging.decode import Preprocess
-from app.serving.errors import OutOfRange
+from app.serving.errors import OutOfRange, UnknownParameter
 
 _NUMBER = re.compile(r"[0-9.eE+-]{1,64}")  # float() alone takes spaces, underscores and the digits of every script
 _WEIGHT = re.compile(r"0(\.[0-9]{0,3})?|1(\.0{0,3})?")
 LEAST_RATE = 1e-9  # no calibration is large enough for less
+
+_MAX_QUERY_BYTES = 2048
 
 JSON, PNG, NPY = "application/json", "image/png", "application/x-npy"
 
@@ -49,12 +54,16 @@ _ERRORS = {
 
 
 def read_options(query: bytes) -> Options:
-    """Options from a query string; unknown parameters are ignored.
+    """Options from a query string.
 
     Raises:
-        OutOfRange: a value is not valid, or both alpha and fdr are given.
+        OutOfRange: a value is not valid, both alpha and fdr are given, or the query is too long.
+        UnknownParameter: there is no such parameter.
     """
+    if len(query) > _MAX_QUERY_BYTES:
+        raise OutOfRange(f"The query string has {len(query):,} bytes; at most {_MAX_QUERY_BYTES:,} are read.")
     values = dict(parse_qsl(query.decode("latin-1"), keep_blank_values=True))
+    check_names(values, Options.model_fields)
     try:
         options = Options.model_validate(values)
     except ValidationError as error:
@@ -63,6 +72,21 @@ def read_options(query: bytes) -> Options:
     if options.alpha is not None and options.fdr is not None:
         raise OutOfRange("Ask for alpha or for fdr, not for both.")
     return options
+
+
+def check_names(names: Iterable[str], known: Collection[str]) -> None:
+    """Raise UnknownParameter, with the nearest name, for the first of `names` that is not among `known`."""
+    for name in names:
+        if name and name not in known:
+            shown = "".join(filter(str.isprintable, name))[:64]
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(known) or 'none'}."
+            raise UnknownParameter(f"There is no parameter {shown!r}; {hint}")
+
+
+def refuse_unknown_parameters(request: Request) -> None:
+    """A dependency for routes whose parameters FastAPI reads. Raises UnknownParameter."""
+    check_names(request.query_params, [field.alias for field in request.scope["route"].dependant.query_params])
 
 
 def check_rate(name: str, rate: float) -> float:

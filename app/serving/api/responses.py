@@ -13,10 +13,9 @@ from starlette.responses import Response
 from app.detection.bundle import Bundle
 from app.detection.detector import Detections
 from app.detection.imaging.decode import encode_png
+from app.detection.imaging.upload_warnings import UNCALIBRATED
 
 Entry = dict[str, Any]
-
-UNCALIBRATED = "uncalibrated"  # warning: no uploads of this kind were calibrated, the promise is that of all kinds together
 
 _HEAT_FULL = 4.0  # a pixel of an error map is white at four times the usual residual
 _ENLARGE = 4  # scale factor

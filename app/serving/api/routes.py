@@ -1,6 +1,6 @@
 """Registers every endpoint with the application."""
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 
 from app.serving import schemas
 from app.serving.api.health import HealthEndpoints
@@ -8,7 +8,7 @@ from app.serving.api.model_info import ModelInfoEndpoints
 from app.serving.api.open_inference import OpenInference
 from app.serving.api.openapi import API_KEY, BINARY, add_openapi, problems, upload
 from app.serving.api.predict import Endpoints
-from app.serving.api.query import NPY, PNG
+from app.serving.api.query import NPY, PNG, refuse_unknown_parameters
 
 
 def add_routes(
@@ -42,6 +42,7 @@ def add_routes(
             },
             openapi_extra=upload(rates=path in ("/score", "/inspect")),
         )
-    for router in (model_info.router, health.router, open_inference.router):
+    app.include_router(model_info.router, dependencies=[Depends(refuse_unknown_parameters)], responses=problems(422))
+    for router in (health.router, open_inference.router):
         app.include_router(router)
     add_openapi(app, key_optional=key_optional)

@@ -9,22 +9,28 @@ from numpy.typing import NDArray
 from starlette.requests import Request
 
 from app.detection.detector import stack_features
+from app.detection.imaging.arrays import read_array
 from app.detection.imaging.centring import centre_images
-from app.detection.imaging.decode import Preprocess, decode_array, decode_image, decodes_quickly
+from app.detection.imaging.decode import Preprocess, decode_image, decodes_quickly
 from app.detection.imaging.errors import ImageError
 from app.detection.imaging.preprocess import PreprocessedImage
+from app.detection.imaging.upload_warnings import LOOKS_INVERTED, looks_inverted, with_warnings
 from app.serving.api.query import NPY
 from app.serving.api.responses import ImageInfo
+from app.serving.api.upload_errors import array_problem, form_problem, image_problem, unsupported_type
 from app.serving.engine.admission import Admission
 from app.serving.engine.decoders import DecodeOptions, Decoders, Result
 from app.serving.engine.thread_stage import Deadline, Stages
-from app.serving.errors import InvalidBody, Problem, UnsupportedType, from_image_error
+from app.serving.errors import InvalidBody, NotAnImage, Problem, UnsupportedType
 from app.serving.http.body import Part, media_type, parse_form, read_body
 from app.serving.settings import Settings
 
 FORM = "multipart/form-data"
 IMAGE_TYPES = frozenset({"image/png", "image/jpeg", "image/webp", "image/bmp", "image/gif", "image/tiff"})
-_UNDECLARED = ("", "application/octet-stream")  # content types of form parts whose client names no type
+OCTETS = "application/octet-stream"  # the content tells the type
+_OTHER_NAMES = frozenset({OCTETS, "image/jpg", "image/pjpeg", "image/x-png", "image/x-bmp", "image/x-ms-bmp", "image/tif"})
+_TAKEN = IMAGE_TYPES | _OTHER_NAMES  # all by their content
+_NPY_SIGNATURE = b"\x93NUMPY"
 _INLINE_FORM_BYTES = 2048  # larger forms are parsed on a thread
 _INLINE_ARRAY_IMAGES = 256  # larger arrays are centred on a thread
 _CHUNK_IMAGES = 1024  # that are centred between two looks at the deadline
@@ -64,23 +70,25 @@ class Uploads:
         """The request's body. Raises Overloaded, UnsupportedType, TooLarge, RequestTimeout or InvalidBody."""
         content_type = headers.get(b"content-type", b"").decode("latin-1")
         kind = content_type if content_type in IMAGE_TYPES else media_type(content_type)
-        if kind not in IMAGE_TYPES and kind not in (FORM, NPY):
-            raise UnsupportedType(f"{kind or 'No content type'} is not accepted; send an image, multipart/form-data or {NPY}.")
+        if kind not in _TAKEN and kind not in (FORM, NPY):
+            raise unsupported_type(kind)
         limit = self._settings.max_array_bytes if kind == NPY else self._settings.max_body_bytes
         if len(headers.get(b"content-length", b"")) > _INLINE_LENGTH_DIGITS:
             check = self._stages.arrays.check if kind == NPY else self._decoders.check
             check()  # before the body is received: a refused body is only discarded
         data = await read_body(request.receive, headers, limit=limit)
         if not data:
-            raise InvalidBody("The body is empty.")
+            raise NotAnImage("The body is empty; send an image, as `curl -F file=@seven.png` does.")
+        if kind == OCTETS and data.startswith(_NPY_SIGNATURE):
+            kind = NPY
         return Body(kind, content_type, data)
 
     async def decode_array(self, body: Body, preprocess: Preprocess, size: int, *, deadline: float) -> Upload:
         """The images of an array, size x size. Raises InvalidBody, TooLarge, Overloaded or TimeoutError."""
         try:
-            array = decode_array(body.data, max_images=self._settings.max_array_images, size=size)
+            array = read_array(body.data, max_images=self._settings.max_array_images, size=size)
         except ImageError as error:
-            raise from_image_error(error) from None
+            raise array_problem(error, body.data) from None
         centre = preprocess != "none"
         if len(array) <= _INLINE_ARRAY_IMAGES:
             return _array_upload(None, array, centre=centre)
@@ -100,8 +108,9 @@ class Uploads:
             return await self._decode_form(body, options, deadline)
         (result,) = await self.decode_files([body.data], options, deadline)
         if isinstance(result, ImageError):
-            raise from_image_error(result)
-        if result.features is None and not result.preprocess:
+            raise image_problem(result, body.data)
+        result = with_warnings(result, body.data)
+        if result.features is None and not result.preprocess and not result.warnings:
             return Upload(result.image[None], _INLINE_INFO)
         return _prepared_upload([("image", result)], {})
 
@@ -120,9 +129,9 @@ class Uploads:
         prepared = []
         for (index, part), result in zip(accepted, results, strict=True):
             if isinstance(result, ImageError):
-                failed[index] = part.name, from_image_error(result, part.name)
+                failed[index] = part.name, image_problem(result, part.data, part.name)
             else:
-                prepared.append((part.name, result))
+                prepared.append((part.name, with_warnings(result, part.data)))
         if not prepared:
             raise combine_problems([problem for _, problem in failed.values()])
         return _prepared_upload(prepared, failed)
@@ -142,28 +151,40 @@ class Uploads:
 
 
 def _wrong_type(part: Part) -> UnsupportedType | None:
-    if part.content_type in IMAGE_TYPES or part.content_type in _UNDECLARED:
+    if part.content_type in _TAKEN or not part.content_type:
         return None
-    return UnsupportedType(f"{part.name}: {part.content_type} is not accepted; send an image.")
+    return unsupported_type(part.content_type, part.name)
 
 
 def _parse_form(deadline: Deadline | None, body: Body, max_parts: int) -> list[Part]:
-    return parse_form(body.data, body.content_type, max_parts=max_parts)
+    try:
+        return parse_form(body.data, body.content_type, max_parts=max_parts)
+    except InvalidBody as error:
+        raise form_problem(error, body.data) from None
 
 
 def _array_upload(deadline: Deadline | None, array: NDArray[np.uint8], *, centre: bool) -> Upload:
     """An upload of the images of an array [N, S, S]; images that lie off the middle are shifted if `centre`."""
     if not centre:
-        return Upload(array, [ImageInfo(str(index)) for index in range(len(array))], is_array=True)
-    chunks, infos = [], []
+        return Upload(array, _array_infos(array, np.zeros(len(array), np.bool_)), is_array=True)
+    chunks, moved = [], []
     for start in range(0, len(array), _CHUNK_IMAGES):
         if deadline is not None:
             deadline.check()
-        images, moved = centre_images(array[start : start + _CHUNK_IMAGES])
+        images, shifted = centre_images(array[start : start + _CHUNK_IMAGES])
         chunks.append(images)
-        shifts = enumerate(moved.tolist(), start)
-        infos += [ImageInfo(str(index), ("centred",) if shifted else ()) for index, shifted in shifts]
+        moved.append(shifted)
+    infos = _array_infos(array, np.concatenate(moved))
     return Upload(chunks[0] if len(chunks) == 1 else np.concatenate(chunks), infos, is_array=True)
+
+
+def _array_infos(array: NDArray[np.uint8], moved: NDArray[np.bool_]) -> list[ImageInfo]:
+    """The infos of the images of an array [N, S, S], of which some were `moved` [N] to the middle."""
+    columns = enumerate(zip(moved.tolist(), looks_inverted(array).tolist(), strict=True))
+    return [
+        ImageInfo(str(index), ("centred",) if shifted else (), (LOOKS_INVERTED,) if bright else ())
+        for index, (shifted, bright) in columns
+    ]
 
 
 def _prepared_upload(prepared: list[tuple[str, PreprocessedImage]], failed: dict[int, tuple[str, Problem]]) -> Upload:

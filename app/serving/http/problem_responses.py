@@ -1,5 +1,6 @@
 """Errors as responses: any exception in, the RFC 9457 problem response out."""
 
+import difflib
 import logging
 
 from fastapi import FastAPI
@@ -13,7 +14,16 @@ from starlette.types import Scope
 from app.serving.engine.admission import Overloaded
 from app.serving.engine.inference import NotLoaded
 from app.serving.engine.models import UnknownModel
-from app.serving.errors import BY_STATUS, MEDIA_TYPE, InternalError, NotFound, OutOfRange, Problem, Unavailable
+from app.serving.errors import (
+    BY_STATUS,
+    MEDIA_TYPE,
+    InternalError,
+    MethodNotAllowed,
+    NotFound,
+    OutOfRange,
+    Problem,
+    Unavailable,
+)
 from app.serving.telemetry.metrics import Metrics
 
 logger = logging.getLogger(__name__)
@@ -26,7 +36,7 @@ class ProblemResponses:
         self._metrics = metrics
 
     def __call__(self, scope: Scope, error: Exception) -> Response:
-        problem = problem_for(error)
+        problem = _routing_problem(scope, error) or problem_for(error)
         if isinstance(problem, InternalError):
             logger.error("request %s failed", scope["state"]["request_id"], exc_info=error)
         self._metrics.record_rejection(problem.type)
@@ -39,6 +49,21 @@ class ProblemResponses:
 
     async def _handle(self, request: Request, error: Exception) -> Response:
         return self(request.scope, error)
+
+
+def _routing_problem(scope: Scope, error: Exception) -> Problem | None:
+    """The problem for a path or a method that the application does not have, with those that it has; None for other errors."""
+    if not isinstance(error, HTTPException) or "app" not in scope:
+        return None
+    route = scope["path"].removeprefix(scope.get("root_path", ""))
+    if error.status_code == 405 and (allowed := dict(error.headers or {}).get("Allow")):
+        return MethodNotAllowed(f"{route} takes {allowed}, not {scope['method']}.", {"Allow": allowed})
+    if error.status_code != 404 or error.detail != "Not Found":
+        return None
+    paths = [each.path for each in scope["app"].routes if getattr(each, "include_in_schema", False)]
+    near = difflib.get_close_matches(route[:100], paths, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(paths)}."
+    return NotFound(f"There is no such path; {hint} /docs describes all.")
 
 
 def problem_for(error: Exception) -> Problem:

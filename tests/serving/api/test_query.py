@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.serving.api.query import JSON, NPY, PNG, Options, choose, read_options
-from app.serving.errors import OutOfRange
+from app.serving.errors import OutOfRange, UnknownParameter
 
 ALL = (JSON, PNG, NPY)
 
@@ -60,12 +60,12 @@ def test_the_order_of_an_accept_header_does_not_matter(entries):
         (b"alpha=0.05", Options(alpha=0.05)),
         (b"alpha=5e-2&preprocess=none", Options(alpha=0.05, preprocess="none")),
         (b"preprocess=digit", Options(preprocess="digit")),
-        (b"preprocess=auto&other=1", Options()),
+        (b"preprocess=auto&&=&watch=1", Options()),
         (b"alpha=%30.5", Options(alpha=0.5)),
     ],
 )
 def test_options_are_read_from_the_query(query, expected):
-    """Known parameters are read, others left alone."""
+    """Each parameter once, percent-encoded or not."""
     assert read_options(query) == expected
 
 
@@ -85,12 +85,33 @@ def test_an_unknown_preprocess_is_refused_with_those_there_are(preprocess):
         read_options(f"preprocess={preprocess}".encode())
 
 
+@pytest.mark.parametrize(
+    ("query", "words"),
+    [
+        (b"alhpa=0.1", "did you mean alpha"),
+        (b"preproces=none", "did you mean preprocess"),
+        (b"Alpha=0.1", "did you mean alpha"),
+        (b"colour=red", "there are: alpha, fdr, preprocess, model, watch"),
+    ],
+)
+def test_an_unknown_parameter_is_refused_with_the_nearest_one(query, words):
+    """A misspelt parameter would otherwise be ignored in silence."""
+    with pytest.raises(UnknownParameter, match=words):
+        read_options(query)
+
+
+def test_a_query_string_has_a_limit():
+    """2,048 bytes are read, more are refused before they are parsed."""
+    with pytest.raises(OutOfRange, match="3,006 bytes"):
+        read_options(b"alpha=" + b"1" * 3000)
+
+
 @given(st.binary(max_size=200))
 def test_any_query_gives_options_or_a_refusal(query):
-    """Arbitrary bytes never raise anything but OutOfRange, and an alpha that passes lies between 0 and 1."""
+    """Arbitrary bytes never raise anything but a problem, and an alpha that passes lies between 0 and 1."""
     for text in (query, b"alpha=" + query, b"preprocess=" + query):
         try:
             options = read_options(text)
-        except OutOfRange:
+        except (OutOfRange, UnknownParameter):
             continue
         assert options.alpha is None or 0 < options.alpha < 1

@@ -76,7 +76,7 @@ def test_the_readmes_table_lists_what_there_is(own):
 MOVES = {
     "oddigit_requests_total": ({"route": "/score", "status": "200"}, 3),
     "oddigit_request_seconds_count": ({"route": "/score"}, 4),
-    "oddigit_refused_total": ({"reason": "undecodable-image"}, 1),
+    "oddigit_refused_total": ({"reason": "not-an-image"}, 1),
     "oddigit_batch_images_count": ({}, 3),
     "oddigit_batch_images_sum": ({}, 42),
     "oddigit_stage_seconds_count": ({"stage": "decode"}, 3),

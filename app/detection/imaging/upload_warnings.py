@@ -1,0 +1,42 @@
+"""Warnings about uploads in words, as responses state them: a code, a colon, and what it means for the verdict."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.detection.imaging.frames import count_frames
+from app.detection.imaging.preprocess import PreprocessedImage
+
+WORDS = {
+    "blank": "no ink was found",
+    "low_contrast": "ink and paper hardly differ",
+    "touches_border": "the digit touches the edge of the image, and part of it may be missing",
+    "upscaled": "the digit measures less than 12 pixels, for which no false-alarm rate is promised",
+    "uncalibrated": "images of this kind were not calibrated; the rate is that of all kinds together",
+    "looks_inverted": "all corners are bright; a 28x28 image is taken as it is, with 0 = background and 255 = ink",
+}
+_BRIGHT = 127  # corners that are brighter than this are taken for white paper
+
+
+def in_words(code: str) -> str:
+    """The code with its meaning; a code that states a number, as `several_glyphs: 2`, stays as it is."""
+    return f"{code}: {WORDS[code]}" if code in WORDS else code
+
+
+UNCALIBRATED, LOOKS_INVERTED = in_words("uncalibrated"), in_words("looks_inverted")
+
+
+def with_warnings(image: PreprocessedImage, data: bytes) -> PreprocessedImage:
+    """The image of the file `data` with its warnings in words, and with those that its headers and corners give."""
+    warnings = tuple(map(in_words, image.warnings))
+    if (frames := count_frames(data)) > 1:
+        warnings = (f"several_frames: the first of {frames} pictures is used", *warnings)
+    if image.features is None and looks_inverted(image.image[None])[0]:
+        warnings = (*warnings, LOOKS_INVERTED)
+    return image._replace(warnings=warnings) if warnings else image
+
+
+def looks_inverted(images: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """For each of the images [N, S, S] that were not prepared, whether all its corners are bright."""
+    last = images.shape[-1] - 1
+    inverted: NDArray[np.bool_] = images[:, ::last, ::last].min(axis=(1, 2)) > _BRIGHT
+    return inverted

@@ -1,0 +1,38 @@
+import io
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from strokes import encoded, stroke_images
+
+from app.detection.imaging.frames import count_frames
+
+IMAGES = [Image.fromarray(image) for image in stroke_images(3, seed=0)]
+
+
+def several(kind):
+    """A file of three pictures."""
+    out = io.BytesIO()
+    IMAGES[0].save(out, kind, save_all=True, append_images=IMAGES[1:], duration=100)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "TIFF"])
+def test_pages_and_frames_are_counted(kind):
+    """Three in an animation or a document, one in an ordinary file."""
+    assert count_frames(several(kind)) == 3
+    assert count_frames(encoded(IMAGES[0], kind)) == 1
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "BMP"])
+def test_other_types_have_one_picture(kind):
+    """Files that cannot hold several."""
+    assert count_frames(encoded(IMAGES[0], kind)) == 1
+
+
+@given(st.binary(max_size=200), st.sampled_from([b"GIF89a", b"\x89PNG\r\n\x1a\n", b"RIFF0000WEBPVP8X", b"II*\x00", b"MM\x00*"]))
+def test_any_bytes_have_a_count(data, start):
+    """Damaged files are counted too, and a chain of pages that leads back to itself ends."""
+    assert count_frames(start + data) >= 1
+    assert count_frames(b"II*\x00\x08\x00\x00\x00" + bytes(2) + b"\x08\x00\x00\x00") == 1

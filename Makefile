@@ -7,7 +7,11 @@ ARGS ?=
 # The server needs PyTorch only for an NVIDIA GPU. EXTRA=gpu or EXTRA=core decides otherwise, for instance gpu for a Mac's GPU.
 EXTRA ?= $(shell { nvidia-smi -L || ldconfig -p | grep -q libcuda.so.1; } > /dev/null 2>&1 && echo gpu || echo core)
 
-.PHONY: serve train test check docs lock clean
+# The image: TARGET is cuda or cpu; DOCKER any program with its command line (podman, buildah).
+TARGET ?= cuda
+DOCKER ?= docker
+
+.PHONY: serve train test check docs image lock clean
 
 serve: .venv/installed-$(EXTRA)
 	$(BIN)/python -m app serve $(ARGS)
@@ -30,6 +34,10 @@ docs:
 	$(PYTHON) -m venv .venv/docs
 	.venv/docs/bin/pip install --quiet "mkdocs-material>=9.6,<10"
 	.venv/docs/bin/mkdocs build --strict
+
+image:
+	$(DOCKER) build --target $(TARGET) --tag oddigit:$(TARGET) $(ARGS) --build-arg REVISION=$$(git rev-parse HEAD) \
+		--build-arg VERSION=$$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml) .
 
 clean:
 	rm -rf .venv model_store/*/.checkpoints build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -160,4 +160,6 @@ def _draw(out: Path, card: Card, sets: Sequence[NamedImages], found: Sequence[De
         plots.save(plots.extremes(each.images, detections.scores, each.name), out / f"extremes_{each.name}.png")
     if scores:
         curves = {each.name: (*roc(normal.scores, scores[each.name]), each.ranking.auroc) for each in evaluation.sets}
-        plots.save(plots.roc_curves(curves), out / "roc.png")
+        plots.save(plots.roc_curves(curves, card.alpha), out / "roc.png")
+        caught = {each.name: each.caught for each in evaluation.sets}
+        plots.save(plots.shares(f"Share caught at alpha {card.alpha:g}", "caught", caught), out / "caught.png")

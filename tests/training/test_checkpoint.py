@@ -44,7 +44,7 @@ def assert_same_training(one, other):
     weights, expected = (torch.load(folder / store.WEIGHTS, weights_only=True) for folder in (one, other))
     assert weights.keys() == expected.keys() and all(torch.equal(weights[name], expected[name]) for name in weights)
     assert store.load_card(one).losses == store.load_card(other).losses
-    for name in ("loss_list.npy", "reconstructions_000.png"):
+    for name in ("loss_list.npy", "epochs.png"):
         assert (one / "report" / name).read_bytes() == (other / "report" / name).read_bytes()
 
 

@@ -33,6 +33,7 @@ def test_evaluation(detector, tmp_path):
         "p_values.png",
         "errors.png",
         "roc.png",
+        "caught.png",
         "extremes_strokes.png",
         "extremes_noise.png",
         "extremes_more-noise.png",

@@ -10,8 +10,10 @@ from browsing import draw, final_state, opened, state
 from conftest import make_bundle
 from drawings import DIGITS
 from live import serving
+from strokes import png, stroke_images
 
 from app.detection import store
+from app.training.reporting.plots import sheet
 
 PIXELS = "id => [...document.getElementById(id).getContext('2d').getImageData(0, 0, 28, 28).data]"
 
@@ -82,6 +84,11 @@ def test_the_ring_is_dragged_over_the_plane(page):
 def test_a_test_image_is_named_under_the_pointer(page):
     """Pointing at a numeral of the map finds a test image nearby and says its class."""
     page.locator("#map").scroll_into_view_if_needed()
+    find_test_image(page)
+
+
+def find_test_image(page):
+    """Move the pointer over the map until it meets a test image."""
     page.locator("#map[data-state=ready]").wait_for()
     box = page.locator("#map").bounding_box()
     for step in range(60):
@@ -110,6 +117,11 @@ def test_the_page_asks_the_chosen_model_and_is_not_counted(browser, tmp_path, sa
         assert any("inspect?watch=0&model=wide" in url for url in page.sent)
         for name in ("mnist", "wide"):
             assert httpx.get(f"{server.url}/drift", params={"model": name}).json()["images"] == 0
+        find_test_image(page)
+        page.locator("#sample").wait_for()
+        page.get_by_role("link", name="Model", exact=True).click()
+        page.get_by_label("Epoch", exact=True).press("ArrowLeft")
+        page.locator(".epochs figcaption").get_by_text("after 1 epochs").wait_for()
 
 
 def publish_wide(root):
@@ -119,6 +131,8 @@ def publish_wide(root):
 
     def write_report(folder):
         np.savez(folder / "latent.npz", embeddings=embeddings, labels=np.arange(60) % 10)
+        (folder / "latent_images.png").write_bytes(png(sheet(stroke_images(60, seed=3), 50)))
+        (folder / "epoch_images.png").write_bytes(png(sheet(stroke_images(64, seed=4), 16)))
 
     store.publish(bundle, root, write_report)
 

@@ -9,7 +9,8 @@ const TITLES = {
   "epochs.png": "Five digits over the epochs", "extremes.png": "The most normal and the most anomalous test images",
   "p_values.png": "p-values of test images", "false_alarms.png": "False alarms by digit", "uploads.png": "False alarms by kind of upload",
 };
-const HIDDEN = new Set(["latent_images.png"]);  // for the map alone
+const HIDDEN = new Set(["latent_images.png", "epoch_images.png"]);  // for the map and the slider
+const SIZE = 28;
 
 let view, urls = [];
 
@@ -40,7 +41,7 @@ async function draw() {
     make("dl", { className: "facts" }, ...Object.entries(facts).flatMap(([term, text]) => [make("dt", { textContent: term }), make("dd", { textContent: text })])),
     make("div", { className: "tiles" }, ...lossTile(card.losses), metricsTile(card.metrics)),
     make("p", { className: "soft" }, make("a", { href: address("model"), textContent: "The whole card as JSON" })),
-    make("h3", { textContent: "Report" }), ...await pictures(card, name),
+    make("h3", { textContent: "Report" }), ...await pictures(card),
   );
 }
 
@@ -64,28 +65,33 @@ function flat(name, value) {
   return [[words, typeof value === "number" ? Number(value.toPrecision(3)).toString() : String(value)]];
 }
 
-async function pictures(card, name) {
-  const files = Object.keys(card.files).filter((file) => /^report\/.*\.png$/.test(file)).map((file) => file.slice(7)).filter((file) => !HIDDEN.has(file)).sort();
-  const epochs = files.filter((file) => /_\d{3}\.png$/.test(file)), others = files.filter((file) => !epochs.includes(file));
-  const figures = await Promise.all(others.map(async (file) => figure(TITLES[file] || file.slice(0, -4).replaceAll("_", " "), await load(file))));
-  if (epochs.length && name === chosenModel()) figures.unshift(await slider(epochs));
+async function pictures(card) {
+  const files = Object.keys(card.files).filter((file) => /^report\/.*\.png$/.test(file)).map((file) => file.slice(7)).sort();
+  const last = files.findLast((file) => /_\d{3}\.png$/.test(file));  // older versions have one for each tenth epoch
+  const shown = files.filter((file) => !HIDDEN.has(file) && (file === last || !/_\d{3}\.png$/.test(file)));
+  const figures = await Promise.all(shown.map(async (file) => figure(TITLES[file] || file.slice(0, -4).replaceAll("_", " "), await load(file))));
+  if (files.includes("epoch_images.png")) figures.unshift(await slider(card.training));
   return figures.length ? [make("div", { className: "report" }, ...figures)] : [make("p", { textContent: "This version has no report." })];
 }
 
 const figure = (title, url) => make("figure", {}, make("img", { src: url, alt: title }), make("figcaption", { textContent: title }));
 
-async function slider(files) {
-  const loaded = await Promise.all(files.map(load)), image = make("img", { src: loaded.at(-1), alt: "Test images above their reconstructions" });
-  const range = make("input", { type: "range", min: 0, max: files.length - 1, value: files.length - 1, "aria-label": "Epoch" });
-  const caption = make("figcaption"), epochOf = (file) => Number(file.match(/(\d{3})\.png$/)[1]);
+// The sheet's first row are test images; a row for each epoch that was recorded follows.
+async function slider({ picture_every: every = 1, epochs = 0 }) {
+  const sheet = await createImageBitmap(await (await ask(address("model/report/epoch_images.png"))).blob());
+  const rows = sheet.height / SIZE - 1, range = make("input", { type: "range", min: 0, max: rows - 1, value: rows - 1, "aria-label": "Epoch" });
+  const canvas = make("canvas", { width: sheet.width, height: 2 * SIZE, className: "sheet", role: "img" }), context = canvas.getContext("2d"), caption = make("figcaption");
   const show = () => {
-    image.src = loaded[range.valueAsNumber];
-    caption.textContent = `Test images and their reconstructions after ${epochOf(files[range.valueAsNumber])} epochs`;
-    range.setAttribute("aria-valuetext", `epoch ${epochOf(files[range.valueAsNumber])}`);
+    const row = range.valueAsNumber, epoch = row === rows - 1 ? epochs : row * every;
+    context.drawImage(sheet, 0, 0, sheet.width, SIZE, 0, 0, sheet.width, SIZE);
+    context.drawImage(sheet, 0, (row + 1) * SIZE, sheet.width, SIZE, 0, SIZE, sheet.width, SIZE);
+    caption.textContent = `Test images above their reconstructions after ${epoch} epochs`;
+    canvas.setAttribute("aria-label", caption.textContent);
+    range.setAttribute("aria-valuetext", `epoch ${epoch}`);
   };
   range.addEventListener("input", show);
   show();
-  return make("figure", { className: "epochs" }, image, range, caption);
+  return make("figure", { className: "epochs" }, canvas, range, caption);
 }
 
 // Fetched, because a picture's address cannot carry an API key.

@@ -2,10 +2,10 @@
 
 import json
 import subprocess
-import sys
 
 import numpy as np
 import pytest
+from environments import installed
 from live import ROOT
 from strokes import npy, stroke_images
 
@@ -32,18 +32,6 @@ def call(request, server, tmp_path, samples):
         return json.loads(done.stdout.splitlines()[-1])
 
     return run
-
-
-def installed(package, folder):
-    """The Python of a virtual environment with the package, which is kept for the next run; skips where it cannot be made."""
-    python = folder / "bin" / "python"
-    if not (folder / "complete").exists():
-        subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True, capture_output=True, timeout=120)
-        done = subprocess.run([python, "-m", "pip", "install", "--quiet", package], capture_output=True, text=True, timeout=400)
-        if done.returncode:
-            pytest.skip(f"{package} cannot be installed here: {done.stderr.strip()[-200:]}")
-        (folder / "complete").touch()
-    return python
 
 
 def check_scores(found, expected, *kinds):

@@ -6,6 +6,7 @@ from app.cli.calibrate import calibrate
 from app.cli.evaluate import evaluate
 from app.cli.export import export
 from app.cli.models import models
+from app.cli.push import pull, push
 from app.cli.score import score
 from app.cli.serve import serve
 from app.cli.train import train
@@ -16,7 +17,7 @@ cli = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (train, evaluate, calibrate, score, models, export, serve):
+for command in (train, evaluate, calibrate, score, models, export, push, pull, serve):
     cli.command()(command)
 
 

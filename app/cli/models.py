@@ -1,12 +1,22 @@
 """The command `models`."""
 
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
 import typer
 
 from app.cli import options
 
 
-def models(store: options.Store = options.SHIPPED_STORE) -> None:
+def models(
+    store: options.Store = options.SHIPPED_STORE,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON array, for machines.")] = False,
+) -> None:
     """List every version of every detector in the store."""
+    if as_json:
+        typer.echo(json.dumps(_entries(store), indent=2))
+        return
     from rich.markup import escape
     from rich.table import Table
 
@@ -29,3 +39,21 @@ def models(store: options.Store = options.SHIPPED_STORE) -> None:
         typer.echo(f"There is no detector in {store}; train one with `oddigit train`.", err=True)
         raise typer.Exit(2)
     console().print(table)
+
+
+def _entries(store: Path) -> list[dict[str, Any]]:
+    """What the table shows, in full; a version that is not usable has its name, number and the reason alone."""
+    from app.detection.store import StoreError, load_card, names, versions
+
+    entries: list[dict[str, Any]] = []
+    for name in names(store):
+        for version in versions(store, name):
+            entry: dict[str, Any] = {"name": name, "version": version}
+            try:
+                card = load_card(store / name / str(version))
+            except StoreError as error:
+                entries.append({**entry, "error": str(error)})
+                continue
+            entry |= {"created": card.created, "scorer": card.scorer, "alpha": card.alpha, "threshold": card.threshold}
+            entries.append({**entry, "data": card.data, "files": card.files})
+    return entries

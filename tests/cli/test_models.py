@@ -1,5 +1,6 @@
 """The command `models`."""
 
+import json
 import shutil
 
 from app.detection.store import CARD
@@ -29,3 +30,17 @@ def test_models_of_an_empty_store_says_what_to_do(oddigit, tmp_path):
     done = oddigit("models", "--store", tmp_path)
     assert done.exit_code == 2
     assert "oddigit train" in done.stderr
+
+
+def test_models_for_machines_are_json(oddigit, tiny_store, tmp_path):
+    """The same versions with the digests of their files; a damaged one with the reason; an empty store is an empty array."""
+    root = tmp_path / "store"
+    shutil.copytree(tiny_store, root)
+    shutil.copytree(root / "mnist" / "1", root / "mnist" / "2")
+    (root / "mnist" / "2" / CARD).write_text("{}")
+    good, bad = json.loads(oddigit("models", "--store", root, "--json").stdout)
+    assert (good["name"], good["version"], good["alpha"], good["scorer"]) == ("mnist", 1, 0.01, "mse")
+    assert good["files"].keys() >= {"autoencoder.pth", "scorer.npz"}
+    assert (bad["name"], bad["version"]) == ("mnist", 2)
+    assert "altered" in bad["error"]
+    assert oddigit("models", "--store", tmp_path / "none", "--json").stdout.strip() == "[]"

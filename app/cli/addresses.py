@@ -1,0 +1,71 @@
+"""Files at an address: a folder, or anything that fsspec knows (s3://, hf://, memory://). fsspec is imported here alone."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class AddressError(OSError):
+    """The address cannot be used; the message says why."""
+
+
+class Address:
+    """A folder, here or elsewhere, with files that are read and written whole."""
+
+    def __init__(self, address: str) -> None:
+        """Raises AddressError if it needs a package that is not installed."""
+        self._address = address.rstrip("/")
+        self._files: Any = None
+        if "://" not in address:
+            return
+        try:
+            from fsspec.core import url_to_fs
+
+            self._files, self._path = url_to_fs(self._address)
+        except ModuleNotFoundError:
+            install = f'{sys.executable} -m pip install "oddigit[remote]"'
+            raise AddressError(f"fsspec is not installed; run: {install}") from None
+        except (ImportError, ValueError) as error:  # no such protocol, or the package for it is missing
+            raise AddressError(f"{address} cannot be opened: {error}") from None
+
+    def names(self) -> list[str]:
+        """The names of the files there. Raises AddressError."""
+        if self._files is None:
+            folder = Path(self._address)
+            return [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
+        paths: list[str] = self._try(lambda: self._files.find(self._path, maxdepth=1))  # none where there is no such folder
+        return [path.rpartition("/")[2] for path in paths]
+
+    def read(self, name: str, max_bytes: int) -> bytes:
+        """A file of at most `max_bytes`. Raises AddressError."""
+        if self._files is None:
+            with (Path(self._address) / name).open("rb") as file:
+                data = file.read(max_bytes + 1)
+        else:
+            data = self._try(lambda: self._files.cat_file(f"{self._path}/{name}", 0, max_bytes + 1))
+        if len(data) > max_bytes:
+            raise AddressError(f"{self._address}/{name} is larger than {max_bytes:,} bytes.")
+        return data
+
+    def write(self, name: str, data: bytes) -> None:
+        """A complete file, in place of one that is there. Raises AddressError."""
+        if self._files is not None:
+            self._try(
+                lambda: (self._files.makedirs(self._path, exist_ok=True), self._files.pipe_file(f"{self._path}/{name}", data))
+            )
+            return
+        folder = Path(self._address)
+        folder.mkdir(parents=True, exist_ok=True)
+        draft = folder / f".{name}.part"
+        draft.write_bytes(data)
+        draft.replace(folder / name)
+
+    def _try(self, work: "Callable[[], Any]") -> Any:  # noqa: ANN401
+        """The result of `work`, whose exceptions are those of any of fsspec's implementations."""
+        try:
+            return work()
+        except Exception as error:
+            raise AddressError(f"{self._address}: {error or type(error).__name__}") from error

@@ -11,7 +11,7 @@ EXTRA ?= $(shell { nvidia-smi -L || ldconfig -p | grep -q libcuda.so.1; } > /dev
 TARGET ?= cuda
 DOCKER ?= docker
 
-.PHONY: serve train test check docs image lock clean
+.PHONY: serve train test screenshots check docs image lock clean
 
 serve: .venv/installed-$(EXTRA)
 	$(BIN)/python -m app serve $(ARGS)
@@ -22,6 +22,9 @@ train: .venv/installed-train
 # Two processes, each with whole test files, because the servers that a file's tests share take seconds to start.
 test: .venv/installed-test
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
+
+screenshots: .venv/installed-test
+	$(BIN)/python benchmarks/screenshots.py $(ARGS)
 
 check: .venv/installed-test
 	$(BIN)/ruff check .

@@ -1,6 +1,6 @@
 // The page: joins its parts. Each module in page/ is one of them.
 import { showDecoded, showEmpty, showFailure, showPictures, showVerdict, startErrorMap, verdictText } from "./page/answer.js";
-import { askJson, chooseModel, chosenModel, events, modelCard, persistently, startKeyForm } from "./page/api.js";
+import { askJson, chooseModel, chosenModel, events, followReload, modelCard, persistently, startKeyForm } from "./page/api.js";
 import { startAtlas, placeRing } from "./page/atlas.js";
 import { $, bitmapOf, bytesOf, reducedMotion } from "./page/dom.js";
 import { makeExamples, pause, replay, strokesOf } from "./page/examples.js";
@@ -42,6 +42,7 @@ function changed() {
 }
 
 function show(found, picture) {
+  if (answer && answer.model.name === found.model.name && answer.model.version !== found.model.version) followReload();
   answer = found;
   const [result] = found.results;
   judge();
@@ -61,7 +62,7 @@ function judge() {
 // A file that the browser cannot show, for instance a TIFF: the server's picture of it stands in.
 async function showUnreadable(result, picture) {
   const opened = paper.state.picture;
-  if (!opened || opened.bitmap || picture.body !== opened.file) return;
+  if (!opened || opened.bitmap || picture.file !== opened.file) return;
   opened.bitmap = await bitmapOf(result.input);
   paper.redraw();
 }
@@ -93,6 +94,7 @@ function clear() {
 async function showExample(name) {
   const signal = stop();
   isOwn = false;
+  $("paper").scrollIntoView({ block: "nearest", behavior: reducedMotion() ? "auto" : "smooth" });
   paper.set({ strokes: [] });
   if (name === "blank") await openFile(blankFile());
   else if (reducedMotion()) paper.set({ strokes: strokesOf(name) });
@@ -121,7 +123,7 @@ export async function openFile(file) {
   stop();
   isOwn = false;
   const bitmap = await createImageBitmap(file).catch(() => null);
-  paper.set({ strokes: [], picture: { file, bitmap, type: file.type || "application/octet-stream" } });
+  paper.set({ strokes: [], picture: { file, bitmap } });
 }
 
 async function share() {

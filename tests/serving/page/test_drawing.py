@@ -6,6 +6,8 @@ import httpx
 import pytest
 from browsing import draw, final_state, opened, state
 from drawings import DIGITS, HANDS, STRANGE, in_hand
+from PIL import Image
+from strokes import encoded
 
 SEVEN, FOUR = DIGITS[7], DIGITS[4]
 IS_BLANK = "canvas => !canvas.getContext('2d').getImageData(0, 0, 28, 28).data.some(Boolean)"
@@ -194,7 +196,13 @@ def test_a_broken_link_opens_an_empty_paper(browser, server, hash):
 
 
 def test_opened_files_are_shown_and_judged(page, samples):
-    """A digit and a cat, one after the other, the same file twice, and a photograph."""
+    """A TIFF, a digit and a cat, one after the other, the same file twice, and a photograph."""
+    with Image.open(samples / "three.png") as image:
+        page.set_input_files("#file", {"name": "three.tiff", "mimeType": "image/tiff", "buffer": encoded(image, "TIFF")})
+    state(page, "normal")  # the browser cannot show it: the server's picture of it is on the paper
+    page.wait_for_timeout(300)
+    dark = "canvas => canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data[0]"
+    assert page.locator("#paper").evaluate(dark) == 0
     for name, expected in (("cat.png", "anomaly"), ("seven.png", "normal"), ("cat.png", "anomaly"), ("two.jpg", "normal")):
         page.set_input_files("#file", samples / name)
         state(page, expected)

@@ -14,6 +14,12 @@ export function chooseModel(name) {
   events.dispatchEvent(new Event("model"));
 }
 
+// The server serves another version now: everything about the detector is asked for again.
+export function followReload() {
+  cards.clear();
+  events.dispatchEvent(new Event("model"));
+}
+
 export class Failure extends Error {
   // `kind`: offline, busy, key, proxy or refused; `retryAfter` in seconds, null where trying again does not help.
   constructor(kind, message, retryAfter = null) {
@@ -65,8 +71,9 @@ async function failureOf(response) {
   const pause = Number(response.headers.get("retry-after")) || null;
   if (response.status === 401) return new Failure("key", "This server answers only with a key.");
   if (!isProblem) {
-    const sentence = `Something between this page and the server answered with an error page (status ${response.status}).`;
-    return new Failure("proxy", sentence, response.status === 404 ? null : pause || 2);
+    const isFinal = response.status === 404, again = isFinal ? "" : " The page tries again by itself.";
+    const sentence = `Something between this page and the server answered with an error page (status ${response.status}).${again}`;
+    return new Failure("proxy", sentence, isFinal ? null : pause || 2);
   }
   if ([429, 503, 504].includes(response.status)) {
     return new Failure("busy", `The server is busy. The page tries again in ${pause || 1} s.`, pause || 1);

@@ -1,5 +1,5 @@
 // The scores of the calibration images, the threshold for the chosen rate of false alarms, and the mark of the drawing.
-import { address, askJson, events, persistently } from "./api.js";
+import { address, askJson, events, modelCard, persistently } from "./api.js";
 import { $, makeSvg } from "./dom.js";
 import { alphaSentence, count, number } from "./words.js";
 
@@ -34,10 +34,9 @@ async function load(onRate) {
   calibration = null;
   const path = address("model/calibration");
   const found = await persistently(() => askJson(path));
+  const { alpha } = await modelCard();
   if (path !== address("model/calibration")) return;
   calibration = found;
-  const own = await persistently(() => askJson(address("models")));
-  const { alpha } = own.models.find(({ name }) => name === found.model.name) || { alpha: 0.01 };
   const index = found.rates.findIndex((entry) => entry.alpha === (chosen ?? alpha));
   $("alpha").max = found.rates.length - 1;
   $("alpha").value = index < 0 ? 0 : index;

@@ -58,7 +58,7 @@ export class Live {
     this.lastId = picture.id;
     this.lastStart = performance.now();
     try {
-      const options = { method: "POST", body: picture.body, headers: { "Content-Type": picture.type } };
+      const options = { method: "POST", body: picture.body, headers: picture.type ? { "Content-Type": picture.type } : {} };
       const answer = await (await ask(address("inspect", { watch: "0" }), options)).json();
       this.failures = 0;
       if (turn === this.turn) this.show(answer, picture);

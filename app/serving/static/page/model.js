@@ -12,6 +12,8 @@ const TITLES = {
 const HIDDEN = new Set(["latent_images.png", "epoch_images.png"]);  // for the map and the slider
 const SIZE = 28;
 
+const titleOf = (file) => TITLES[file] || (file.startsWith("reconstructions_") ? "Test images above their reconstructions" : file.slice(0, -4).replaceAll("_", " "));
+
 let view, urls = [];
 
 export function start(element) {
@@ -69,7 +71,7 @@ async function pictures(card) {
   const files = Object.keys(card.files).filter((file) => /^report\/.*\.png$/.test(file)).map((file) => file.slice(7)).sort();
   const last = files.findLast((file) => /_\d{3}\.png$/.test(file));  // older versions have one for each tenth epoch
   const shown = files.filter((file) => !HIDDEN.has(file) && (file === last || !/_\d{3}\.png$/.test(file)));
-  const figures = await Promise.all(shown.map(async (file) => figure(TITLES[file] || file.slice(0, -4).replaceAll("_", " "), await load(file))));
+  const figures = await Promise.all(shown.map(async (file) => figure(titleOf(file), await load(file))));
   if (files.includes("epoch_images.png")) figures.unshift(await slider(card.training));
   return figures.length ? [make("div", { className: "report" }, ...figures)] : [make("p", { textContent: "This version has no report." })];
 }

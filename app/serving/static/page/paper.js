@@ -32,11 +32,11 @@ export class Paper {
   get strokes() { return this.stroke ? [...this.state.strokes, this.stroke] : this.state.strokes; }
   get isEmpty() { return !this.strokes.length && !this.state.picture; }
 
-  // The drawing as {body, type, id}; an opened file without strokes is sent as it is. Null while the paper is empty.
+  // The drawing as {body, type, file, id}; an opened file without strokes is sent as it is, in a form. Null while the paper is empty.
   async picture() {
     const { picture } = this.state, id = this.revision;
     if (this.isEmpty) return null;
-    if (picture && !this.strokes.length) return { body: picture.file, type: picture.type, id };
+    if (picture && !this.strokes.length) return { body: formOf(picture.file), file: picture.file, id };
     return { body: await greyPng(this.ink), type: "image/png", id };
   }
 
@@ -205,6 +205,12 @@ export class Paper {
       this.view.stroke();
     }
   }
+}
+
+function formOf(file) {
+  const form = new FormData();
+  form.append("file", file, file.name || "pasted");
+  return form;
 }
 
 function drawFitted(context, bitmap) {

@@ -112,7 +112,9 @@ def readme_picture(browser: Browser, url: str, path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--to", type=Path, default=ROOT / "build" / "screenshots", help="folder of the pictures")
-    parser.add_argument("--readme", type=Path, default=ROOT / "docs" / "images" / "page.png", help="file of the README's picture")
+    parser.add_argument(
+        "--readme", type=Path, default=ROOT / "docs" / "images" / "page.png", help="file of the README's picture"
+    )
     options = parser.parse_args()
     for folder in (options.to, options.readme.parent):
         folder.mkdir(parents=True, exist_ok=True)

@@ -3,7 +3,7 @@ from contextlib import nullcontext
 
 import httpx
 import pytest
-from browsing import Proxy, chromium, opened
+from browsing import Proxy, opened
 from live import ROOT, serving
 
 STATIC = ROOT / "app" / "serving" / "static"
@@ -86,13 +86,6 @@ def test_the_page_has_a_text_for_those_who_do_not_see_it(client):
 
 
 # ------------------------------------------------------------------------------------------------------------- in a browser
-
-
-@pytest.fixture(scope="module")
-def browser():
-    """A headless Chromium."""
-    with chromium() as running:
-        yield running
 
 
 def test_the_api_page_takes_a_key(browser, tiny_store, tmp_path):

@@ -1,12 +1,5 @@
 import pytest
-from browsing import chromium, opened
-
-
-@pytest.fixture(scope="session")
-def browser():
-    """A headless Chromium."""
-    with chromium() as running:
-        yield running
+from browsing import opened
 
 
 @pytest.fixture

@@ -15,9 +15,10 @@ import typer
 
 from app.cli.commands import cli
 from app.detection.store import find
+from app.detection.store_path import SHIPPED_STORE, Stores
 from app.main import create_app
 from app.serving.errors import PROBLEMS
-from app.serving.settings import PREFIX, SHIPPED_STORE, Settings
+from app.serving.settings import PREFIX, Settings
 
 DOCS = Path(__file__).parent
 PICTURES = ("latent.png", "errors.png", "loss.png", "reconstructions_100.png")  # of the shipped version's report
@@ -34,7 +35,7 @@ def settings() -> str:
     rows = []
     for name, field in Settings.model_fields.items():
         default = "" if field.default is None else str(field.default)
-        default = "the shipped store" if field.default == SHIPPED_STORE else default
+        default = "your data folder and `shipped`" if field.default == Stores((SHIPPED_STORE,)) else default
         default = default.lower() if isinstance(field.default, bool) else default
         rows.append((f"`{PREFIX}{name.upper()}`", default, field.description or ""))
     return table(("variable", "default", "what it does"), rows)

@@ -15,6 +15,7 @@ import httpx
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = Path(os.environ.get("ODDIGIT_STORE") or ROOT / "model_store")
+NOWHERE = "/nonexistent"  # in place of the developer's own store
 SERVE = (sys.executable, "-m", "app", "serve")
 
 
@@ -74,7 +75,7 @@ def serving(log, *arguments, command=SERVE, ends=(0,), **variables):
 def environment(**variables):
     """This process's environment without the program's own variables, and with these."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("ODDIGIT_")}
-    return {**kept, **variables}
+    return {**kept, "XDG_DATA_HOME": NOWHERE, **variables}
 
 
 def run(*command, **variables):

@@ -39,12 +39,16 @@ def lines(title):
     return [line for kind, block in blocks(section(title)) if kind == "sh" for line in block.splitlines()]
 
 
+def own_environment(folder):
+    return environment(XDG_DATA_HOME=str(folder.parent / "share"))
+
+
 @contextmanager
 def running(command, folder, log):
     """A command in a process group of its own, which is ended as Ctrl-C ends it."""
     with log.open("wb") as out:
         process = subprocess.Popen(
-            ["sh", "-c", command], cwd=folder, env=environment(), stdout=out, stderr=out, start_new_session=True
+            ["sh", "-c", command], cwd=folder, env=own_environment(folder), stdout=out, stderr=out, start_new_session=True
         )
     try:
         yield process
@@ -55,8 +59,8 @@ def running(command, folder, log):
 
 
 def printed(folder, command):
-    """What a command prints, which must succeed."""
-    done = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=400)
+    """What a command prints, which must succeed. The user's data folder is beside the clone."""
+    done = subprocess.run(command, cwd=folder, env=own_environment(folder), capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -111,6 +115,10 @@ def test_training_one_s_own_works_in_a_fresh_clone(clone, tmp_path):
     with running(serve, clone, log) as process:
         wait_until_ready(f"http://127.0.0.1:{port}", process, log)
         assert httpx.get(f"http://127.0.0.1:{port}/readyz").json()["model"] == {"name": "my_digits", "version": 1}
+        models = httpx.get(f"http://127.0.0.1:{port}/models").json()["models"]
+        assert [each["name"] for each in models] == ["my_digits", "mnist", "mnist-vae"]
+    changed = subprocess.run(["git", "status", "--porcelain"], cwd=clone, capture_output=True, text=True).stdout
+    assert "model_store" not in changed  # a later `git pull` meets nothing of the user's
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ def calibrate(
     model: options.Model = "mnist",
     version: options.Version = None,
     data_dir: options.DataDir = Path("data"),
-    store: options.Store = options.SHIPPED_STORE,
+    store: options.Store = options.DEFAULT_STORE,
     name: Annotated[str | None, typer.Option(help="Name of the new version; unset, the model's or the data set's.")] = None,
     alpha: options.Alpha = 0.01,
     seed: options.Seed = 0,
@@ -37,7 +37,7 @@ def calibrate(
         config = CalibrateConfig(
             data=data,
             data_dir=data_dir,
-            root=store,
+            root=store.own,
             name=name,
             alpha=alpha,
             seed=seed,

@@ -21,7 +21,7 @@ def evaluate(
     version: options.Version = None,
     normal: Annotated[str | None, typer.Option(help="Normal images; unset, the model's own test images.")] = None,
     data_dir: options.DataDir = Path("data"),
-    store: options.Store = options.SHIPPED_STORE,
+    store: options.Store = options.DEFAULT_STORE,
     out: Annotated[Path, typer.Option(help="Folder for pictures and evaluation.json.")] = Path("evaluation"),
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON rather than tables.")] = False,
     device: options.Device = "auto",

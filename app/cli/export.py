@@ -19,7 +19,7 @@ def export(
     ] = False,
     model: options.Model = "mnist",
     version: options.Version = None,
-    store: options.Store = options.SHIPPED_STORE,
+    store: options.Store = options.DEFAULT_STORE,
     force: Annotated[bool, typer.Option("--force", help="Replace FILE if it exists.")] = False,
 ) -> None:
     """Copy the detector as an ONNX model, after its checksum is verified; or add the ONNX models to an older version.

@@ -1,16 +1,16 @@
 """The command `models`."""
 
 import json
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from app.cli import options
+from app.detection.store_path import Stores
 
 
 def models(
-    store: options.Store = options.SHIPPED_STORE,
+    store: options.Store = options.DEFAULT_STORE,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON array, for machines.")] = False,
 ) -> None:
     """List every version of every detector in the store."""
@@ -21,14 +21,15 @@ def models(
     from rich.table import Table
 
     from app.cli.tables import console
-    from app.detection.store import StoreError, load_card, names, versions
+    from app.detection.store import StoreError, folders, load_card, names
 
     table = Table("model", "version", "created", "scorer", "alpha", "threshold", "data", box=None)
     for name in names(store):
         shown = escape(options.printable(name))
-        for version in versions(store, name):
+        for folder in folders(store, name):
+            version = int(folder.name)
             try:
-                card = load_card(store / name / str(version))
+                card = load_card(folder)
             except StoreError as error:
                 table.add_row(shown, str(version), f"[red]not usable: {escape(options.printable(str(error)))}[/red]")
                 continue
@@ -41,16 +42,16 @@ def models(
     console().print(table)
 
 
-def _entries(store: Path) -> list[dict[str, Any]]:
+def _entries(store: Stores) -> list[dict[str, Any]]:
     """What the table shows, in full; a version that is not usable has its name, number and the reason alone."""
-    from app.detection.store import StoreError, load_card, names, versions
+    from app.detection.store import StoreError, folders, load_card, names
 
     entries: list[dict[str, Any]] = []
     for name in names(store):
-        for version in versions(store, name):
-            entry: dict[str, Any] = {"name": name, "version": version}
+        for folder in folders(store, name):
+            entry: dict[str, Any] = {"name": name, "version": int(folder.name)}
             try:
-                card = load_card(store / name / str(version))
+                card = load_card(folder)
             except StoreError as error:
                 entries.append({**entry, "error": str(error)})
                 continue

@@ -1,5 +1,6 @@
 """Options that several commands share, and how a command ends on an error."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -7,12 +8,22 @@ from typing import Annotated
 
 import typer
 
+from app.detection.store_path import Stores, read_stores
 from app.training.config import CALIBRATION_SHARE as CALIBRATION_SHARE
 
-SHIPPED_STORE = Path(__file__).parents[2] / "model_store"
+DEFAULT_STORE = Stores(())  # stands for the user's own and the shipped one
 DATA_SETS = "mnist, fashion-mnist, kmnist, emnist-digits, a folder of images, an .npy or an .npz"
 
-Store = Annotated[Path, typer.Option(help="Folder of detectors.", show_default="model_store")]
+Store = Annotated[
+    Stores,
+    typer.Option(
+        parser=lambda value: read_stores("" if value is DEFAULT_STORE else str(value), os.environ),
+        envvar="ODDIGIT_STORE",
+        metavar="FOLDERS",
+        help="Folders of detectors, separated by colons; new versions go to the first.",
+        show_default="your data folder, then the shipped store",
+    ),
+]
 Model = Annotated[str, typer.Option(help="Which detector of the store.")]
 Version = Annotated[int | None, typer.Option(min=1, help="The detector's version; unset, the highest.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]

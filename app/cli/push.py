@@ -19,7 +19,7 @@ _MAX_DIGEST_BYTES = 1024
 
 def push(
     address: Target,
-    store: options.Store = options.SHIPPED_STORE,
+    store: options.Store = options.DEFAULT_STORE,
     model: options.Model = "mnist",
     version: options.Version = None,
 ) -> None:
@@ -40,7 +40,7 @@ def push(
 
 def pull(
     address: Target,
-    store: options.Store = options.SHIPPED_STORE,
+    store: options.Store = options.DEFAULT_STORE,
     model: options.Model = "mnist",
     version: options.Version = None,
     digest: Annotated[
@@ -59,8 +59,8 @@ def pull(
         data = source.read(archive, MAX_VERSION_BYTES)
         if sha256(data) != expected.lower():
             raise AddressError(f"{archive} is truncated or altered: its checksum differs. Push it again.")
-        folder = unpack(data, store)
-    typer.echo(f"Pulled {folder.parent.name}/{folder.name} into {store}")
+        folder = unpack(data, store.own)
+    typer.echo(f"Pulled {folder.parent.name}/{folder.name} into {store.own}")
 
 
 def _find(source: "Address", address: str, model: str, version: int | None) -> str:

@@ -53,7 +53,7 @@ class Input(NamedTuple):
 
 def score(
     paths: Annotated[list[Path], typer.Argument(help="Images, folders of images, .npy arrays; in any mixture.")],
-    store: options.Store = options.SHIPPED_STORE,
+    store: options.Store = options.DEFAULT_STORE,
     model: options.Model = "mnist",
     version: options.Version = None,
     alpha: Annotated[float | None, typer.Option(help="False-alarm rate of the verdict; unset, the model's own.")] = None,

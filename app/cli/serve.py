@@ -6,7 +6,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated
 
@@ -19,7 +18,10 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8000,
     workers: Annotated[int, typer.Option(min=1, help="Processes that serve side by side; one a core is plenty.")] = 1,
-    store: Annotated[Path | None, typer.Option(help="Folder of detectors; unset, the shipped one.")] = None,
+    store: Annotated[
+        str | None,
+        typer.Option(metavar="FOLDERS", help="Folders of detectors; unset, yours and the shipped one."),
+    ] = None,
     model: Annotated[str | None, typer.Option(help="Which detector of the store; unset, mnist.")] = None,
     version: Annotated[int | None, typer.Option(min=1, help="Serve this version; unset, the highest.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps; unset, auto.")] = None,

@@ -13,7 +13,7 @@ from app.training.optional import check_training_extra
 def train(
     data: Annotated[str, typer.Option(help=f"Normal images: {options.DATA_SETS}.")] = "mnist",
     data_dir: options.DataDir = Path("data"),
-    store: options.Store = options.SHIPPED_STORE,
+    store: options.Store = options.DEFAULT_STORE,
     name: Annotated[str | None, typer.Option(help="Name of the detector; unset, the data set's.")] = None,
     variational: Annotated[bool, typer.Option("--variational", help="Train a variational autoencoder.")] = False,
     latent_dim: Annotated[int, typer.Option(min=1, help="Coordinates of an embedding.")] = 2,
@@ -47,7 +47,7 @@ def train(
         config = TrainConfig(
             data=data,
             data_dir=data_dir,
-            root=store,
+            root=store.own,
             name=name,
             variational=variational,
             latent_dim=latent_dim,

@@ -35,6 +35,7 @@ from app.detection.bundle import (
 )
 from app.detection.conformal import CalibrationError
 from app.detection.model_card import Card
+from app.detection.store_path import SHIPPED_WORD, Stores
 
 CARD, REPORT = "card.json", "report"
 _MAX_CARD_BYTES = 4 * 2**20
@@ -46,27 +47,57 @@ class StoreError(BundleError):
     """A version is missing, incomplete, altered or unsafe; the message says which file and what to do."""
 
 
-def versions(root: Path, name: str) -> list[int]:
-    """The published versions of `name`, ascending. Unfinished and foreign folders do not count."""
-    folder = root / name
+def folders(root: Path | Stores, name: str) -> list[Path]:
+    """The folders of all versions of `name`, store by store."""
+    roots = root.roots if isinstance(root, Stores) else (root,)
+    return [each / name / str(version) for each in roots for version in _versions(each / name)]
+
+
+def current(root: Path | Stores, name: str) -> list[Path]:
+    """The folders of the versions of `name`, ascending, in the first store that has any."""
+    found = folders(root, name)
+    return [folder for folder in found if folder.parent == found[0].parent]
+
+
+def versions(root: Path | Stores, name: str) -> list[int]:
+    """The published versions of `name`, ascending, in the first store that has any."""
+    return [int(folder.name) for folder in current(root, name)]
+
+
+def _versions(folder: Path) -> list[int]:
+    """The versions in the folder of a detector, ascending. Unfinished and foreign folders do not count."""
     if not folder.is_dir():
         return []
     return sorted(int(entry.name) for entry in folder.iterdir() if re.fullmatch("[1-9][0-9]*", entry.name) and entry.is_dir())
 
 
-def names(root: Path) -> list[str]:
-    """The detectors in the store that have at least one version, in alphabetical order."""
-    return sorted(entry.name for entry in root.iterdir() if versions(root, entry.name)) if root.is_dir() else []
+def names(root: Path | Stores) -> list[str]:
+    """The detectors in the store, or in any of the stores, that have at least one version, in alphabetical order."""
+    roots = root.roots if isinstance(root, Stores) else (root,)
+    entries = {entry.name for each in roots if each.is_dir() for entry in each.iterdir()}
+    return sorted(name for name in entries if folders(root, name))
 
 
-def find(root: Path, name: str, version: int | None = None) -> Path:
-    """The folder of this version of `name`, of the highest where none is given. Raises StoreError where there is none."""
-    found = versions(root, name)
+def find(root: Path | Stores, name: str, version: int | None = None) -> Path:
+    """The folder of this version of `name`; without one, of the highest in the first store that has the name.
+
+    Raises:
+        StoreError: there is none; the message lists those that there are.
+    """
+    found = folders(root, name)
     if not found:
-        raise StoreError(f"There is no detector named {name!r} in {root}; train one with `oddigit train`.")
-    if version is not None and version not in found:
-        raise StoreError(f"There is no version {version} of {name!r} in {root}; there is {', '.join(map(str, found))}.")
-    return root / name / str(version or found[-1])
+        known = ", ".join(names(root))
+        others = (
+            f"; there is {known}" if known else f"; train one with `oddigit train`, or add `:{SHIPPED_WORD}` to ODDIGIT_STORE"
+        )
+        raise StoreError(f"There is no detector named {name!r} in {root}{others}.")
+    if version is None:
+        return current(root, name)[-1]
+    for folder in found:
+        if folder.name == str(version):
+            return folder
+    known = ", ".join(folder.name for folder in found)
+    raise StoreError(f"There is no version {version} of {name!r} in {root}; there is {known}.")
 
 
 def publish(bundle: Bundle, root: Path, write_report: Callable[[Path], None] = lambda folder: None) -> Path:
@@ -149,7 +180,7 @@ def _claim_version(bundle: Bundle, draft: Path, home: Path) -> Path:
     """Complete the card for the next free version, put all on disk, and rename; again where another was faster."""
     files = {str(path.relative_to(draft)): sha256(path.read_bytes()) for path in sorted(draft.rglob("*")) if path.is_file()}
     while True:
-        version = max(versions(home.parent, home.name), default=0) + 1
+        version = max(_versions(home), default=0) + 1
         card = bundle.card.model_copy(update={"version": version, "files": files})
         content = card.model_dump(mode="json")
         content[_DIGEST] = _card_digest(content)

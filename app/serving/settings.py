@@ -7,9 +7,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
-PREFIX = "ODDIGIT_"
-SHIPPED_STORE = Path(__file__).parents[2] / "model_store"
+from app.detection.store_path import SHIPPED_STORE, Stores, read_stores
 
+PREFIX = "ODDIGIT_"
 MIB = 2**20
 _NOT_SETTINGS = {"data"}  # ODDIGIT_DATA: where the tests find the data sets
 
@@ -23,7 +23,10 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    store: Path = Field(SHIPPED_STORE, description="Folder of trained detectors.")
+    store: Stores = Field(
+        Stores((SHIPPED_STORE,)),
+        description="Folders of detectors, separated by colons; the first is written to, `shipped` is the installed one.",
+    )
     model: str = Field("mnist", description="The detector that answers where a request names no model.")
     models: str = Field("", description="Other detectors to serve, separated by commas; unset, all of the store.")
     version: int | None = Field(None, ge=1, description="Serve this version of the default detector; unset, the highest.")
@@ -90,7 +93,8 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
         SettingsError: a value is not valid.
     """
     try:
-        return Settings.model_validate(_values(environment))
+        values = _values(environment)
+        return Settings.model_validate({**values, "store": read_stores(values.get("store", ""), environment)})
     except ValidationError as error:
         first = error.errors()[0]
         variable = PREFIX + str(first["loc"][0]).upper()

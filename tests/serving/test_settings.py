@@ -3,10 +3,11 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from app.detection.store_path import Stores
 from app.serving.settings import PREFIX, Settings, SettingsError, read_settings, unknown_variables
 
 GOOD = {
-    "store": ("/tmp/store", Path("/tmp/store")),
+    "store": ("/tmp/store", Stores((Path("/tmp/store"),))),
     "model": ("kmnist", "kmnist"),
     "version": ("3", 3),
     "device": ("cpu", "cpu"),
@@ -27,7 +28,7 @@ def test_nothing_set_is_a_server_with_sane_limits():
     assert settings.max_images == 64
     assert settings.max_array_images == 100_000
     assert settings.max_pixels == 25_000_000
-    assert (settings.store.name, settings.model, settings.version) == ("model_store", "mnist", None)
+    assert (settings.store.own.name, settings.model, settings.version) == ("model_store", "mnist", None)
 
 
 @pytest.mark.parametrize("field", GOOD)

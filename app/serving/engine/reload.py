@@ -15,6 +15,7 @@ from app.detection import store
 from app.detection.bundle import BundleError
 from app.detection.detector import Detector
 from app.detection.store import REPORT, StoreError
+from app.detection.store_path import Stores
 from app.serving.engine.daemon_threads import start_daemon
 
 logger = logging.getLogger(__name__)
@@ -29,13 +30,14 @@ _MAX_LISTED = 1_000  # files of a version; the shipped one has 20
 class Versions:
     """The versions of one detector in a store, and which of them were refused."""
 
-    root: Path
+    root: Path | Stores
     name: str
     pinned: int | None
     load: Callable[[Path], Detector]  # folder -> a detector that is ready to serve, or BundleError
     load_timeout_s: float = LOAD_TIMEOUT_S
     rejected: dict[int, str] = field(default_factory=dict)  # version -> why, without the store's path: clients can read it
     _fingerprints: dict[int, Fingerprint] = field(default_factory=dict)
+    _loaded: Path | None = None
 
     def best(self, serving: int | None = None) -> Detector | None:
         """The highest good version, loaded, or None if it is already `serving`.
@@ -44,22 +46,22 @@ class Versions:
             StoreError: no version can serve.
         """
         if self.pinned is None:
-            found = store.versions(self.root, self.name)[::-1]
+            found = store.current(self.root, self.name)[::-1]
         else:
-            found = [int(store.find(self.root, self.name, self.pinned).name)]
-        self._forget(set(found))
-        for version in found:
-            if version == serving:
+            found = [store.find(self.root, self.name, self.pinned)]
+        self._forget({int(folder.name) for folder in found})
+        for folder in found:
+            if int(folder.name) == serving and self._loaded in (None, folder):  # two stores may have the same number
                 return None
-            if detector := self._try(version):
+            if detector := self._try(folder):
+                self._loaded = folder
                 return detector
         if self.rejected:
             raise StoreError("No version can serve. " + " ".join(self.rejected.values()))
         raise StoreError(f"There is no detector named {self.name!r} in {self.root}; train one with `oddigit train`.")
 
-    def _try(self, version: int) -> Detector | None:
-        folder = self.root / self.name / str(version)
-        fingerprint = _fingerprint(folder)
+    def _try(self, folder: Path) -> Detector | None:
+        version, fingerprint = int(folder.name), _fingerprint(folder)
         if version in self.rejected and self._fingerprints.get(version) == fingerprint:
             return None
         try:
@@ -76,8 +78,8 @@ class Versions:
 
     def _without_path(self, reason: str) -> str:
         """`reason` with paths relative to the store."""
-        for root in (self.root.resolve(), self.root):
-            reason = reason.replace(f"{root}{os.sep}", "")
+        for root in self.root.roots if isinstance(self.root, Stores) else (self.root,):
+            reason = reason.replace(f"{root.resolve()}{os.sep}", "").replace(f"{root}{os.sep}", "")
         return reason
 
     def _forget(self, found: set[int]) -> None:

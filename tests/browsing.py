@@ -2,6 +2,7 @@
 
 import shutil
 import threading
+import time
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -47,6 +48,7 @@ def opened(browser, url, *, expected=(), **options):
 
 def draw(page, strokes):
     """Draw polylines on the paper, in shares of its side, with the mouse."""
+    page.locator("#paper").scroll_into_view_if_needed()
     box = page.locator("#paper").bounding_box()
     for stroke in strokes:
         (x, y), *others = [(box["x"] + px * box["width"], box["y"] + py * box["height"]) for px, py in stroke]
@@ -69,7 +71,7 @@ def final_state(page):
 
 
 class Proxy:
-    """A reverse proxy for tests. `mode` is ok, dropped (no answer), html (an error page) or busy (503 with Retry-After)."""
+    """A reverse proxy. `mode` is ok, slow, dropped (no answer), html (an error page) or busy (503 with Retry-After)."""
 
     def __init__(self, server, prefix=""):
         proxy = self
@@ -85,6 +87,7 @@ class Proxy:
                 elif proxy.mode == "busy":
                     self.answer(503, {"content-type": "application/problem+json", "retry-after": "1"}, PROBLEM)
                 else:
+                    time.sleep(3.5 if proxy.mode == "slow" else 0)
                     proxy.forward(self, body)
 
             do_POST = do_GET

@@ -26,6 +26,7 @@ const live = new Live({
   take: () => paper.picture(),
   show,
   fail: (failure) => { showFailure(failure); announce(); },
+  slow: () => { $("reason").textContent = "The server is slow; the answer is still to come."; },
   wait: (isBusy) => $("answer").setAttribute("aria-busy", isBusy),
 });
 

@@ -27,6 +27,17 @@ def test_the_page_recovers_by_itself(browser, server, mode, sentence):
         page.locator("#trouble").wait_for(state="hidden")
 
 
+def test_a_slow_server_is_waited_for(browser, server):
+    """After three seconds the page says so; the answer still comes."""
+    with Proxy(server) as proxy, opened(browser, proxy.url) as page:
+        page.locator("#histogram .bar").first.wait_for()
+        proxy.mode = "slow"
+        draw(page, DIGITS[1])
+        page.locator("#reason").get_by_text("The server is slow").wait_for()
+        proxy.mode = "ok"
+        state(page, "normal")
+
+
 def test_the_page_opens_while_the_server_is_away(browser, server):
     """Model, histogram and detectors are loaded when it is back."""
     with Proxy(server) as proxy, opened(browser, proxy.url, expected=NETWORK) as page:

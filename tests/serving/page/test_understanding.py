@@ -119,6 +119,11 @@ def test_the_page_asks_the_chosen_model_and_is_not_counted(browser, tmp_path, sa
             assert httpx.get(f"{server.url}/drift", params={"model": name}).json()["images"] == 0
         find_test_image(page)
         page.locator("#sample").wait_for()
+        publish_wide(root)  # the server takes the new version up, and the page follows
+        while httpx.get(f"{server.url}/model", params={"model": "wide"}).json()["version"] == 1:
+            page.wait_for_timeout(100)
+        draw(page, DIGITS[1])
+        page.locator("#model").filter(has_text="wide/2").wait_for()
         page.get_by_role("link", name="Model", exact=True).click()
         page.get_by_label("Epoch", exact=True).press("ArrowLeft")
         page.locator(".epochs figcaption").get_by_text("after 1 epochs").wait_for()

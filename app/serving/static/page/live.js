@@ -2,12 +2,13 @@
 import { Failure, ask, address, events, pauseBefore } from "./api.js";
 
 const INTERVAL_MS = 60;  // between the starts of two requests
+const SLOW_MS = 3000;  // the reader is told that an answer takes longer than this
 
 export class Live {
   // `take` resolves to the newest picture as {body, type, id} or null; `show` gets its answer, `fail` a Failure, `wait` whether
-  // an answer is to come.
-  constructor({ take, show, fail, wait }) {
-    Object.assign(this, { take, show, fail, wait });
+  // an answer is to come, `slow` is called when it takes long.
+  constructor({ take, show, fail, wait, slow }) {
+    Object.assign(this, { take, show, fail, wait, slow });
     this.turn = 0;  // answers to requests of earlier turns are dropped
     this.busy = false;
     this.dirty = false;
@@ -57,6 +58,7 @@ export class Live {
   async exchange(picture, turn) {
     this.lastId = picture.id;
     this.lastStart = performance.now();
+    const slow = setTimeout(this.slow, SLOW_MS);
     try {
       const options = { method: "POST", body: picture.body, headers: picture.type ? { "Content-Type": picture.type } : {} };
       const answer = await (await ask(address("inspect", { watch: "0" }), options)).json();
@@ -65,6 +67,7 @@ export class Live {
     } catch (failure) {
       if (turn === this.turn) this.recover(failure instanceof Failure ? failure : new Failure("proxy", "The answer cannot be read.", 2));
     }
+    clearTimeout(slow);
   }
 
   recover(failure) {

@@ -42,7 +42,7 @@ async function draw() {
     make("h2", { textContent: "Model" }),
     make("dl", { className: "facts" }, ...Object.entries(facts).flatMap(([term, text]) => [make("dt", { textContent: term }), make("dd", { textContent: text })])),
     make("div", { className: "tiles" }, ...lossTile(card.losses), metricsTile(card.metrics)),
-    make("p", { className: "soft" }, make("a", { href: address("model"), textContent: "The whole card as JSON" })),
+    make("details", {}, make("summary", { textContent: "The whole card" }), make("pre", { tabIndex: 0, textContent: JSON.stringify(card, null, 1) })),
     make("h3", { textContent: "Report" }), ...await pictures(card),
   );
 }

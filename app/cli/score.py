@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from app.cli import options
+from app.cli.bulk import Engine, score_in_bulk
 
 if TYPE_CHECKING:
     from app.detection.detector import Detector
@@ -52,7 +53,7 @@ class Input(NamedTuple):
 
 
 def score(
-    paths: Annotated[list[Path], typer.Argument(help="Images, folders of images, .npy arrays; in any mixture.")],
+    paths: Annotated[list[str], typer.Argument(help="Images, folders of images, .npy arrays; in any mixture.")],
     store: options.Store = options.DEFAULT_STORE,
     model: options.Model = "mnist",
     version: options.Version = None,
@@ -64,10 +65,19 @@ def score(
     any_file: Annotated[
         bool, typer.Option("--any-file", help="Read FIFOs and devices among the paths too; they may never end.")
     ] = False,
+    to: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write Parquet files into this folder, with all cores; sources may be globs, .tar, .parquet or addresses too."
+        ),
+    ] = None,
+    engine: Annotated[Engine, typer.Option(help="With --to: this machine, or a cluster of Ray.")] = Engine.local,
+    processes: Annotated[int | None, typer.Option(min=1, help="With --to and local: processes; unset, one a core.")] = None,
 ) -> None:
     """Score images: how anomalous is each, and is it an anomaly?
 
-    Exits with 2 when a file cannot be read; the others are scored all the same.
+    Exits with 2 when a file cannot be read; the others are scored all the same. With --to, an unreadable image is a row with
+    its error, and what an interrupted job has written is not scored again.
     """
     if alpha is not None and not 0 < alpha < 1:
         raise typer.BadParameter("must lie between 0 and 1, both excluded", param_hint="--alpha")
@@ -75,13 +85,20 @@ def score(
         from app.detection.detector import Detector
         from app.detection.store import find, load
 
-        bundle = load(find(store, model, version))
+        folder = find(store, model, version)
+        bundle = load(folder)
         threshold = bundle.card.threshold if alpha is None else bundle.calibration.threshold(alpha)
+        if to is not None:
+            from app.scaling.scoring import Job
+
+            job = Job(str(folder.resolve()), str(to.resolve()), preprocess.value, alpha, device)
+            score_in_bulk(paths, job, engine, processes)
+            return
         detector = Detector(bundle, device)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a file's name need not be valid text
     counts: Counter[str] = Counter()
-    inputs = _read_all(paths, preprocess.value, detector.image_size, any_file)
+    inputs = _read_all([Path(path) for path in paths], preprocess.value, detector.image_size, any_file)
     rows = _counted(_score_all(detector, inputs, alpha), counts)
     with options.errors_as_sentences():
         if output is Format.table:

@@ -1,0 +1,80 @@
+"""`oddigit score SOURCE --to FOLDER`: bulk scoring into Parquet files, on all cores or on a cluster of Ray."""
+
+import enum
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from app.cli import options
+
+if TYPE_CHECKING:
+    from app.scaling.scoring import Done, Job
+
+_INTERVAL_S = 5.0  # between two lines of progress
+
+
+class Engine(enum.StrEnum):
+    """What a bulk job runs on."""
+
+    local = "local"
+    ray = "ray"
+
+
+class MissingPackage(ImportError):
+    """A package that bulk scoring needs is not installed; the message holds the command that installs it."""
+
+
+def score_in_bulk(sources: list[str], job: "Job", engine: Engine, processes: int | None) -> None:
+    """Score all images of the sources into parts in a folder, those that are not there yet; print the progress."""
+    with options.errors_as_sentences():
+        _check_packages(engine)
+        from app.scaling.scoring import remove_others
+        from app.scaling.sources import divide
+
+        # Each process works on one core; numpy's library would start threads for all cores in each.
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+        Path(job.destination).mkdir(parents=True, exist_ok=True)
+        parts = divide(sources)
+        if engine is Engine.ray:
+            from app.scaling import ray_data
+
+            found = _reported(ray_data.score(job, parts))
+        else:
+            from app.scaling import local
+
+            found = _reported(local.score(job, parts, processes or os.cpu_count() or 1))
+        remove_others(job, found)
+
+
+def _check_packages(engine: Engine) -> None:
+    from importlib.util import find_spec
+
+    for package, extra in (("pyarrow", "bulk"), *([("ray", "ray")] if engine is Engine.ray else [])):
+        if find_spec(package) is None:
+            raise MissingPackage(f'{package} is not installed; run: {sys.executable} -m pip install "oddigit[{extra}]"')
+
+
+def _reported(parts: "Iterator[Done]") -> int:
+    """Print the progress and the totals; returns the number of parts."""
+    count = images = skipped = errors = anomalies = 0
+    started = last = time.monotonic()
+    for done in parts:
+        count += 1
+        images += done.images
+        skipped += done.images if done.skipped else 0
+        errors += done.errors
+        anomalies += done.anomalies
+        now = time.monotonic()
+        if now - last >= _INTERVAL_S:
+            last = now
+            typer.echo(f"{images:,} images, {(images - skipped) / (now - started):,.0f} a second", err=True)
+    seconds = max(time.monotonic() - started, 1e-9)
+    scored = images - skipped
+    totals = f"{anomalies:,} anomalies, {errors:,} errors" + (f"; {skipped:,} were there before" if skipped else "")
+    typer.echo(f"{scored:,} images in {seconds:.1f} s ({scored / seconds:,.0f} a second): {totals}")
+    return count

@@ -1,0 +1,1 @@
+"""Bulk scoring: lists of images that take one machine hours, or several machines."""

@@ -1,0 +1,74 @@
+"""A bulk job on all cores of this machine: a pool of processes, each with a detector of its own."""
+
+import multiprocessing
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
+
+from pebble import ProcessExpired, ProcessFuture, ProcessPool
+
+from app.scaling.scoring import Done, Job, PartScorer, Row, complete, write
+from app.scaling.sources import Slice
+
+_AHEAD = 2  # parts for each process that are scored or wait: the next one is there, and memory stays small
+
+_scorer: PartScorer | None = None  # of this process
+
+
+def score(job: Job, parts: Iterable[Sequence[Slice]], processes: int) -> Iterator[Done]:
+    """Score the parts that are not complete yet; yields each part when it is, in order."""
+    pool = ProcessPool(
+        max_workers=processes, initializer=_load, initargs=(job,), context=multiprocessing.get_context("forkserver")
+    )
+    waiting: deque[tuple[int, Sequence[Slice], ProcessFuture[Done]]] = deque()
+    finished = False
+    try:
+        for index, part in enumerate(parts):
+            if (done := complete(job, index, part)) is not None:
+                yield done
+                continue
+            waiting.append((index, part, pool.schedule(_score_part, args=(job, index, part))))
+            if len(waiting) >= _AHEAD * processes:
+                yield _result(pool, job, *waiting.popleft())
+        while waiting:
+            yield _result(pool, job, *waiting.popleft())
+        finished = True
+    finally:
+        if finished:
+            pool.close()  # type: ignore[no-untyped-call]
+        else:
+            pool.stop()  # type: ignore[no-untyped-call]
+        pool.join()
+
+
+def _load(job: Job) -> None:
+    global _scorer
+    _scorer = PartScorer(job)
+
+
+def _score_part(job: Job, index: int, part: Sequence[Slice]) -> Done:
+    return write(job, index, part, _score_rows(part))
+
+
+def _score_rows(part: Sequence[Slice]) -> list[Row]:
+    assert _scorer is not None
+    return _scorer.rows(part)
+
+
+def _result(pool: ProcessPool, job: Job, index: int, part: Sequence[Slice], future: "ProcessFuture[Done]") -> Done:
+    """The result of a part. Where its process ended, the image that is the cause gets an error, and the others are scored."""
+    try:
+        return future.result()
+    except (ProcessExpired, BrokenProcessPool):
+        return write(job, index, part, _isolate(pool, part))
+
+
+def _isolate(pool: ProcessPool, part: Sequence[Slice]) -> list[Row]:
+    """The rows of a part, in halves until the slice is found that ends a process."""
+    try:
+        return pool.schedule(_score_rows, args=(part,)).result()
+    except (ProcessExpired, BrokenProcessPool):
+        if len(part) == 1:
+            return [{"name": part[0].path, "error": "reading it ended the process"}]
+        half = len(part) // 2
+        return _isolate(pool, part[:half]) + _isolate(pool, part[half:])

@@ -1,0 +1,171 @@
+"""One part of a bulk job: slices in, a Parquet file with one row for each image out.
+
+A part is written to a hidden file and renamed, and its metadata say what it holds: a job that was interrupted skips the parts
+that are complete, and a part that is scored twice is there once.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from app.detection.conformal import check_images
+from app.detection.detector import Detector, stack_features
+from app.detection.imaging.centring import centre_images
+from app.detection.imaging.decode import Preprocess, decode_image
+from app.detection.imaging.errors import ImageError
+from app.detection.imaging.preprocess import PreprocessedImage
+from app.detection.imaging.upload_warnings import UNCALIBRATED
+from app.detection.store import load
+from app.scaling.sources import Item, Slice, names, read
+
+_BATCH = 256  # images in memory at a time, and in a forward pass
+_DIGEST = b"oddigit"  # key of the metadata
+
+Row = dict[str, Any]
+
+
+class Job(NamedTuple):
+    """What every part of a bulk job has in common."""
+
+    version: str  # folder of the detector's version
+    destination: str  # folder of the parts
+    preprocess: Preprocess = "auto"
+    alpha: float | None = None  # None: the model's own
+    device: str = "auto"
+
+
+class Done(NamedTuple):
+    """A part that is complete."""
+
+    part: int  # its number
+    images: int
+    errors: int = 0
+    anomalies: int = 0
+    skipped: bool = False  # it was complete before
+
+
+class PartScorer:
+    """A detector that scores parts. Each process has one."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._detector = Detector(load(Path(job.version)), job.device)
+        self._alpha = self._detector.bundle.card.alpha if job.alpha is None else job.alpha
+
+    def rows(self, part: Sequence[Slice]) -> list[Row]:
+        """A row for each image of the slices, in their order."""
+        size = self._detector.image_size
+        items = (item for piece in part for item in read(piece, size))
+        found: list[Row] = []
+        while batch := list(islice(items, _BATCH)):
+            found += self._score(batch)
+        return found
+
+    def _score(self, batch: list[Item]) -> list[Row]:
+        prepared = [self._prepare(item) for item in batch]
+        images = [image for image in prepared if isinstance(image, PreprocessedImage)]
+        scored = self._detect(images) if images else iter(())
+        return [
+            {"name": item.name, **(next(scored) if isinstance(image, PreprocessedImage) else {"error": image})}
+            for item, image in zip(batch, prepared, strict=True)
+        ]
+
+    def _detect(self, images: list[PreprocessedImage]) -> Iterator[Row]:
+        pixels = np.stack([image.image for image in images])
+        detections = self._detector.detect(pixels, stack_features([image.features for image in images]))
+        check_images(self._alpha, int(detections.calibration_sizes.min()))
+        columns = (
+            detections.scores.tolist(),
+            detections.p_values.tolist(),
+            detections.reconstruction_errors.tolist(),
+            detections.embeddings.tolist(),
+            detections.calibrated.tolist(),
+        )
+        for image, score, p_value, error, embedding, calibrated in zip(images, *columns, strict=True):
+            yield {
+                "score": score,
+                "p_value": p_value,
+                "is_anomaly": p_value <= self._alpha,
+                "reconstruction_error": error,
+                "embedding": embedding,
+                "preprocess": list(image.preprocess),
+                "warnings": [*image.warnings, *([] if calibrated else [UNCALIBRATED])],
+            }
+
+    def _prepare(self, item: Item) -> PreprocessedImage | str:
+        """The image as the network reads it, or the sentence that says why there is none."""
+        if item.content is None:
+            return item.error
+        try:
+            if isinstance(item.content, bytes):
+                return decode_image(item.content, preprocess=self._job.preprocess, size=self._detector.image_size)
+        except ImageError as error:
+            return str(error)
+        if self._job.preprocess == "none":
+            return PreprocessedImage(item.content)
+        images, moved = centre_images(item.content[None])
+        return PreprocessedImage(images[0], ("centred",) if moved[0] else ())
+
+
+def path_of(job: Job, index: int) -> Path:
+    """The file of a part."""
+    return Path(job.destination) / f"part-{index:08d}.parquet"
+
+
+def write(job: Job, index: int, part: Sequence[Slice], rows: list[Row]) -> Done:
+    """Write the rows of a part, and count them."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    text = pa.list_(pa.string())
+    schema = pa.schema(
+        [
+            ("name", pa.string()),
+            ("score", pa.float32()),
+            ("p_value", pa.float64()),
+            ("is_anomaly", pa.bool_()),
+            ("reconstruction_error", pa.float32()),
+            ("embedding", pa.list_(pa.float32())),
+            ("preprocess", text),
+            ("warnings", text),
+            ("error", pa.string()),
+        ],
+        {_DIGEST: _digest(job, part)},
+    )
+    target = path_of(job, index)
+    draft = target.with_name(f".{target.name}.{id(rows):x}")
+    safe = [{**row, "name": row["name"].encode(errors="backslashreplace").decode()} for row in rows]  # names need not be text
+    pq.write_table(pa.Table.from_pylist(safe, schema), draft)
+    draft.replace(target)
+    return Done(index, len(rows), sum("error" in row for row in rows), sum(row.get("is_anomaly", False) for row in rows))
+
+
+def complete(job: Job, index: int, part: Sequence[Slice]) -> Done | None:
+    """What is known of a part that was written before, None where it was not, or for other images or options."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with suppress(OSError, pa.ArrowInvalid):
+        metadata = pq.read_metadata(path_of(job, index))
+        if (metadata.metadata or {}).get(_DIGEST) == _digest(job, part):
+            return Done(index, metadata.num_rows, skipped=True)
+    return None
+
+
+def remove_others(job: Job, parts: int) -> None:
+    """Remove the parts of a larger job that was in this folder before, and what an interrupted one left."""
+    for path in Path(job.destination).glob("part-*.parquet"):
+        if path.stem[5:].isdigit() and int(path.stem[5:]) >= parts:
+            path.unlink()
+    for path in Path(job.destination).glob(".part-*"):
+        path.unlink()
+
+
+def _digest(job: Job, part: Sequence[Slice]) -> bytes:
+    options = (Path(job.version).parts[-2:], job.preprocess, job.alpha)
+    return hashlib.sha256(repr((options, names(part))).encode(errors="backslashreplace")).hexdigest().encode()

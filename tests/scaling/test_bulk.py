@@ -1,0 +1,201 @@
+"""Bulk jobs with the command itself: every kind of source, one row an image, interruption, and processes that die."""
+
+import io
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from live import ROOT, environment
+from strokes import npy, png, stroke_images
+
+from app.detection.detector import Detector
+from app.detection.imaging.decode import decode_image
+from app.scaling import sources
+from app.scaling.scoring import PartScorer
+from app.scaling.sources import SourceError, divide
+
+IMAGES = stroke_images(40, seed=21)
+FILES = [png(image) for image in IMAGES]
+
+
+def command(*arguments):
+    return [sys.executable, "-m", "app", "score", *map(str, arguments)]
+
+
+def score(*arguments):
+    return subprocess.run(command(*arguments), cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=120)
+
+
+def rows(folder):
+    """All rows of a job, in order."""
+    return pq.read_table(folder).to_pylist()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """20 images in folders, one broken image, one file that is none."""
+    root = tmp_path / "scans"
+    for index, file in enumerate(FILES[:20]):
+        path = root / f"{index % 3}" / f"{index:02d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(file)
+    (root / "1" / "broken.png").write_bytes(FILES[0][:60])
+    (root / "notes.txt").write_text("no image")
+    return root
+
+
+@pytest.fixture(scope="session")
+def expected(tiny_bundle):
+    """The scores of the drawings, as the detector gives them."""
+    images = np.stack([decode_image(file).image for file in FILES])
+    return Detector(tiny_bundle, "cpu").detect(images).scores
+
+
+def test_each_image_of_a_folder_is_a_row(folder, tiny_store, tiny_bundle, expected, tmp_path):
+    """With score, p-value, verdict, embedding and warnings; a broken one with its error."""
+    done = score(folder, "--to", tmp_path / "out", "--store", tiny_store, "--processes", 2)
+    assert done.returncode == 0, done.stderr
+    assert "21 images" in done.stdout and "1 errors" in done.stdout
+    found = {Path(row["name"]).name: row for row in rows(tmp_path / "out")}
+    assert len(found) == 21
+    for index in range(20):
+        row = found[f"{index:02d}.png"]
+        assert row["score"] == pytest.approx(expected[index], rel=1e-5)
+        assert row["is_anomaly"] == (row["p_value"] <= tiny_bundle.card.alpha)
+        assert (len(row["embedding"]), row["error"]) == (2, None)
+    assert found["broken.png"]["error"] and found["broken.png"]["score"] is None
+
+
+def test_arrays_tar_files_parquet_and_globs_are_sources(tiny_store, expected, tmp_path):
+    """Each image has the same score wherever it comes from."""
+    (tmp_path / "array.npy").write_bytes(npy(IMAGES))
+    with tarfile.open(tmp_path / "shard-0.tar", "w") as archive:
+        for index, file in enumerate(FILES):
+            for name, content in ((f"{index:03d}.png", file), (f"{index:03d}.json", b"{}")):
+                entry = tarfile.TarInfo(name)
+                entry.size = len(content)
+                archive.addfile(entry, io.BytesIO(content))
+    pq.write_table(
+        pa.table({"label": [0] * 40, "image": [{"bytes": file, "path": None} for file in FILES]}),
+        tmp_path / "a.parquet",
+        row_group_size=15,
+    )
+    for index, file in enumerate(FILES):
+        (tmp_path / f"{index:02d}.png").write_bytes(file)
+    for source in ("array.npy", "shard-*.tar", "a.parquet", "[0-9][0-9].png"):
+        done = score(tmp_path / source, "--to", tmp_path / "out", "--store", tiny_store, "--processes", 1)
+        assert done.returncode == 0, done.stderr
+        assert [row["score"] for row in rows(tmp_path / "out")] == pytest.approx(expected.tolist(), rel=1e-5)
+    address = f"file://{tmp_path}/shard-0.tar"
+    assert [piece.images for part in divide([address]) for piece in part] == [1] * 40
+
+
+@pytest.fixture
+def many(tmp_path):
+    """3,000 files in 30 parts' worth of work."""
+    root = tmp_path / "many"
+    root.mkdir()
+    for index in range(3000):
+        (root / f"{index:04d}.png").write_bytes(FILES[index % 40])
+    return root
+
+
+def test_an_interrupted_job_goes_on_where_it_stopped(tiny_store, many, tmp_path):
+    """What was written is not scored again, and at the end each image is there once; then nothing is left to do."""
+    arguments = (many, many, many, many, "--to", tmp_path / "out", "--store", tiny_store, "--processes", 2)
+    running = subprocess.Popen(command(*arguments), cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    until = time.monotonic() + 60
+    while not list((tmp_path / "out").glob("part-*.parquet")):
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    running.send_signal(signal.SIGKILL)
+    running.communicate()
+    written = {path.name: path.stat().st_ino for path in (tmp_path / "out").glob("part-*.parquet")}
+    assert 0 < len(written) <= 6
+    done = score(*arguments)
+    assert done.returncode == 0, done.stderr
+    assert "were there before" in done.stdout
+    found = [row["name"] for row in rows(tmp_path / "out")]
+    assert sorted(found) == sorted(str(path) for path in many.iterdir() for _ in range(4))
+    for name, inode in written.items():
+        assert (tmp_path / "out" / name).stat().st_ino == inode
+    assert "0 images in" in score(*arguments).stdout
+    assert not list((tmp_path / "out").glob(".part-*"))
+
+
+def test_other_options_or_images_are_scored_again(tiny_store, folder, tmp_path):
+    """A part is skipped only if it holds what is asked for; parts of a larger job are removed."""
+    out = ("--to", tmp_path / "out", "--store", tiny_store, "--processes", 1)
+    score(folder, *out)
+    assert "21 images in" in score(folder, *out, "--alpha", 0.3).stdout
+    assert "0 images in" in score(folder, *out, "--alpha", 0.3).stdout
+    (tmp_path / "out" / "part-00000007.parquet").write_bytes(b"of another job")
+    (folder / "0" / "new.png").write_bytes(FILES[30])
+    assert "22 images in" in score(folder, *out, "--alpha", 0.3).stdout
+    assert len(rows(tmp_path / "out")) == 22
+
+
+def test_an_image_that_ends_its_process_is_a_row_with_an_error(tiny_store, folder, tmp_path, monkeypatch):
+    """The others are scored all the same."""
+    from app.scaling import local
+    from app.scaling.scoring import Job
+
+    monkeypatch.setattr(local, "PartScorer", Fragile)
+    context = __import__("multiprocessing").get_context("fork")  # so that the processes have the fragile scorer
+    monkeypatch.setattr(local.multiprocessing, "get_context", lambda kind: context)
+    (tmp_path / "out").mkdir()
+    job = Job(str(tiny_store / "mnist" / "1"), str(tmp_path / "out"))
+    (done,) = local.score(job, divide([str(folder)]), 1)
+    assert (done.images, done.errors) == (21, 2)
+    (failed,) = [row for row in rows(tmp_path / "out") if row["error"] == "reading it ended the process"]
+    assert failed["name"].endswith("07.png")
+
+
+class Fragile(PartScorer):
+    """Ends its process at one of the images."""
+
+    def rows(self, part):
+        if any(piece.path.endswith("07.png") for piece in part):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().rows(part)
+
+
+@pytest.mark.parametrize("source", ["missing.png", "missing-*.png", "memory://nothing/here"])
+def test_a_source_that_is_not_there_is_a_sentence(tiny_store, tmp_path, source):
+    """Exit code 2, and no traceback."""
+    path = source if "://" in source else tmp_path / source
+    done = score(path, "--to", tmp_path / "out", "--store", tiny_store)
+    assert done.returncode == 2
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+
+
+def test_damaged_containers_are_rows_with_errors(tiny_store, tmp_path):
+    """Files that claim to be arrays, tar files and Parquet files."""
+    for name in ("a.npy", "b.tar", "c.parquet"):
+        (tmp_path / "in").mkdir(exist_ok=True)
+        (tmp_path / "in" / name).write_bytes(b"\x93NUMPY\x01\x00" + b"x" * 2000)
+    done = score(tmp_path / "in", "--to", tmp_path / "out", "--store", tiny_store, "--processes", 1)
+    assert done.returncode == 0, done.stderr
+    assert [bool(row["error"]) for row in rows(tmp_path / "out")] == [True] * 3
+
+
+def test_parts_have_a_bounded_size(tmp_path, monkeypatch):
+    """A large array and many files are divided; the order is that of the sources."""
+    monkeypatch.setattr(sources, "PART_IMAGES", 10)
+    (tmp_path / "array.npy").write_bytes(npy(IMAGES))
+    assert [[(p.start, p.stop) for p in part] for part in divide([str(tmp_path / "array.npy")])] == [
+        [(0, 10)],
+        [(10, 20)],
+        [(20, 30)],
+        [(30, 40)],
+    ]
+    with pytest.raises(SourceError):
+        list(divide(["nowhere"]))

@@ -22,6 +22,7 @@ def calibrate(
     calibration_share: options.Share = options.CALIBRATION_SHARE,
     scorer: options.Scorer = "residual",
     device: options.Device = "auto",
+    strict: options.Strict = False,
 ) -> None:
     """Publish a version without training: imported weights, or a detector with a threshold from other normal images.
 
@@ -30,6 +31,7 @@ def calibrate(
     """
     with options.errors_as_sentences():
         check_training_extra()
+        options.check_data(data, strict=strict)
         from app.cli.tables import print_published
         from app.detection.store import find
         from app.training.recalibrate import CalibrateConfig, import_weights, recalibrate

@@ -35,7 +35,18 @@ Alpha = Annotated[float, typer.Option(help="False-alarm rate that the threshold 
 Share = Annotated[
     float, typer.Option(help="Share of the training images that is held back to calibrate with.", show_default="1/3")
 ]
+Strict = Annotated[
+    bool, typer.Option("--strict", help="Refuse a folder with files that are no images; otherwise they are skipped and named.")
+]
 Scorer = Annotated[str, typer.Option(help="How the reconstruction error becomes a score: residual or mse.")]
+
+
+def check_data(data: str, *, strict: bool) -> None:
+    """If `strict`, raise DataError for a folder with files that cannot be read as images."""
+    if strict:
+        from app.training.datasets import check_files
+
+        check_files(data)
 
 
 @contextmanager

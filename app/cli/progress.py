@@ -1,13 +1,31 @@
 """The progress of a training, shown to a person: a bar on a terminal, a line an epoch elsewhere."""
 
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
+from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
 from app.training.progress import Progress
+
+Item = TypeVar("Item")
+
+
+def counted_on_terminal(items: Iterator[Item]) -> Iterator[Item]:
+    """Pass `items` on; where standard error is a terminal, count them there meanwhile."""
+    if not sys.stderr.isatty():
+        yield from items
+        return
+    columns = (TextColumn("{task.completed} images"), TimeElapsedColumn())
+    with RichProgress(*columns, console=Console(stderr=True), transient=True) as display:
+        task = display.add_task("", total=None)
+        for item in items:
+            display.advance(task)
+            yield item
 
 
 class LineProgress:
@@ -38,9 +56,9 @@ class BarProgress:
 
     def __init__(self) -> None:
         self.display = RichProgress(
-            TextColumn("[bold]epoch {task.fields[epoch]}/{task.fields[epochs]}"),
-            BarColumn(),
-            TextColumn("fit {task.fields[fit]}  test {task.fields[test]}  {task.fields[speed]} images/s"),
+            TextColumn("[bold]{task.fields[epoch]}/{task.fields[epochs]}"),
+            BarColumn(bar_width=12),
+            TextColumn("fit {task.fields[fit]} test {task.fields[test]} {task.fields[speed]}/s"),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),

@@ -9,22 +9,21 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from app.cli import options
 from app.cli.bulk import Engine, score_in_bulk
+from app.cli.progress import counted_on_terminal
+from app.cli.score_inputs import Input, Reading, read_all
 
 if TYPE_CHECKING:
     from app.detection.detector import Detector
-    from app.detection.imaging.decode import Preprocess
-    from app.detection.imaging.preprocess import PreprocessedImage
 
 Row = dict[str, Any]
 
 _COLUMNS = ("name", "score", "p_value", "is_anomaly", "reconstruction_error", "preprocess", "warnings", "error")
-_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".npy"}  # read from a folder
 _BATCH = 256  # images in memory at a time
 
 
@@ -44,16 +43,8 @@ class Preparation(enum.StrEnum):
     digit = "digit"
 
 
-class Input(NamedTuple):
-    """One image with its name, or the reason why it cannot be read."""
-
-    name: str
-    image: "PreprocessedImage | None" = None
-    error: str | None = None
-
-
 def score(
-    paths: Annotated[list[str], typer.Argument(help="Images, folders of images, .npy arrays; in any mixture.")],
+    paths: Annotated[list[str], typer.Argument(help="Images, folders, patterns, .npy and .npz arrays; - for standard input.")],
     store: options.Store = options.DEFAULT_STORE,
     model: options.Model = "mnist",
     version: options.Version = None,
@@ -76,8 +67,9 @@ def score(
 ) -> None:
     """Score images: how anomalous is each, and is it an anomaly?
 
-    Exits with 2 when a file cannot be read; the others are scored all the same. With --to, an unreadable image is a row with
-    its error, and what an interrupted job has written is not scored again.
+    Ends with 0; with 1 for an anomaly where --fail-on-anomaly asks for that; with 2 when a file cannot be read, though the
+    others are scored all the same; with 130 after Ctrl-C, when the rows so far are written. With --to, an unreadable image
+    is a row with its error, and what an interrupted job has written is not scored again.
     """
     if alpha is not None and not 0 < alpha < 1:
         raise typer.BadParameter("must lie between 0 and 1, both excluded", param_hint="--alpha")
@@ -98,8 +90,8 @@ def score(
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a file's name need not be valid text
     counts: Counter[str] = Counter()
-    inputs = _read_all([Path(path) for path in paths], preprocess.value, detector.image_size, any_file)
-    rows = _counted(_score_all(detector, inputs, alpha), counts)
+    inputs = read_all([Path(path) for path in paths], Reading(preprocess.value, detector.image_size, any_file))
+    rows = _counted(counted_on_terminal(_score_all(detector, inputs, alpha)), counts)
     with options.errors_as_sentences():
         if output is Format.table:
             _write_table(rows, f"{bundle.label}: an anomaly scores above {threshold:.4g}")
@@ -107,18 +99,32 @@ def score(
             _write_jsonl(rows)
         else:
             _write_csv(rows)
+    typer.echo(_summary(counts), err=output is not Format.table)
+    if counts["interrupted"]:
+        raise typer.Exit(130)
     if counts["failed"]:
         raise typer.Exit(2)
     if fail_on_anomaly and counts["anomalies"]:
         raise typer.Exit(1)
 
 
+def _summary(counts: Counter[str]) -> str:
+    """What was found, in one line."""
+    anomalies, images = counts["anomalies"], counts["images"]
+    unread = f"; {counts['failed']:,} could not be read" if counts["failed"] else ""
+    stopped = " Stopped by Ctrl-C." if counts["interrupted"] else ""
+    return f"{images:,} images: {images - anomalies:,} normal, {anomalies:,} anomalies{unread}.{stopped}"
+
+
 def _counted(rows: Iterator[Row], counts: Counter[str]) -> Iterator[Row]:
-    """Pass the rows on and count those with an error and the anomalies."""
-    for row in rows:
-        counts["failed"] += "error" in row
-        counts["anomalies"] += row.get("is_anomaly", False)
-        yield row
+    """Pass the rows on and count them. Ctrl-C while the next one is made ends them."""
+    try:
+        for row in rows:
+            counts["failed" if "error" in row else "images"] += 1
+            counts["anomalies"] += row.get("is_anomaly", False)
+            yield row
+    except KeyboardInterrupt:
+        counts["interrupted"] = 1
 
 
 def _score_all(detector: "Detector", inputs: Iterator[Input], alpha: float | None) -> Iterator[Row]:
@@ -157,45 +163,6 @@ def _score_batch(detector: "Detector", batch: Sequence[Input], alpha: float | No
     ]
 
 
-def _read_all(paths: list[Path], preprocess: "Preprocess", size: int, any_file: bool) -> Iterator[Input]:
-    """Read the images of files, arrays and folders, in the order of the paths; `any_file` goes for the paths themselves."""
-    for path in paths:
-        if not path.is_dir():
-            yield from _read_file(path, preprocess, size, any_file)
-            continue
-        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in _SUFFIXES)
-        if not files:
-            yield Input(str(path), error="the folder holds no image and no .npy file")
-        for file in files:
-            yield from _read_file(file, preprocess, size, any_file=False)
-
-
-def _read_file(file: Path, preprocess: "Preprocess", size: int, any_file: bool) -> Iterator[Input]:
-    from app.detection.imaging.arrays import read_array
-    from app.detection.imaging.centring import centre_images
-    from app.detection.imaging.decode import decode_image
-    from app.detection.imaging.errors import ImageError
-    from app.detection.imaging.preprocess import PreprocessedImage
-    from app.detection.imaging.upload_warnings import with_warnings
-
-    if not any_file and file.exists() and not file.is_file():
-        yield Input(str(file), error="not a regular file; --any-file reads it all the same")
-        return
-    try:
-        data = file.read_bytes()
-        if file.suffix.lower() == ".npy":
-            array = read_array(data, max_images=sys.maxsize, size=size)
-            images, moved = (array, [False] * len(array)) if preprocess == "none" else centre_images(array)
-            for index, (image, shifted) in enumerate(zip(images, moved, strict=True)):
-                yield Input(f"{file}[{index}]", PreprocessedImage(image, ("centred",) if shifted else ()))
-        else:
-            yield Input(str(file), with_warnings(decode_image(data, preprocess=preprocess, size=size), data))
-    except ImageError as error:
-        yield Input(str(file), error=str(error))
-    except OSError as error:
-        yield Input(str(file), error=error.strerror or "cannot be read")
-
-
 def _write_table(rows: Iterator[Row], title: str) -> None:
     from rich.markup import escape
     from rich.table import Table
@@ -215,7 +182,7 @@ def _write_table(rows: Iterator[Row], title: str) -> None:
 
 def _write_jsonl(rows: Iterator[Row]) -> None:
     for row in rows:
-        print(json.dumps(row))
+        print(json.dumps(row), flush=True)
 
 
 def _write_csv(rows: Iterator[Row]) -> None:

@@ -26,6 +26,7 @@ def train(
     calibration_share: options.Share = options.CALIBRATION_SHARE,
     scorer: options.Scorer = "residual",
     device: options.Device = "auto",
+    strict: options.Strict = False,
     picture_every: Annotated[int, typer.Option(min=1, help="Epochs between two pictures of reconstructions.")] = 10,
     threads: Annotated[
         int, typer.Option(min=1, help="CPU threads; more rarely helps and changes the last bits of the weights.")
@@ -39,6 +40,7 @@ def train(
     """
     with options.errors_as_sentences():
         check_training_extra()
+        options.check_data(data, strict=strict)
         from app.cli.progress import terminal_progress
         from app.cli.tables import print_published
         from app.training.config import TrainConfig

@@ -1,10 +1,11 @@
 """Data sets: a name, a folder or an array file in, uint8 images out, split by a seed.
 
 Images are uint8 [N, 28, 28], 0 = background, 255 = ink. Files of a folder are decoded and prepared as the server does with
-uploads. Whatever cannot be read raises a `DataError` before anything is written.
+uploads; those that cannot be read are skipped, and named in the log. What cannot be used raises a `DataError`.
 """
 
 import hashlib
+import logging
 import re
 import zipfile
 import zlib
@@ -19,12 +20,16 @@ from numpy.typing import NDArray
 from app.detection.detector import stack_features
 from app.detection.imaging.decode import decode_image
 from app.detection.imaging.errors import ImageError
+from app.detection.imaging.preprocess import PreprocessedImage
 from app.training.config import CALIBRATION_SHARE
 from app.training.torchvision_datasets import NAMED_SETS, read_named_set
+
+logger = logging.getLogger(__name__)
 
 Pixels = NDArray[np.uint8]
 Labels = NDArray[np.int64]
 
+_IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 TEST_SHARE = 1 / 7  # of a set without a test part; MNIST's own is 10,000 of 70,000
 
 
@@ -151,13 +156,14 @@ def _read_folder(folder: Path, size: int) -> LabelledImages:
     entries = _visible(folder)
     classes = [entry for entry in entries if entry.is_dir()]
     if not classes:
-        images, features = _decode_all(entries, folder, size)
+        images, features, _ = _decode_all(entries, folder, size)
         return LabelledImages(images, None, features)
-    if len(classes) < len(entries):
+    if any(entry.is_file() and entry.suffix.lower() in _IMAGE_SUFFIXES for entry in entries):
         raise DataError(f"{folder} mixes images and folders; put images alone in it, or one folder for each class.")
     groups = [_visible(entry) for entry in classes]
-    images, features = _decode_all([path for group in groups for path in group], folder, size)
-    return LabelledImages(images, np.repeat(_class_numbers(classes), [len(group) for group in groups]), features)
+    labels = np.repeat(_class_numbers(classes), [len(group) for group in groups])
+    images, features, read = _decode_all([path for group in groups for path in group], folder, size)
+    return LabelledImages(images, labels[read], features)
 
 
 def _visible(folder: Path) -> list[Path]:
@@ -171,34 +177,49 @@ def _class_numbers(classes: list[Path]) -> Labels:
     return np.arange(len(classes))
 
 
-def _decode_all(paths: list[Path], folder: Path, size: int) -> tuple[Pixels, NDArray[np.float32] | None]:
-    """Decode all files: images [N, size, size] and features [N, K].
+def _decode_all(paths: list[Path], folder: Path, size: int) -> tuple[Pixels, NDArray[np.float32] | None, NDArray[np.intp]]:
+    """Decode the files: images [N, size, size], features [N, K], and the positions [N] of the files that could be read.
 
-    Either all images or none must need preparation, because a threshold holds for one of the two kinds.
+    The others are skipped, and the log names each. Either all images or none must need preparation, because a threshold
+    holds for one of the two kinds.
     """
-    if not paths:
-        raise DataError(f"{folder} holds no images.")
-    images = np.empty((len(paths), size, size), np.uint8)
-    features: list[NDArray[np.float32] | None] = []
+    images: list[PreprocessedImage] = []
+    read: list[int] = []
+    skipped: list[str] = []
     for index, path in enumerate(paths):
-        images[index], image_features = _decode(path, size)
-        features.append(image_features)
-        if (image_features is None) != (features[0] is None):
-            kept, prepared = (path, paths[0]) if image_features is None else (paths[0], path)
+        try:
+            image = decode_image(path.read_bytes(), size=size)
+        except (ImageError, OSError) as error:
+            skipped.append(f"{path} ({_first_line(error)})")
+            continue
+        if images and (image.features is None) != (images[0].features is None):
+            kept, prepared = (path, paths[read[0]]) if image.features is None else (paths[read[0]], path)
             raise DataError(
                 f"{folder} mixes sizes: {kept.name} is a {size}x{size} image and is taken as it is, {prepared.name} is not "
                 "and would be prepared first; put the two kinds in folders of their own."
             )
-    return images, stack_features(features)
+        images.append(image)
+        read.append(index)
+    if not images:
+        raise DataError(f"{folder} holds no images{'; skipped: ' + ', '.join(skipped[:5]) if skipped else ''}.")
+    if skipped:
+        logger.warning("%d of %d files are skipped: %s", len(skipped), len(paths), ", ".join(skipped))
+    features = stack_features([image.features for image in images])
+    return np.stack([image.image for image in images]), features, np.array(read)
 
 
-def _decode(path: Path, size: int) -> tuple[Pixels, NDArray[np.float32] | None]:
-    """Decode one file: pixels [size, size] and features [K], None for an image that needed no preparation."""
-    try:
-        prepared = decode_image(path.read_bytes(), size=size)
-    except (ImageError, OSError) as error:
-        raise DataError(f"{path} cannot be read as an image ({_first_line(error)}); repair or remove it.") from error
-    return prepared.image, prepared.features
+def check_files(source: str) -> None:
+    """Raise DataError, which names all of them, if the folder `source` holds files that are no readable images."""
+    bad = []
+    for path in Path(source).rglob("*") if Path(source).is_dir() else ():
+        if path.is_dir() or any(part.startswith(".") for part in path.relative_to(source).parts):
+            continue
+        try:
+            decode_image(path.read_bytes())
+        except (ImageError, OSError) as error:
+            bad.append(f"{path} ({_first_line(error)})")
+    if bad:
+        raise DataError(f"{len(bad)} files cannot be read as images: {', '.join(sorted(bad))}; repair or remove them.")
 
 
 def _read_arrays(path: Path, size: int) -> LabelledImages:

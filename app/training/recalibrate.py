@@ -12,7 +12,7 @@ from app.detection.detector import Detector
 from app.detection.model_card import EpochLosses, self_check_images
 from app.detection.runtimes import choose_device, load_network
 from app.detection.store import REPORT, load, publish
-from app.network.autoencoder import ModelConfig, load_autoencoder
+from app.network.foreign_weights import load_foreign_weights
 from app.training.calibration import (
     Provenance,
     bundle_files,
@@ -54,7 +54,7 @@ def import_weights(weights: Path, config: CalibrateConfig) -> Path:
     """
     device = torch.device(choose_device(config.device, "torch"))
     check_scorer(config.scorer)
-    model = load_autoencoder(weights, ModelConfig(), str(weights)).to(device).eval()
+    model = load_foreign_weights(weights).to(device).eval()
     dataset = load_dataset(config.data, data_dir=config.data_dir)
     splits = split(dataset, config.seed, config.calibration_share)
     check_calibration_size(config.alpha, len(splits.calibration))

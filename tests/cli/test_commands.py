@@ -2,9 +2,13 @@
 
 import subprocess
 import sys
+from importlib.metadata import version
 
+import numpy as np
 import pytest
+import torch
 from live import ROOT
+from strokes import png, stroke_images
 
 SCORE_AND_LIST_HEAVY_MODULES = """
 import sys
@@ -30,6 +34,59 @@ def test_every_command_has_help(oddigit, command):
     done = oddigit(*([command] if command else []), "--help", terminal_width=200)
     assert done.exit_code == 0
     assert len(done.stdout.splitlines()) > 5
+
+
+def test_the_version_is_printed(oddigit):
+    """The version of the installed package."""
+    assert oddigit("--version").stdout == f"oddigit {version('oddigit')}\n"
+
+
+WRONG = {  # label: (arguments, words of the message); {a} is a folder with what they name
+    "a misspelt data set": (["train", "--data", "mnits"], ["no data set 'mnits'", "mnist, fashion-mnist", "path of a folder"]),
+    "an empty folder": (["train", "--data", "{a}/empty"], ["holds no images"]),
+    "a folder of texts": (["train", "--data", "{a}/texts"], ["holds no images; skipped:", "a.txt"]),
+    "broken files with --strict": (["train", "--data", "{a}/mixed", "--strict"], ["2 files", "broken.png", "a.txt"]),
+    "an array of floats": (["train", "--data", "{a}/floats.npy"], ["float64", "must be uint8 [N, 28, 28]"]),
+    "too few images": (["calibrate", "--data", "{a}/few.npy"], ["at least 99 calibration images", "larger alpha"]),
+    "a percentage": (["train", "--data", "{a}/few.npy", "--alpha", "5"], ["alpha must lie between 0 and 1"]),
+    "weights of another network": (["calibrate", "--data", "{a}/few.npy", "--weights", "{a}/w.pth"], ["fc.weight [10, 784]"]),
+    "another detector": (["score", "x.png", "--model", "mnits"], ["no detector named 'mnits'", "there is mnist"]),
+    "another version": (["evaluate", "--version", "99"], ["no version 99", "there is "]),
+    "a misspelt option": (["score", "x.png", "--modle", "mnist"], ["No such option", "--model"]),
+    "a misspelt command": (["scroe", "x.png"], ["No such command", "score"]),
+    "a missing file": (["score", "{a}/none.png"], ["none.png", "No such file"]),
+    "a pattern without files": (["score", "{a}/*.jpeg"], ["the pattern matches no file"]),
+    "a device that is not there": (["score", "{a}/few.npy", "--device", "gpu"], ["'gpu' is not a device", "auto, cpu, cuda"]),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def wrong_files(tmp_path_factory):
+    """Folders and files that the wrong commands name."""
+    root = tmp_path_factory.mktemp("wrong")
+    for folder in ("empty", "texts", "mixed"):
+        (root / folder).mkdir()
+    for folder in ("texts", "mixed"):
+        (root / folder / "a.txt").write_text("hello")
+    good = png(stroke_images(1, seed=0)[0])
+    (root / "mixed" / "good.png").write_bytes(good)
+    (root / "mixed" / "broken.png").write_bytes(good[:60])
+    np.save(root / "floats.npy", stroke_images(3, seed=0) / 255)
+    np.save(root / "few.npy", stroke_images(30, seed=0))
+    torch.save({"fc.weight": torch.zeros(10, 784)}, root / "w.pth")
+    return root
+
+
+@pytest.mark.parametrize("label", WRONG)
+def test_the_message_alone_says_what_to_do(oddigit, wrong_files, shipped_store, tmp_path, label):
+    """Wrong commands as people type them: exit code 2, no trace, and the words that help."""
+    arguments, words = WRONG[label]
+    store = {"ODDIGIT_STORE": f"{tmp_path / 'store'}:{shipped_store}"}
+    done = oddigit(*(argument.format(a=wrong_files) for argument in arguments), env=store)
+    assert done.exit_code == 2, done.output
+    text = " ".join(done.output.replace("│", " ").split())
+    assert [word for word in words if word not in text] == [], done.output
+    assert "Traceback" not in done.output and not (tmp_path / "store").exists()
 
 
 @pytest.mark.parametrize(

@@ -4,12 +4,14 @@ import csv
 import io
 import json
 import os
+import signal
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from live import run
+from live import ROOT, run
 from strokes import npy, png, stroke_images
 
 COLUMNS = ["name", "score", "p_value", "is_anomaly", "reconstruction_error", "preprocess", "warnings", "error"]
@@ -212,6 +214,58 @@ def test_a_thousand_images_keep_their_order(score, tmp_path):
     many, few = (rows(score(tmp_path / name, "--format", "jsonl")) for name in ("many.npy", "few.npy"))
     assert [row["name"].partition("[")[2] for row in many] == [f"{index}]" for index in range(1000)]
     np.testing.assert_allclose([row["score"] for row in many[600:610]], [row["score"] for row in few], rtol=1e-5)
+
+
+def test_standard_input_is_read(oddigit, tiny_store, folder):
+    """An image or an array, by its content."""
+    for name, count in (("a.png", 1), ("c.npy", 3)):
+        data = (folder / name).read_bytes()
+        done = oddigit("score", "-", "--format", "jsonl", "--store", tiny_store, input=data)
+        assert len(rows(done)) == count and rows(done)[0]["name"].startswith("standard input"), done.output
+
+
+def test_archives_of_arrays_are_read(score, tmp_path):
+    """The array `images`, or the only one; another archive is told with what it holds."""
+    images = stroke_images(3, seed=1)
+    np.savez(tmp_path / "named.npz", images=images, labels=np.arange(3))
+    np.savez(tmp_path / "only.npz", images.reshape(3, 784))
+    np.savez(tmp_path / "other.npz", a=images, b=images)
+    (tmp_path / "broken.npz").write_bytes(b"PK\x03\x04")
+    done = score(tmp_path, "--format", "jsonl")
+    assert [row.get("error") for row in rows(done)][1:] == [None] * 6 + ["the .npz holds no array 'images'; it holds a, b"]
+    assert "damaged .npz" in rows(done)[0]["error"]
+
+
+def test_patterns_are_expanded(score, folder):
+    """For shells that do not, and for `**`."""
+    names = [row["name"] for row in rows(score(folder / "**" / "*.png", folder / "deep" / "*.PNG", "--format", "jsonl"))]
+    assert names == [str(folder / "a.png"), str(folder / "deep" / "b.PNG")]
+
+
+def test_a_summary_ends_the_output(score, folder):
+    """Below the table; on standard error where standard output is for machines."""
+    (folder / "broken.png").write_bytes(b"")
+    assert "5 images: " in score(folder).stdout.splitlines()[-1]
+    done = score(folder, "--format", "jsonl")
+    assert "5 images: " in done.stderr and "1 could not be read" in done.stderr
+    assert "images: " not in done.stdout
+
+
+def test_ctrl_c_keeps_what_there_is(tiny_store, tmp_path):
+    """The rows so far and the summary are written, and the exit code is 130."""
+    for index, image in enumerate(stroke_images(300, seed=2)):
+        (tmp_path / f"{index:03}.png").write_bytes(png(image))
+    os.mkfifo(tmp_path / "zzz")
+    command = [sys.executable, "-m", "app", "score", tmp_path, tmp_path / "zzz", "--any-file", "--format", "jsonl"]
+    process = subprocess.Popen(
+        [*map(str, command), "--store", str(tiny_store)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    for _ in range(256):  # a whole batch; then it waits for the FIFO
+        process.stdout.readline()
+    os.kill(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert b"256 images: " in errors and b"Stopped by Ctrl-C" in errors and b"Traceback" not in errors
 
 
 def test_the_command_works_as_a_user_types_it(tiny_store, samples):

@@ -10,7 +10,7 @@ from PIL import Image
 from strokes import stroke_images
 
 from app.detection.imaging.centring import centre_images
-from app.training.datasets import DataError, DataSet, LabelledImages, load_dataset, split
+from app.training.datasets import DataError, DataSet, LabelledImages, check_files, load_dataset, split
 from app.training.torchvision_datasets import NAMED_SETS
 
 IMAGES = stroke_images(12, seed=3)
@@ -82,15 +82,10 @@ HOSTILE = {
     "nothing there": ("no/such/place", {}, "There is no data set"),
     "empty folder": ("set", {"set/.hidden": b""}, "holds no images"),
     "text file": ("a.txt", {"a.txt": b"hello"}, "neither a folder"),
-    "unreadable image": (
+    "no readable image": (
         "set",
-        {"set/a.png": PNG.getvalue(), "set/b.png": PNG.getvalue()[:60]},
-        "b.png cannot be read",
-    ),
-    "a text among images": (
-        "set",
-        {"set/a.png": PNG.getvalue(), "set/notes.txt": b"hello"},
-        "notes.txt cannot be read",
+        {"set/a.png": PNG.getvalue()[:60], "set/b.txt": b"hello"},
+        "holds no images; skipped: .*a.png",
     ),
     "images beside folders": (
         "set",
@@ -121,6 +116,23 @@ def test_unusable_sets_are_refused(tmp_path, source, files, words):
     with pytest.raises(DataError, match=words) as caught:
         load_dataset(str(tmp_path / source), data_dir=tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def test_files_that_cannot_be_read_are_skipped_and_named(tmp_path, caplog):
+    """A damaged image and a text among images, also in folders of classes; `check_files` refuses them, naming all."""
+    for name, content in {
+        "1/a.png": PNG.getvalue(),
+        "2/b.png": PNG.getvalue()[:60],
+        "2/c.png": PNG.getvalue(),
+        "n.txt": b"x",
+    }.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    dataset = load_dataset(str(tmp_path), data_dir=tmp_path)
+    assert dataset.train.labels.tolist() == [1, 2]
+    assert "1 of 3 files are skipped" in caplog.text and "b.png (truncated PNG)" in caplog.text
+    with pytest.raises(DataError, match=r"2 files cannot be read as images: .*b.png \(truncated PNG\), .*n.txt"):
+        check_files(str(tmp_path))
 
 
 def test_known_names_win_and_are_listed(tmp_path):

@@ -1,0 +1,126 @@
+"""The inputs of the command `score`: files, folders, patterns, arrays and standard input, one image after the other."""
+
+import glob
+import io
+import sys
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from app.detection.imaging.decode import Preprocess
+    from app.detection.imaging.preprocess import PreprocessedImage
+
+STANDARD_INPUT = "-"
+_ARRAYS = (".npy", ".npz")
+_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", *_ARRAYS}  # read from a folder
+
+
+class Input(NamedTuple):
+    """One image with its name, or the reason why it cannot be read."""
+
+    name: str
+    image: "PreprocessedImage | None" = None
+    error: str | None = None
+
+
+class Reading(NamedTuple):
+    """How inputs are read."""
+
+    preprocess: "Preprocess"
+    size: int
+    any_file: bool  # also FIFOs and devices among the paths themselves
+
+
+def read_all(paths: list[Path], reading: Reading) -> Iterator[Input]:
+    """The images of all paths, in their order."""
+    for path in paths:
+        if str(path) == STANDARD_INPUT:
+            yield from _read_bytes("standard input", sys.stdin.buffer.read(), reading)
+        elif path.is_dir():
+            yield from _read_folder(path, reading)
+        elif not path.exists() and glob.has_magic(str(path)):
+            yield from _read_pattern(path, reading)
+        else:
+            yield from _read_file(path, reading)
+
+
+def _read_folder(folder: Path, reading: Reading) -> Iterator[Input]:
+    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in _SUFFIXES)
+    if not files:
+        yield Input(str(folder), error="the folder holds no image and no array")
+    for file in files:
+        yield from _read_file(file, reading._replace(any_file=False))
+
+
+def _read_pattern(pattern: Path, reading: Reading) -> Iterator[Input]:
+    """The files of a pattern that the shell did not expand; `**` matches folders."""
+    files = sorted(glob.glob(str(pattern), recursive=True))  # noqa: PTH207 - a pattern may be absolute
+    if not files:
+        yield Input(str(pattern), error="the pattern matches no file")
+    for file in files:
+        if not Path(file).is_dir():
+            yield from _read_file(Path(file), reading)
+
+
+def _read_file(file: Path, reading: Reading) -> Iterator[Input]:
+    if not reading.any_file and file.exists() and not file.is_file():
+        yield Input(str(file), error="not a regular file; --any-file reads it all the same")
+        return
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        yield Input(str(file), error=error.strerror or "cannot be read")
+        return
+    yield from _read_bytes(str(file), data, reading)
+
+
+def _read_bytes(name: str, data: bytes, reading: Reading) -> Iterator[Input]:
+    """The image, or the images of the array, that the content is; a name that ends as an array's does must be one."""
+    from app.detection.imaging.decode import decode_image
+    from app.detection.imaging.errors import ImageError
+    from app.detection.imaging.upload_warnings import with_warnings
+
+    try:
+        if data.startswith(b"PK\x03\x04") or name.lower().endswith(".npz"):
+            yield from _read_array(name, _member(data), reading)
+        elif data.startswith(b"\x93NUMPY") or name.lower().endswith(".npy"):
+            yield from _read_array(name, data, reading)
+        else:
+            image = decode_image(data, preprocess=reading.preprocess, size=reading.size)
+            yield Input(name, with_warnings(image, data))
+    except ImageError as error:
+        yield Input(name, error=str(error))
+
+
+def _read_array(name: str, data: bytes, reading: Reading) -> Iterator[Input]:
+    import numpy as np
+
+    from app.detection.imaging.arrays import read_array
+    from app.detection.imaging.centring import centre_images
+    from app.detection.imaging.preprocess import PreprocessedImage
+    from app.detection.imaging.upload_warnings import LOOKS_INVERTED, looks_inverted
+
+    array = read_array(data, max_images=sys.maxsize, size=reading.size)
+    images, moved = (array, np.zeros(len(array), bool)) if reading.preprocess == "none" else centre_images(array)
+    for index, (image, shifted, inverted) in enumerate(zip(images, moved, looks_inverted(array), strict=True)):
+        steps, warnings = ("centred",) if shifted else (), (LOOKS_INVERTED,) if inverted else ()
+        yield Input(f"{name}[{index}]", PreprocessedImage(image, steps, warnings))
+
+
+def _member(data: bytes) -> bytes:
+    """The array `images` of an .npz, or its only array, in .npy format. Raises UndecodableImage."""
+    from app.detection.imaging.errors import UndecodableImage
+
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            names = archive.namelist()
+            name = "images.npy" if "images.npy" in names else names[0] if len(names) == 1 else None
+            if name is not None:
+                return archive.read(name)
+    except (zipfile.BadZipFile, zlib.error, ValueError, OSError, EOFError, RuntimeError) as error:
+        raise UndecodableImage(f"a damaged .npz: {error}") from None
+    held = ", ".join(each.removesuffix(".npy") for each in names[:10]) or "nothing"
+    raise UndecodableImage(f"the .npz holds no array 'images'; it holds {held}")

@@ -31,6 +31,7 @@ const live = new Live({
 });
 
 function changed() {
+  $("ghost").hidden = !paper.isEmpty;
   if (!paper.isEmpty) {
     live.changed();
     return;

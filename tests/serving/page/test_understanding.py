@@ -42,11 +42,15 @@ def test_alpha_moves_the_threshold_and_the_verdict(page, client):
 
 
 def test_the_error_map_is_read_by_pointing(page):
-    """A pixel's value in times of the usual error; the overlay mixes the map with the drawing."""
+    """A pixel's value in times of the usual error, by arrow keys too; the overlay mixes the map with the drawing."""
     draw(page, DIGITS[5])
     final_state(page)
     page.locator("#error_map").hover()
     page.locator("#pixel").get_by_text(re.compile(r"Column \d+, row \d+: .* the usual error")).wait_for()
+    pointed = page.locator("#pixel").inner_text()
+    page.locator("#error_map").press("ArrowDown")
+    assert page.locator("#pixel").inner_text().split(",")[0] == pointed.split(",")[0]  # the same column
+    assert page.locator("#pixel").inner_text() != pointed
     before = page.evaluate(PIXELS, "error_map")
     page.locator("#overlay").check()
     assert page.evaluate(PIXELS, "error_map") != before

@@ -1,12 +1,14 @@
 // The server's answer about one image: verdict, pictures, the two numbers, error map.
-import { $, bitmapOf } from "./dom.js";
+import { $, bitmapOf, clamp } from "./dom.js";
 import { decidingWarning, number, raritySentence, warningSentence } from "./words.js";
 
 const VERDICTS = { normal: "A digit", anomaly: "Not a digit", empty: "Nothing yet", error: "No answer" };
 const PICTURES = { input: "What the network sees", reconstruction: "Its reconstruction", error_map: "Error map" };
 const HEAT_FULL = 4;  // a white pixel of the error map: this many times the usual error
 const SIZE = 28;
+const STEPS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 
+let cell = [14, 14];  // column and row of the pixel that is read
 let heat = null;  // pixels of the error map, and of the input below it
 let given = null;
 
@@ -16,7 +18,7 @@ export function showEmpty() {
   $("warnings").replaceChildren();
   $("notes").textContent = "";
   $("numbers").textContent = "–";
-  $("pixel").textContent = "Point at the error map to read a value.";
+  $("pixel").textContent = "Point at the error map, or use the arrow keys on it, to read a value.";
   heat = given = null;
   for (const [id, text] of Object.entries(PICTURES)) {
     contextOf(id).clearRect(0, 0, SIZE, SIZE);
@@ -68,7 +70,15 @@ export function startErrorMap() {
     key.fillRect(x, 0, 1, 1);
   }
   $("overlay").addEventListener("change", drawErrorMap);
-  $("error_map").addEventListener("pointermove", readPixel);
+  $("error_map").addEventListener("pointermove", (event) => {
+    const box = $("error_map").getBoundingClientRect();
+    readPixel([(event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height].map((share) => Math.floor(share * SIZE)));
+  });
+  $("error_map").addEventListener("keydown", (event) => {
+    if (!(event.key in STEPS)) return;
+    event.preventDefault();
+    readPixel(cell.map((value, axis) => value + STEPS[event.key][axis]));
+  });
 }
 
 function setVerdict(state) {
@@ -107,12 +117,9 @@ function drawErrorMap() {
   contextOf("error_map").putImageData(pixels, 0, 0);
 }
 
-function readPixel(event) {
+function readPixel(place) {
   if (!heat) return;
-  const box = $("error_map").getBoundingClientRect();
-  const column = Math.min(SIZE - 1, Math.floor((event.clientX - box.left) / box.width * SIZE));
-  const row = Math.min(SIZE - 1, Math.floor((event.clientY - box.top) / box.height * SIZE));
-  const error = errorAt(Math.max(0, row) * SIZE + Math.max(0, column));
+  cell = place.map((value) => clamp(value, 0, SIZE - 1));
+  const [column, row] = cell, error = errorAt(row * SIZE + column);
   $("pixel").textContent = `Column ${column + 1}, row ${row + 1}: ${error >= HEAT_FULL ? "4 times or more" : `${number(error, 1)} times`} the usual error.`;
 }
-

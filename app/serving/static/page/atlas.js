@@ -128,7 +128,7 @@ function drawLayer() {
     context.drawImage(grid.background(), left, top, width, width);
     context.globalAlpha = 1;
   }
-  const radius = unit * Math.min(4, 1.5 * Math.sqrt(view.zoom)), colours = Array.from({ length: 10 }, (_, index) => cssColour(`--c${index}`));
+  const radius = unit * Math.min(4, 1.5 * Math.sqrt(view.zoom * map.clientWidth / 600)), colours = Array.from({ length: 10 }, (_, index) => cssColour(`--c${index}`));
   plane.places.forEach((place, index) => {
     const [x, y] = toPixel(place);
     context.fillStyle = colours[plane.labels[index] % 10];
@@ -178,9 +178,10 @@ function moveRing(place) {
 
 function showPlace(place) {
   if (!grid) return null;
-  const pixels = grid.at(place);
+  const pixels = grid.at(place), nearest = plane.nearest(place), numbers = plane.embeddingAt(place).slice(0, 4).map((value) => number(value));
   decoded.putImageData(pixels, 0, 0);
-  $("place").textContent = `The network's drawing at the ring: ${plane.embeddingAt(place).slice(0, 4).map((value) => number(value)).join(", ")}.`;
+  showSample(nearest);
+  $("place").textContent = `The network's drawing at the ring: ${numbers.join(", ")}. The nearest test image is ${imageOf(nearest)}.`;
   return pixels;
 }
 
@@ -261,10 +262,15 @@ function hover(event) {
     if (distance < least) [nearest, least] = [index, distance];
   });
   map.style.cursor = isNearRing(event) ? "grab" : nearest >= 0 ? "crosshair" : "";
-  $("sample").hidden = nearest < 0 || !sprite;
   if (nearest < 0) return;
   showPlace(plane.places[nearest]);
-  const label = plane.labels[nearest];
-  $("place").textContent = `${label === 255 ? "A test image" : `A test image of a ${label}`}${sprite ? " and" : ":"} what the network makes of it.`;
-  if (sprite) $("sample").getContext("2d").drawImage(sprite, nearest % 50 * SIZE, Math.floor(nearest / 50) * SIZE, SIZE, SIZE, 0, 0, SIZE, SIZE);
+  const image = plane.labels[nearest] === 255 ? "A test image" : `A test image of a ${plane.labels[nearest]}`;
+  $("place").textContent = `${image}${sprite ? " and" : ":"} what the network makes of it.`;
+}
+
+const imageOf = (index) => (plane.labels[index] === 255 ? "of no known class" : `a ${plane.labels[index]}`);
+
+function showSample(index) {
+  $("sample").hidden = !sprite;
+  if (sprite) $("sample").getContext("2d").drawImage(sprite, index % 50 * SIZE, Math.floor(index / 50) * SIZE, SIZE, SIZE, 0, 0, SIZE, SIZE);
 }

@@ -31,7 +31,7 @@ export function start(view, actions) {
       make("label", {}, make("input", { id: "files-fdr", type: "checkbox" }), " Judge them together: of those flagged, at most ",
         select("files-rate", { 0.01: "1 %", 0.05: "5 %", 0.1: "10 %", 0.2: "20 %" }, "0.05"), " are false")),
     make("progress", { id: "files-progress", max: 1, value: 0, "aria-label": "Files scored" }),
-    make("p", { id: "files-summary", className: "soft", role: "status" }, "No files yet."),
+    make("p", { id: "files-summary", className: "soft" }, "No files yet."),
     make("div", { className: "results" }, make("table", {}, make("thead"), make("tbody", { id: "files-rows" }))),
     make("button", { type: "button", id: "files-more", hidden: true }),
   );
@@ -186,6 +186,7 @@ function draw() {
   $("files-summary").textContent = entries.length
     ? `${$("files-summary").dataset.left || ""}${count(done)} of ${count(entries.length)} scored, ${count(flagged)} flagged at p ≤ ${Number(most.toPrecision(2))}, ${count(failed)} not readable.`
     : "No files yet.";
+  if (done && done === entries.length && !$("view-files").hidden) $("announce").textContent = $("files-summary").textContent;
   for (const id of ["files-csv", "files-json"]) $(id).disabled = !done;
   $("files-clear").disabled = !entries.length;
   $("files-more").hidden = rows.length <= shown;

@@ -27,6 +27,16 @@ export class Plane {
     return this.centre.map((value, index) => value + x * this.axes[0][index] + y * this.axes[1][index]);
   }
 
+  // The number of the test image nearest to a place.
+  nearest([u, v]) {
+    let best = 0, least = Infinity;
+    this.places.forEach(([x, y], index) => {
+      const distance = (x - u) ** 2 + (y - v) ** 2;
+      if (distance < least) [best, least] = [index, distance];
+    });
+    return best;
+  }
+
   // Class -> its median place.
   medians() {
     const classes = [...new Set(this.labels)].filter((label) => label !== 255).sort((a, b) => a - b);

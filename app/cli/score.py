@@ -87,25 +87,32 @@ def score(
             score_in_bulk(paths, job, engine, processes)
             return
         detector = Detector(bundle, device)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a file's name need not be valid text
-    counts: Counter[str] = Counter()
+    title = f"{bundle.label}: an anomaly scores above {threshold:.4g}"
     inputs = read_all([Path(path) for path in paths], Reading(preprocess.value, detector.image_size, any_file))
-    rows = _counted(counted_on_terminal(_score_all(detector, inputs, alpha)), counts)
-    with options.errors_as_sentences():
-        if output is Format.table:
-            _write_table(rows, f"{bundle.label}: an anomaly scores above {threshold:.4g}")
-        elif output is Format.jsonl:
-            _write_jsonl(rows)
-        else:
-            _write_csv(rows)
-    typer.echo(_summary(counts), err=output is not Format.table)
+    counts = _write(_score_all(detector, inputs, alpha), output, title)
     if counts["interrupted"]:
         raise typer.Exit(130)
     if counts["failed"]:
         raise typer.Exit(2)
     if fail_on_anomaly and counts["anomalies"]:
         raise typer.Exit(1)
+
+
+def _write(rows: Iterator[Row], output: Format, title: str) -> Counter[str]:
+    """Write the rows and a summary; returns the counts of `_counted`."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file's name need not be valid text
+    counts: Counter[str] = Counter()
+    rows = _counted(counted_on_terminal(rows), counts)
+    with options.errors_as_sentences():
+        if output is Format.table:
+            _write_table(rows, title)
+        elif output is Format.jsonl:
+            _write_jsonl(rows)
+        else:
+            _write_csv(rows)
+    typer.echo(_summary(counts), err=output is not Format.table)
+    return counts
 
 
 def _summary(counts: Counter[str]) -> str:

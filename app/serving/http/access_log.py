@@ -41,8 +41,20 @@ class AccessLog:
         by = f" by {key_name}" if key_name else ""
         message = f'{client} "{method} {path}" {status} {seconds * 1000:.1f} ms{by}'
         if self._as_json:
-            entry = {"time": f"{self._time}.{int(now % 1 * 1000):03d}Z", "level": "info", "logger": "oddigit.access"}
-            self._lines.append(to_json({**entry, "message": message, "request_id": request_id}).decode() + "\n")
+            entry = {
+                "time": f"{self._time}.{int(now % 1 * 1000):03d}Z",
+                "level": "info",
+                "logger": "oddigit.access",
+                "message": message,
+                "request_id": request_id,
+                "client": client,
+                "method": method,
+                "path": path,
+                "status": status,
+                "ms": round(seconds * 1000, 1),
+                "key": key_name,
+            }
+            self._lines.append(to_json(entry).decode() + "\n")
         else:
             self._lines.append(f"{self._time} INFO    {message} [{request_id}]\n")
         if len(self._lines) >= _MAX_LINES:

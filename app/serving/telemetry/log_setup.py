@@ -43,3 +43,6 @@ def set_up_logging(log_format: str, *, access_log: bool) -> None:
     for name in ("uvicorn", "uvicorn.error"):  # with its own handlers too, each line would appear twice
         logging.getLogger(name).handlers.clear()
         logging.getLogger(name).propagate = True
+    own = logging.getLogger("uvicorn.access")  # the server has its own line for each request, under plain uvicorn too
+    own.handlers.clear()
+    own.propagate = False

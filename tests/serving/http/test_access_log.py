@@ -42,6 +42,8 @@ def test_lines_for_machines_are_json():
     entry = json.loads(line)
     assert entry["message"] == '::1 "GET /a"b" 404 1.0 ms'
     assert (entry["level"], entry["logger"], entry["request_id"]) == ("info", "oddigit.access", "id-2")
+    fields = {"client": "::1", "method": "GET", "path": '/a"b', "status": 404, "ms": 1.0, "key": None}
+    assert {name: entry[name] for name in fields} == fields
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", entry["time"])
 
 

@@ -2,7 +2,9 @@ import json
 import logging
 import sys
 
+import httpx
 import pytest
+from live import serving
 from strokes import png, stroke_images
 
 from app.serving.telemetry.log_setup import JsonFormatter, TextFormatter
@@ -52,6 +54,16 @@ def test_a_servers_json_log_is_json_from_its_first_line_to_its_last(strict_serve
     assert all(entry["level"] in ("info", "warning", "error") for entry in entries)
     assert "0.0451" not in text
     assert "IHDR" not in text
+
+
+def test_plain_uvicorn_has_one_line_a_request(tiny_store, tmp_path):
+    """uvicorn's own access log would be a second one."""
+    command = (sys.executable, "-m", "uvicorn", "app.main:app")
+    with serving(
+        tmp_path / "log", command=command, ends=(0, -15), ODDIGIT_STORE=str(tiny_store), ODDIGIT_DRAIN_S="0"
+    ) as server:
+        httpx.get(f"{server.url}/livez", headers={"x-request-id": "only-one"})
+        assert "only-one" in server.told('"GET /livez')
 
 
 def test_a_servers_text_log_has_a_line_a_request(server, client):

@@ -67,6 +67,23 @@ def test_a_client_repeats_the_explanation_of_a_refused_request(run_example, comm
     assert re.search(r"400 The upload is not an image|415 ", done.stderr)
 
 
+def test_the_notebook_prints_what_it_shows():
+    """Its cells, run one after the other at the root; the outputs that it holds are those that they print."""
+    cells = [cell for cell in json.loads((EXAMPLES / "in_process.ipynb").read_text())["cells"] if cell["cell_type"] == "code"]
+    code = "\n".join("".join(cell["source"]) for cell in cells)
+    done = run(sys.executable, "-c", code)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "".join(line for cell in cells for output in cell["outputs"] for line in output["text"])
+
+
+def test_the_samples_are_what_their_names_say(client, samples):
+    """Digits in six kinds of file are normal; a cat and a landscape are anomalies."""
+    files = [path for path in sorted(samples.iterdir()) if path.suffix not in ("", ".py") and path.stem != "blank"]
+    results = client.post("/score", files=[("file", (path.name, path.read_bytes())) for path in files]).json()["results"]
+    assert len({path.suffix for path in files}) == 6
+    assert [each["name"] for each in results if each["is_anomaly"]] == ["cat.png", "landscape.jpg"]
+
+
 def test_onnx_runtime_alone_gives_the_server_s_scores(client, samples, tmp_path):
     """The exported file scores a 28x28 image as the server does; the documentation shows the same lines."""
     prepared = []

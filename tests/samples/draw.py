@@ -26,11 +26,13 @@ CAT = [
     [(0.9, 0.6), (0.62, 0.64)],
     [(0.9, 0.72), (0.62, 0.68)],
 ]
-HOUSE = [
-    [(0.2, 0.48), (0.5, 0.16), (0.8, 0.48)],
-    [(0.26, 0.46), (0.26, 0.84), (0.74, 0.84), (0.74, 0.46)],
-    [(0.44, 0.84), (0.44, 0.62), (0.58, 0.62), (0.58, 0.84)],
-]
+FIVE = [[(0.68, 0.2), (0.36, 0.2), (0.32, 0.46), (0.52, 0.42), (0.68, 0.56), (0.62, 0.76), (0.44, 0.82), (0.28, 0.74)]]
+SIX = [[(0.6, 0.16), (0.44, 0.3), (0.34, 0.54), (0.38, 0.78), (0.56, 0.82), (0.64, 0.66), (0.52, 0.54), (0.37, 0.64)]]
+EIGHT = [
+    [(0.62, 0.26), (0.5, 0.16), (0.38, 0.26), (0.46, 0.42), (0.6, 0.56), (0.62, 0.74), (0.48, 0.84), (0.36, 0.72), (0.44, 0.54),
+     (0.58, 0.4), (0.62, 0.26)],
+]  # fmt: skip
+NINE = [[(0.62, 0.32), (0.48, 0.18), (0.36, 0.32), (0.46, 0.48), (0.62, 0.36), (0.62, 0.3), (0.6, 0.58), (0.52, 0.84)]]
 
 
 def drawing(strokes, side, *, width, ink, paper):
@@ -67,6 +69,14 @@ def on_paper(image, seed):
     return Image.fromarray(np.clip(grainy, 0, 255).astype(np.uint8))
 
 
+def centred(image):
+    """The centre of mass of bright ink in the middle, as in MNIST."""
+    pixels = np.asarray(image, float)
+    y, x = np.indices(pixels.shape)
+    middle = [round(13.5 - float((axis * pixels).sum() / pixels.sum())) for axis in (y, x)]
+    return Image.fromarray(np.roll(pixels, middle, (0, 1)).astype(np.uint8))
+
+
 def landscape(side, seed):
     """Photo-like: sky, hills and a sun, with grain and no outline."""
     random = np.random.RandomState(seed)
@@ -88,7 +98,10 @@ def main():
     on_paper(drawing(TWO, 320, **pen), 2).save(HERE / "two.jpg", quality=85)
     on_paper(drawing(FOUR, 320, **pen), 4).save(HERE / "four.jpg", quality=85)
     drawing(CAT, 280, **tablet).save(HERE / "cat.png")
-    drawing(HOUSE, 280, **tablet).save(HERE / "house.png")
+    on_paper(drawing(FIVE, 320, **pen), 5).save(HERE / "five.webp", quality=85)
+    drawing(SIX, 120, **tablet).save(HERE / "six.gif")
+    drawing(EIGHT, 160, **tablet).convert("1", dither=Image.Dither.NONE).save(HERE / "eight.tif", compression="group4")
+    centred(drawing(NINE, 28, width=0.1, ink="white", paper="black").convert("L")).save(HERE / "nine.bmp")  # as in MNIST
     landscape(320, 7).save(HERE / "landscape.jpg", quality=85)
     Image.new("L", (280, 280), 255).save(HERE / "blank.png")
 

@@ -9,7 +9,7 @@ import { Live } from "./page/live.js";
 import { Paper } from "./page/paper.js";
 import { decodeStrokes, encodeStrokes } from "./page/strokes.js";
 import { startViews } from "./page/views.js";
-import { count } from "./page/words.js";
+import { count, inWords } from "./page/words.js";
 
 const ANNOUNCE_MS = 700;  // after the last answer, so that a stroke is announced once
 const SHOW_MS = 1800;  // an example that the page draws by itself stays this long
@@ -140,9 +140,21 @@ async function share() {
   } catch { /* no permission: the link stands in the field */ }
 }
 
+// Draw the strokes of the address, if it has any.
+function openLink() {
+  const strokes = location.hash.startsWith("#draw=") ? decodeStrokes(location.hash.slice(6)) : null;
+  if (!strokes) return false;
+  stop();
+  isOwn = false;
+  paper.set({ strokes });
+  return true;
+}
+
 async function describeModel() {
   const name = chosenModel(), card = await modelCard();
   if (name !== chosenModel()) return;
+  const dimensions = card.architecture.latent_dim;
+  $("kept").textContent = dimensions === 1 ? "one number" : `${inWords(dimensions)} numbers`;
   $("model").textContent = `${card.name}/${card.version} on ${card.device}, ${count(card.architecture.parameters)} weights`;
 }
 
@@ -182,9 +194,8 @@ function start() {
   events.addEventListener("model", describeModel);
   describeModel();
   listModels();
-  const shared = location.hash.startsWith("#draw=") ? decodeStrokes(location.hash.slice(6)) : null;
-  if (shared) paper.set({ strokes: shared });
-  else introduce();
+  addEventListener("hashchange", openLink);
+  if (!openLink()) introduce();
 }
 
 start();

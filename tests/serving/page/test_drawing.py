@@ -184,6 +184,11 @@ def test_a_link_holds_the_drawing(page, browser):
         assert final_state(other) == "normal"
         other.locator("#share").click()
         assert other.locator("#link").input_value() == link
+        other.locator("#clear").click()
+        other.evaluate("location.hash = '#draw'")
+        state(other, "empty")
+        other.evaluate("hash => { location.hash = hash; }", link.partition("#")[2])
+        state(other, "normal")
 
 
 @pytest.mark.parametrize("hash", ["draw=%%%", "draw=" + "A" * 5000])

@@ -14,6 +14,7 @@ export class Live {
     this.dirty = false;
     this.lastId = null;
     this.lastStart = -Infinity;
+    this.notBefore = -Infinity;  // a failed server is left alone until then
     this.failures = 0;
     this.timer = 0;
     for (const name of ["key", "model"]) events.addEventListener(name, () => this.again());
@@ -27,6 +28,7 @@ export class Live {
   // Ask once more about the same picture.
   again() {
     this.lastId = null;
+    this.notBefore = -Infinity;
     this.changed();
   }
 
@@ -41,7 +43,7 @@ export class Live {
     this.wait(this.busy || this.dirty);
     if (this.busy || !this.dirty) return;
     clearTimeout(this.timer);
-    const pause = this.lastStart + INTERVAL_MS - performance.now();
+    const pause = Math.max(this.lastStart + INTERVAL_MS, this.notBefore) - performance.now();
     if (pause > 0) this.timer = setTimeout(() => this.next(), pause);
     else this.send();
   }
@@ -74,6 +76,7 @@ export class Live {
     this.fail(failure);
     if (failure.retryAfter === null) return;
     this.lastId = null;
-    setTimeout(() => this.changed(), pauseBefore(this.failures++, failure));
+    this.notBefore = performance.now() + pauseBefore(this.failures++, failure);
+    this.dirty = true;
   }
 }

@@ -2,6 +2,8 @@
 
 const NUMBERS = ["", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"];
 
+export const inWords = (value) => NUMBERS[value] || count(value);
+
 const WARNINGS = {
   blank: () => "Blank: no ink was found, so there is nothing to judge.",
   low_contrast: () => "Low contrast: the ink is hardly darker than the paper.",

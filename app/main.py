@@ -169,7 +169,8 @@ def create_app(settings: Settings) -> ASGIApp:
         access_log=engine.access_log,
         root_path=settings.root_path,
     )
-    paths = {getattr(route, "path", "") for route in app.routes}
+    routers = (app, model_info.router, engine.health.router, open_inference.router)  # FastAPI keeps included routers apart
+    paths = {getattr(route, "path", "") for router in routers for route in router.routes}
     return _with_optional_middleware(middleware, paths, settings)
 
 

@@ -4,14 +4,16 @@ OpenTelemetry's own OTEL_* variables configure it. Without an endpoint in them, 
 are written out here, so that telemetry imports no web framework.
 """
 
+import asyncio
 import logging
+import re
 import sys
 import time
-from collections.abc import Awaitable, Callable, Container, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from opentelemetry.trace import Tracer
+    from opentelemetry.sdk.trace import TracerProvider
 
 logger = logging.getLogger(__name__)
 
@@ -22,15 +24,24 @@ Send = Callable[[Message], Awaitable[None]]
 ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
-_EXCLUDED_URLS = "/livez$,/readyz$,/metrics$"  # machines poll these every few seconds
+_POLLED = ("/livez", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready")  # machines ask these every few seconds
+_EXCLUDED_URLS = ",".join(rf"{path}(\?|$)" for path in _POLLED)
+_FLUSH_MS = 5000  # at the end, for the spans that have not been sent yet
 
 
-def with_tracing(app: ASGIApp, routes: Container[str], environment: Mapping[str, str]) -> ASGIApp:
-    """`app` with tracing, or `app` itself where the environment names no endpoint for traces.
+def is_configured(environment: Mapping[str, str]) -> bool:
+    """Whether OpenTelemetry's variables ask for traces: an endpoint is named, and nothing turns them off."""
+    if environment.get("OTEL_SDK_DISABLED", "").lower() == "true" or environment.get("OTEL_TRACES_EXPORTER") == "none":
+        return False
+    return any(environment.get(name) for name in _ENDPOINTS)
 
-    A span is named after the request's path only if `routes` contains it, so that clients cannot create span names.
+
+def with_tracing(app: ASGIApp, routes: Collection[str], environment: Mapping[str, str]) -> ASGIApp:
+    """`app` with tracing, or `app` itself where the environment asks for none.
+
+    A span is named after the template of the request's path among `routes`, so that clients cannot create span names.
     """
-    if not any(environment.get(name) for name in _ENDPOINTS):
+    if not is_configured(environment):
         return app
     try:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -44,15 +55,17 @@ def with_tracing(app: ASGIApp, routes: Container[str], environment: Mapping[str,
         )
         return app
 
-    def span_details(scope: Scope) -> tuple[str, dict[str, str]]:
-        method, path = scope["method"], scope["path"]
-        return (f"{method} {path}", {"http.route": path}) if path in routes else (method, {})
+    templates = _Templates(routes)
 
-    resource = Resource.create({"service.name": environment.get("OTEL_SERVICE_NAME") or "oddigit"})
+    def span_details(scope: Scope) -> tuple[str, dict[str, str]]:
+        method, route = scope["method"], templates.find(scope["path"].removeprefix(scope.get("root_path", "")))
+        return (f"{method} {route}", {"http.route": route}) if route else (method, {})
+
+    resource = Resource.create({} if _names_service(environment) else {"service.name": "oddigit"})
     provider = TracerProvider(resource=resource)
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     return OpenTelemetryMiddleware(
-        StageSpans(app, provider.get_tracer("oddigit")),
+        StageSpans(app, provider),
         excluded_urls=_EXCLUDED_URLS,
         default_span_details=span_details,
         tracer_provider=provider,
@@ -60,17 +73,43 @@ def with_tracing(app: ASGIApp, routes: Container[str], environment: Mapping[str,
     )
 
 
-class StageSpans:
-    """ASGI middleware inside the request's span: sets its request id and adds a span for each stage in Server-Timing."""
+def _names_service(environment: Mapping[str, str]) -> bool:
+    return bool(environment.get("OTEL_SERVICE_NAME")) or "service.name=" in environment.get("OTEL_RESOURCE_ATTRIBUTES", "")
 
-    def __init__(self, app: ASGIApp, tracer: "Tracer") -> None:
+
+class _Templates:
+    """The templates of paths, such as /v2/models/{model}/infer."""
+
+    def __init__(self, routes: Collection[str]) -> None:
+        self._plain = frozenset(routes)
+        self._patterns = [
+            (re.compile(re.sub(r"\\{\w+\\}", "[^/]+", re.escape(route))), route) for route in routes if "{" in route
+        ]
+
+    def find(self, path: str) -> str | None:
+        """The template of a path, None for an unknown one."""
+        if path in self._plain:
+            return path
+        return next((route for pattern, route in self._patterns if pattern.fullmatch(path)), None)
+
+
+class StageSpans:
+    """ASGI middleware inside the request's span: sets its request id and adds a span for each stage in Server-Timing.
+
+    When the application shuts down, it sends the spans that wait: uvicorn ends its workers by a signal, without atexit.
+    """
+
+    def __init__(self, app: ASGIApp, provider: "TracerProvider") -> None:
         self._app = app
-        self._tracer = tracer
+        self._provider = provider
+        self._tracer = provider.get_tracer("oddigit")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def send_and_record(message: Message) -> None:
             if message["type"] == "http.response.start":
                 self._record(dict(message.get("headers", ())))
+            elif message["type"] == "lifespan.shutdown.complete":
+                await asyncio.to_thread(self._provider.force_flush, _FLUSH_MS)
             await send(message)
 
         await self._app(scope, receive, send_and_record)

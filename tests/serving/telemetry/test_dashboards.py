@@ -37,6 +37,16 @@ def test_the_dashboard_is_whole():
         assert all(target["expr"] for target in panel["targets"]) and panel["targets"]
 
 
+def test_the_dashboard_shows_one_instance_or_all():
+    """A variable lists the instances, and every metric is filtered by it."""
+    dashboard = json.loads((FOLDER / "dashboard.json").read_text())
+    assert [variable["name"] for variable in dashboard["templating"]["list"]] == ["datasource", "instance"]
+    for panel in dashboard["panels"]:
+        for target in panel["targets"]:
+            metrics = re.findall(r"oddigit_\w+(.{0,24})", target["expr"])
+            assert metrics and all(rest.startswith('{instance=~"$instance"') for rest in metrics)
+
+
 @promtool
 @pytest.mark.parametrize(
     "command", [("check", "rules", FOLDER / "alerts.yml"), ("test", "rules", Path(__file__).with_name("alerts.yml"))]

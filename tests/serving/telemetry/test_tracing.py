@@ -10,6 +10,8 @@ import pytest
 from live import free_port, serving
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
+from app.serving.telemetry.tracing import is_configured
+
 STAGES = ["decode", "queue", "infer", "encode"]
 
 
@@ -100,11 +102,57 @@ def test_a_question_is_a_span_with_its_stages(traced, samples):
 def test_clients_invent_no_names_and_probes_are_left_out(traced):
     """Unknown paths are named by their method alone; what machines ask every few seconds is not traced."""
     server, collector = traced
-    for path in ("/livez", "/readyz", "/metrics", "/some/invention"):
+    for path in ("/livez", "/livez?x=1", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready", "/some/invention"):
         httpx.get(server.url + path)
     span = collector.told("GET")
     assert attributes(span)["http.status_code"] == 404
-    assert not [span for span in collector.spans if any(probe in span.name for probe in ("livez", "readyz", "metrics"))]
+    assert not [
+        span for span in collector.spans if any(probe in span.name for probe in ("livez", "readyz", "metrics", "health"))
+    ]
+
+
+def test_requests_of_the_open_inference_protocol_have_names_and_stages(traced):
+    """The span is named after the template of the path, and holds the four stages."""
+    server, collector = traced
+    tensor = {"name": "x", "shape": [1, 784], "datatype": "UINT8", "data": [0] * 784}
+    assert httpx.post(f"{server.url}/v2/models/mnist/infer", json={"inputs": [tensor]}).status_code == 200
+    whole = collector.told("POST /v2/models/{model}/infer")
+    until = time.monotonic() + 20
+    while len(stages := [span.name for span in collector.spans if span.parent_span_id == whole.span_id]) < 4:
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    assert sorted(stages) == sorted(STAGES)
+
+
+def test_every_worker_sends_its_spans_when_it_stops(tiny_store, tmp_path):
+    """Those that waited for the next regular sending."""
+    with collecting() as (collector, variables):
+        variables |= {
+            "OTEL_BSP_SCHEDULE_DELAY": "600000",
+            "ODDIGIT_DRAIN_S": "0",
+            "OTEL_RESOURCE_ATTRIBUTES": "service.name=mine",
+        }
+        with serving(tmp_path / "log", "--store", str(tiny_store), "--workers", "2", **variables) as server:
+            for _ in range(20):  # new connections, which the kernel spreads over the workers
+                assert httpx.get(f"{server.url}/models").status_code == 200
+            assert not collector.spans
+        assert [span.name for span in collector.spans].count("GET /models") == 20
+        assert collector.services == {"mine"}
+
+
+@pytest.mark.parametrize(
+    ("variables", "configured"),
+    [
+        ({}, False),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4318"}, True),
+        ({"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://collector:4318/v1/traces"}, True),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4318", "OTEL_SDK_DISABLED": "true"}, False),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4318", "OTEL_TRACES_EXPORTER": "none"}, False),
+    ],
+)
+def test_the_variables_of_opentelemetry_turn_traces_on_and_off(variables, configured):
+    """As its specification has them."""
+    assert is_configured(variables) is configured
 
 
 def test_a_collector_that_is_away_disturbs_nobody(tiny_store, tmp_path, samples):

@@ -163,6 +163,17 @@ def proxy(tmp_path):
                 yield base, client
 
 
+def test_the_systemd_unit_is_valid(tmp_path):
+    """systemd's own check of the unit of docs/operating.md, with a program that exists here."""
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("systemd-analyze is not installed")
+    page = (ROOT / "docs" / "operating.md").read_text()
+    (unit,) = (block for kind, block in blocks(page) if kind == "ini")
+    (tmp_path / "oddigit.service").write_text(unit.replace("/srv/oddigit/.venv/bin/oddigit", sys.executable))
+    done = subprocess.run(["systemd-analyze", "verify", tmp_path / "oddigit.service"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_behind_nginx_with_tls_and_a_prefix(proxy, samples):
     """The page, its files, an upload and the address of a problem, all below the prefix."""
     base, client = proxy

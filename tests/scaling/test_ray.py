@@ -1,0 +1,30 @@
+"""Bulk scoring on a cluster of Ray, installed into an environment of its own."""
+
+import json
+import subprocess
+import sys
+
+import pyarrow.parquet as pq
+from environments import installed
+from live import ROOT, environment, run
+from strokes import npy, stroke_images
+
+PART_IMAGES, PARTS = 2000, 8
+
+
+def test_a_node_that_is_lost_costs_nothing(request, tiny_store, tmp_path):
+    """Two nodes, one killed after the second part: every image is there once, with the same row as from one machine."""
+    python = installed("ray[data]", request.config.cache.mkdir("ray"), "onnxruntime", "pillow", "pebble", "pydantic")
+    (tmp_path / "array.npy").write_bytes(npy(stroke_images(PART_IMAGES * PARTS, seed=4)))
+    (tmp_path / "out").mkdir()
+    command = [python, ROOT / "tests/scaling/cluster.py", tiny_store / "mnist" / "1", tmp_path / "array.npy", tmp_path / "out"]
+    done = subprocess.run(command, env=environment(PYTHONPATH=str(ROOT)), capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr[-3000:]
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("[{")]  # Ray writes to standard output too
+    parts = json.loads(line)
+    assert sorted(part["part"] for part in parts) == list(range(PARTS))
+    assert sum(part["images"] for part in parts) == PART_IMAGES * PARTS
+    options = ("--to", tmp_path / "local", "--store", tiny_store)
+    local = run(sys.executable, "-m", "app", "score", *map(str, (tmp_path / "array.npy", *options)))
+    assert local.returncode == 0, local.stderr
+    assert pq.read_table(tmp_path / "out").equals(pq.read_table(tmp_path / "local"))

@@ -54,7 +54,7 @@ _CLOSING_S = 2.0  # of work that is left when the drain ends: after it, images t
 
 _DOCUMENT: dict[str, Any] = {
     "title": "Oddigit",
-    "description": "Tells digit images from everything else: anomaly scores with honest false-alarm rates.",
+    "description": "Tells images of single digits from other images, with a false-alarm rate that you choose.",
     "version": VERSION,
     "redirect_slashes": False,
     "docs_url": None,  # the API page is our own

@@ -46,6 +46,7 @@ def python_calls(package, client, sample):
         "score": {**upload("score"), "alpha": 0.05},
         "embed": upload("embed"),
         "reconstruct": upload("reconstruct"),
+        "inspect": upload("inspect"),
         "decode": {"body": models.DecodeRequest(embedding=[[0.5, -1.0]])},
         "get_report_picture": {"picture": picture},
         "get_problem_type": {"type_": "too-large"},

@@ -18,6 +18,7 @@ T = TypeVar("T", bound=np.generic)
 PADDING = 0.25  # of the longest side, where ink touches the border
 SCREEN_EDGES = 0.1  # edges a pixel along the rows; a digit of 48 pixels or more has at most 0.06
 GRID_SIDE = 48  # longest side of the reduced image on which the background is estimated
+MEDIAN_SAMPLE = 4096  # pixels that a median is taken of
 
 
 class Foreground(NamedTuple):
@@ -67,8 +68,9 @@ def _extract(pixels: Pixels) -> Foreground:
         trend, trend_range = _quadratic_background(small)
     background = resized(trend + _estimate_background(small - trend), plane.shape[1], plane.shape[0])
     intensity = plane - background
-    level = float(np.median(intensity))
-    noise = 1.4826 * float(np.median(np.abs(intensity - level)))
+    sample = _sample(intensity.ravel())
+    level = float(np.median(sample))
+    noise = 1.4826 * float(np.median(np.abs(sample - level)))
     light = max(float(np.percentile(background, 95) - np.percentile(background, 5)), trend_range)
     intensity = np.maximum(intensity - level, 0)
     return Foreground(intensity[pad:-pad, pad:-pad] if pad else intensity, noise, light, colour, inverted)
@@ -81,13 +83,18 @@ def _contrast_plane(planes: Floats) -> tuple[Floats, float]:
     """
     if planes.ndim == 2:
         return planes, 0.0
-    colours = planes.reshape(-1, 3) - np.median(planes.reshape(-1, 3), axis=0)
+    colours = planes.reshape(-1, 3) - np.median(_sample(planes.reshape(-1, 3)), axis=0)
     if not np.any(colours[:, 0] != colours[:, 1]) and not np.any(colours[:, 1] != colours[:, 2]):
         return planes[..., 0], 0.0
     values, axes = np.linalg.eigh(colours.T @ colours)
     axis = axes[:, -1] * np.sign(axes[:, -1].sum() or 1)
     lost = np.sqrt(max(float(values[:2].sum()), 0.0) / len(colours) / 3)
     return (planes @ (axis / np.abs(axis).sum())).astype(np.float32), float(lost)
+
+
+def _sample(values: Floats) -> Floats:
+    """Return about MEDIAN_SAMPLE of the N values or rows. The medians of all pixels take a fifth of a photograph's time."""
+    return values[:: max(1, len(values) // MEDIAN_SAMPLE) | 1]  # an odd step meets all columns
 
 
 def _polarity(small: Floats, trend: Floats) -> tuple[bool, bool]:

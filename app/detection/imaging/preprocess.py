@@ -113,7 +113,8 @@ def _find_glyph(foreground: Foreground) -> Glyph | None:
 def _otsu(intensity: Floats) -> float:
     """Return Otsu's threshold (A threshold selection method from gray-level histograms, 1979)."""
     top = float(intensity.max())
-    counts = np.histogram(intensity, bins=64, range=(0.0, top or 1.0))[0].astype(np.float64)
+    bins = (intensity.ravel() * np.float32(64 / (top or 1.0))).astype(np.intp)
+    counts = np.bincount(np.minimum(bins, 63), minlength=64).astype(np.float64)
     below = np.cumsum(counts)
     moment = np.cumsum(counts * np.arange(64))
     above = below[-1] - below

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -22,12 +21,10 @@ from app.detection.detector import Detector, stack_features
 from app.detection.imaging.decode import decode_image
 from app.detection.imaging.preprocess import PreprocessedImage
 from app.detection.store import find, load
+from app.training.synthetic.damage import MUTILATED, damage
 from benchmarks.upload_kinds import KINDS, Pixels, Sample
 
 ANOMALIES = ("fashion_mnist_test", "notmnist_test", "omniglot_background")
-MUTILATED = 0.12  # of the strokes are missing, or of the prepared ink is not strokes
-
-Mask = NDArray[np.bool_]
 
 
 class KindFigures(NamedTuple):
@@ -99,41 +96,6 @@ def prepare(sample: Sample) -> PreprocessedImage:
     """Decode a file as the server does. A page of 28x28 pixels by chance is prepared, as the page is no 28x28 digit image."""
     by_chance = Image.open(io.BytesIO(sample.data)).size == (28, 28) and sample.ink.shape != (28, 28)
     return decode_image(sample.data, preprocess="digit" if by_chance else sample.preprocess)
-
-
-def damage(prepared: Pixels, ink: NDArray[np.float64]) -> float:
-    """The share of strokes that are missing from a prepared image, or of its ink that is not strokes; the larger of the two."""
-    truth, found = _canonical(ink) > 0.4, prepared > 100
-    if not found.any():
-        return 1.0
-    shifts = [np.roll(found, (down, right), (0, 1)) for down in (-1, 0, 1) for right in (-1, 0, 1)]
-    wide = _grown(truth)
-    return float(min(max((truth & ~_grown(each)).sum() / truth.sum(), (each & ~wide).sum() / each.sum()) for each in shifts))
-
-
-def _canonical(ink: NDArray[np.float64]) -> NDArray[np.float32]:
-    """The strokes [H, W] of the undamaged page as MNIST was made: [28, 28]."""
-    rows, columns = np.flatnonzero((ink > 0.4).any(axis=1)), np.flatnonzero((ink > 0.4).any(axis=0))
-    cut = Image.fromarray(ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].astype(np.float32))
-    scale = 20 / max(cut.size)
-    size = max(1, round(cut.width * scale)), max(1, round(cut.height * scale))
-    small = np.asarray(cut.resize(size, Image.Resampling.BOX if scale < 1 else Image.Resampling.BILINEAR))
-    centre = [float(small.sum(axis=1 - axis) @ np.arange(small.shape[axis])) / float(small.sum()) for axis in (0, 1)]
-    top, left = (int(np.clip(round(14 - at), 0, 28 - side)) for at, side in zip(centre, small.shape, strict=True))
-    canvas = np.zeros((28, 28), np.float32)
-    canvas[top : top + small.shape[0], left : left + small.shape[1]] = small
-    return canvas
-
-
-def _grown(mask: Mask, radius: int = 2) -> Mask:
-    """The mask [H, W] dilated by a disc."""
-    padded, grown = np.pad(mask, radius), np.zeros_like(mask)
-    for down in range(-radius, radius + 1):
-        for right in range(-radius, radius + 1):
-            if down**2 + right**2 <= radius**2 + 1:
-                top, left = radius + down, radius + right
-                grown |= padded[top : top + mask.shape[0], left : left + mask.shape[1]]
-    return grown
 
 
 def print_table(figures: dict[str, KindFigures]) -> None:

@@ -19,7 +19,8 @@ from app.detection.model_card import Architecture, Card, EpochLosses, SelfCheck,
 from app.network.autoencoder import Autoencoder, ModelConfig
 from app.network.detector_network import DetectorNetwork
 from app.network.mse_scorer import MseScorer
-from app.training.calibration import bundle_files, score_images
+from app.training.calibration import bundle_files
+from app.training.scorer_fitting import score_images
 
 settings.register_profile("unhurried", deadline=None, derandomize=True)
 settings.load_profile("unhurried")

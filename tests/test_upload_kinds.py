@@ -8,8 +8,9 @@ import pytest
 
 from app.detection.detector import Detector, stack_features
 from app.detection.store import find, load
+from app.training.synthetic.damage import MUTILATED, damage
 from benchmarks.upload_kinds import KINDS
-from benchmarks.uploads import MUTILATED, damage, load_sets, prepare, render
+from benchmarks.uploads import load_sets, prepare, render
 
 DATA = Path(os.environ.get("ODDIGIT_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 STORE = Path(__file__).resolve().parents[1] / "model_store"

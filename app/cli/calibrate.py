@@ -6,7 +6,6 @@ from typing import Annotated
 import typer
 
 from app.cli import options
-from app.cli.progress import working
 from app.training.optional import check_training_extra
 
 
@@ -48,6 +47,7 @@ def calibrate(
             scorer=scorer,
             device=device,
         )
-        with working("Calibrating; with --weights the scorer is fitted first"):
-            folder = import_weights(weights, config) if weights else recalibrate(find(store, model, version), config)
-        print_published(folder)
+        if weights is not None:
+            print_published(import_weights(weights, config))
+        else:
+            print_published(recalibrate(find(store, model, version), config))

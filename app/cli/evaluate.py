@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from app.cli import options
-from app.cli.progress import working
 from app.training.optional import check_training_extra
 
 if TYPE_CHECKING:
@@ -41,8 +40,7 @@ def evaluate(
         detector = Detector(load(find(store, model, version)), device)
         normal_images = evaluation.normal_test_images(detector.bundle.card, normal, data_dir)
         anomaly_sets = _with_distinct_names([evaluation.named_images(source, data_dir) for source in anomalies or ()])
-        with working("Scoring the images and drawing the pictures"):
-            result = evaluation.evaluate(detector, normal_images, anomaly_sets, out)
+        result = evaluation.evaluate(detector, normal_images, anomaly_sets, out)
         content = json.dumps(result.as_json(), indent=2, allow_nan=False)
         (out / "evaluation.json").write_text(content + "\n")
         if as_json:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
 from app.training.progress import Progress
@@ -26,18 +26,6 @@ def counted_on_terminal(items: Iterator[Item]) -> Iterator[Item]:
         for item in items:
             display.advance(task)
             yield item
-
-
-@contextmanager
-def working(what: str) -> Iterator[None]:
-    """Say on a terminal what takes so long, and for how long it has; nothing elsewhere."""
-    if not sys.stderr.isatty():
-        yield
-        return
-    columns = (SpinnerColumn(), TextColumn(what), TimeElapsedColumn())
-    with RichProgress(*columns, console=Console(stderr=True), transient=True) as display:
-        display.add_task("", total=None)
-        yield
 
 
 class LineProgress:

@@ -86,7 +86,7 @@ class Detector:
         `features` [N, K] are the upload features of prepared images; rows of NaN mark unprepared images.
         """
         out = self._runtime.run(images, with_maps=reconstructions or error_maps)
-        mapped = self._map_uploads(out.score, features)
+        mapped = self._map_uploads(out.score, images, features)
         p_values = self.bundle.calibration.p_values(mapped.scores)
         if features is not None:
             p_values = np.maximum(p_values, 1 / (mapped.sizes + 1))  # the smallest of the upload's own group
@@ -117,7 +117,7 @@ class Detector:
                 "it is not served."
             )
 
-    def _map_uploads(self, scores: Floats, features: Floats | None) -> MappedUploads:
+    def _map_uploads(self, scores: Floats, images: Images, features: Floats | None) -> MappedUploads:
         """Scores [N] of unprepared images stay; those of prepared images are combined with their features [N, K]."""
         sizes, calibrated = np.full(len(scores), self.bundle.calibration.n), np.ones(len(scores), np.bool_)
         if features is None or self.bundle.uploads is None:
@@ -125,7 +125,7 @@ class Detector:
         prepared = ~np.isnan(features[:, 0])
         scores = scores.copy()
         scores[prepared], sizes[prepared], calibrated[prepared] = self.bundle.uploads.score(
-            scores[prepared], features[prepared]
+            scores[prepared], images[prepared], features[prepared]
         )
         return MappedUploads(scores, sizes, calibrated)
 

@@ -1,8 +1,9 @@
-"""Scores of prepared uploads: the image score and the upload features in, one score on the scale of unprepared images out.
+"""Scores of prepared uploads: image, image score and upload features in, one score on the scale of unprepared images out.
 
 Preparing an upload (crop, flatten, centre) removes much of what distinguishes an anomaly; the upload features keep it. Their
 Mahalanobis distance to the features of normal uploads is added to the image score, each in units of its own 99 % quantile
-over normal uploads. An upload that is cleaner than usual is not anomalous, so most features count on one side only.
+over normal uploads, and so are the log-odds of two small networks (upload_networks.py). An upload that is cleaner than usual
+is not anomalous, so most features count on one side only.
 
 Uploads are calibrated by kind (Mondrian conformal prediction: Vovk, Gammerman & Shafer, Algorithmic Learning in a Random
 World, 2005, section 4.5): the sum is compared with normal uploads of its own group, and mapped to the scale of unprepared
@@ -18,12 +19,14 @@ from numpy.typing import NDArray
 
 from app.detection.conformal import Calibration, CalibrationError
 from app.detection.imaging.upload_features import FEATURE_NAMES, ONE_SIDED, SCORED_FEATURES, Groups, upload_groups
+from app.detection.upload_networks import UploadNetworks
 
 Values = NDArray[np.floating]
+Images = NDArray[np.uint8]
 
 QUANTILE = 0.99
 OLD_FEATURES = 15  # in versions of older releases: the first of FEATURE_NAMES
-FEATURE_WEIGHT = 0.7  # of the feature distance: with 1, 4 % fewer anomalies are caught; with 0.5, fewer photographs
+FEATURE_WEIGHT = 0.3  # of the feature distance, beside the networks
 MIN_STD = 0.1  # of a principal axis of the features: an axis that hardly varies in calibration must not outvote all others
 NEAR_CONSTANT = 1e-3  # a feature with a smaller standard deviation is left out
 MIN_GROUP = 200  # calibration uploads; smaller groups are compared with all uploads
@@ -39,9 +42,10 @@ class UploadScorer:
     whitening: NDArray[np.float64]  # [K, K] from deviations to principal axes with unit variance
     max_deviation: float  # of an axis
     units: NDArray[np.float64]  # [2] the 99 % quantiles of the image score and of the feature distance
+    networks: UploadNetworks | None = None  # None in versions of older releases
 
     @classmethod
-    def fit(cls, scores: Values, features: Values) -> Self:
+    def fit(cls, scores: Values, features: Values, networks: UploadNetworks | None = None) -> Self:
         """From the image scores [N] and the upload features [N, K] of normal uploads."""
         features = np.asarray(features, np.float64)[:, : len(SCORED_FEATURES)]
         centre, sides = np.median(features, axis=0), np.asarray(ONE_SIDED, np.float64)[: features.shape[1]]
@@ -51,7 +55,7 @@ class UploadScorer:
         whitening = used[:, None] * axes / np.sqrt(np.maximum(variances, MIN_STD**2))
         unscaled = cls(centre, sides, whitening, MAX_DEVIATION, np.ones(2))
         units = [np.quantile(scores, QUANTILE), np.quantile(unscaled.distances(features), QUANTILE)]
-        return cls(centre, sides, whitening, MAX_DEVIATION, np.maximum(units, 1e-9) / (1, FEATURE_WEIGHT))
+        return cls(centre, sides, whitening, MAX_DEVIATION, np.maximum(units, 1e-9) / (1, FEATURE_WEIGHT), networks)
 
     def distances(self, features: Values) -> NDArray[np.float64]:
         """Mahalanobis distances [N] of upload features [N, >= K] to those of normal uploads."""
@@ -59,12 +63,12 @@ class UploadScorer:
         distances: NDArray[np.float64] = np.linalg.norm(np.clip(axes, -self.max_deviation, self.max_deviation), axis=1)
         return distances
 
-    def combine(self, scores: Values, features: Values) -> NDArray[np.float64]:
-        """Image scores [N] and upload features [N, >= K] -> combined scores [N], higher = more anomalous."""
+    def combine(self, scores: Values, images: Images, features: Values) -> NDArray[np.float64]:
+        """Image scores [N], prepared images [N, S, S], upload features [N, >= K] -> scores [N], higher = more anomalous."""
         combined: NDArray[np.float64] = scores / self.units[0] + self.distances(features) / self.units[1]
-        return combined
+        return combined if self.networks is None else combined + self.networks.score(images, features)
 
-    def arrays(self) -> dict[str, NDArray[np.float64]]:
+    def arrays(self) -> dict[str, NDArray[Any]]:
         """The arrays that `from_arrays` reads."""
         return {
             "evidence_mean": self.centre,
@@ -72,6 +76,7 @@ class UploadScorer:
             "evidence_whitening": self.whitening,
             "evidence_max_deviation": np.asarray(self.max_deviation),
             "evidence_units": self.units,
+            **(self.networks.arrays("evidence") if self.networks else {}),
         }
 
     @classmethod
@@ -89,7 +94,7 @@ class UploadScorer:
         expected = OLD_FEATURES if old else len(FEATURE_NAMES)
         if centre.shape != (expected,) or sides.shape != (expected,) or whitening.shape != (expected, expected):
             raise ValueError(f"the upload scorer is not for {expected} upload features")
-        return cls(centre, sides, whitening, cap, units)
+        return cls(centre, sides, whitening, cap, units, UploadNetworks.from_arrays(arrays, "evidence"))
 
 
 def _deviations(features: Values, centre: NDArray[np.float64], sides: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -176,9 +181,9 @@ class UploadCalibration:
         kept = np.where(np.isin(groups, large), groups, -1).astype(np.int8)
         return cls(scorer, QuantileMap.calibrated(combined, calibration), maps, kept)
 
-    def score(self, scores: Values, features: Values) -> MappedUploads:
-        """Map the image scores [N] of uploads with upload features [N, K]."""
-        combined = self.scorer.combine(scores, features)
+    def score(self, scores: Values, images: Images, features: Values) -> MappedUploads:
+        """Map the image scores [N] of prepared images [N, S, S] with upload features [N, K]."""
+        combined = self.scorer.combine(scores, images, features)
         mapped = self.pooled.map_scores(combined)
         sizes = np.full(len(mapped), self.pooled.n, np.intp)
         own_group = np.full(len(mapped), not self.groups)

@@ -22,17 +22,15 @@ from app.detection.model_card import PREPROCESSING, Architecture, Card, EpochLos
 from app.detection.upload_scorer import UploadCalibration, UploadScorer
 from app.network.autoencoder import Autoencoder, save_autoencoder
 from app.network.detector_network import DetectorNetwork, OnnxModels, Scorer, export_onnx, normalise
-from app.network.mse_scorer import MseScorer
 from app.training.datasets import LabelledImages
-from app.training.scorer_fitting import SCORERS, fit_scorer
-from app.training.synthetic.uploads import Uploads, synthesise_uploads
+from app.training.scorer_fitting import SCORERS, fit_scorer, score_images
+from app.training.upload_fitting import uploads_of
 
 Images = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 
 CHUNK = 8192  # images in one forward pass: 25 MB of float32 pixels
 RATES = (0.001, 0.01, 0.05, 0.1)  # false-alarm rates that are reported
-FEATURE_IMAGES = 5_000  # uploads that the feature statistics are fitted on; more images do not change them
 COMPARED_IMAGES = 1_000  # calibration images whose scores are compared between ONNX Runtime and torch
 MAX_ONNX_DIFFERENCE = 1e-3  # largest relative difference of a score that is published
 _SELF_CHECK_SEED = 28
@@ -82,14 +80,6 @@ def fit_image_scorer(name: str, model: Autoencoder, images: Images, device: torc
     return fit_scorer(name, model.to(device), flatten(images, device), seed=seed)
 
 
-def fit_upload_scorer(network: DetectorNetwork, normal: LabelledImages, seed: int) -> UploadScorer | None:
-    """Fit the statistics of upload features on normal uploads; None for the plain error, which has no upload scorer."""
-    if isinstance(network.scorer, MseScorer):
-        return None
-    uploads = _uploads_of(normal.take(np.arange(min(len(normal), FEATURE_IMAGES))), seed)
-    return UploadScorer.fit(score_images(network, uploads.images), uploads.features)
-
-
 def make_bundle(
     network: DetectorNetwork, upload_scorer: UploadScorer | None, normal: LabelledImages, provenance: Provenance
 ) -> Bundle:
@@ -104,8 +94,8 @@ def make_bundle(
     calibration = Calibration.from_scores(scores)
     uploads = None
     if upload_scorer is not None:
-        prepared = _uploads_of(normal, _CALIBRATION_UPLOADS_SEED)
-        combined = upload_scorer.combine(score_images(network, prepared.images), prepared.features)
+        prepared = uploads_of(normal, _CALIBRATION_UPLOADS_SEED)
+        combined = upload_scorer.combine(score_images(network, prepared.images), prepared.images, prepared.features)
         groups = upload_groups(prepared.features)
         uploads = UploadCalibration.calibrated(upload_scorer, combined, groups, calibration, images_needed(provenance.alpha))
     card = _first_card(network, calibration, provenance)
@@ -188,24 +178,9 @@ def false_alarm_interval(calibration_images: int, alpha: float, confidence: floa
     return low, high
 
 
-@torch.inference_mode()
-def score_images(network: DetectorNetwork, images: Images) -> Floats:
-    """Scores [N] of images [N, S, S], by torch on the network's device."""
-    device = next(network.parameters()).device
-    chunks = [torch.tensor(images[start : start + CHUNK]).to(device) for start in range(0, len(images), CHUNK)]
-    return np.concatenate([network.score(chunk)[0].cpu().numpy() for chunk in chunks])
-
-
 def flatten(images: Images, device: torch.device) -> Tensor:
     """uint8 [N, S, S] -> float32 [N, S * S] in [-1, 1] on `device`."""
     return normalise(torch.tensor(images)).to(device)
-
-
-def _uploads_of(images: LabelledImages, seed: int) -> Uploads:
-    """Prepared uploads as they are, other images redrawn as uploads."""
-    if images.features is not None:
-        return Uploads(images.images, images.features)
-    return synthesise_uploads(images.images, seed=seed)
 
 
 def _first_card(network: DetectorNetwork, calibration: Calibration, provenance: Provenance) -> Card:

@@ -21,13 +21,13 @@ from app.training.calibration import (
     Provenance,
     detect_all,
     fit_image_scorer,
-    fit_upload_scorer,
     make_bundle,
     measure,
     with_card,
 )
 from app.training.datasets import DataError, DataSet, LabelledImages, Splits, load_dataset, split
 from app.training.reporting.report import Report
+from app.training.upload_fitting import fit_upload_scorer
 
 
 class TrainingCurves(NamedTuple):

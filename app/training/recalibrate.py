@@ -20,12 +20,12 @@ from app.training.calibration import (
     check_export,
     check_scorer,
     make_bundle,
-    score_images,
     with_card,
 )
 from app.training.config import CALIBRATION_SHARE
 from app.training.datasets import DataSet, LabelledImages, load_dataset, split
 from app.training.publishing import describe_data, fit_and_publish, publish_measured, trained_on
+from app.training.scorer_fitting import score_images
 
 
 @dataclass(frozen=True)

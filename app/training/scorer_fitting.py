@@ -10,12 +10,14 @@ from functools import partial
 from itertools import pairwise
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Generator, Tensor
 
 from app.network.autoencoder import Autoencoder, ForwardPass
-from app.network.detector_network import Scorer
+from app.network.detector_network import DetectorNetwork, Scorer
 from app.network.mse_scorer import MseScorer
 from app.network.residual_scorer import BANDS, ENERGIES, ResidualScorer, region_weights, shape_inputs
 from app.training.synthetic.anomalies import Transform, augment_normal, synthetic_anomaly
@@ -43,9 +45,9 @@ Tensors = dict[str, Tensor]
 
 
 class Source(NamedTuple):
-    """Training examples of the shape network."""
+    """Training examples of a classifier."""
 
-    inputs: Tensor  # [N, K + B + L + U]
+    inputs: Tensor  # [N, I]
     share: float  # of each batch
     label: float  # 0 = normal, 1 = anomalous
 
@@ -80,7 +82,8 @@ def fit_residual_scorer(model: Autoencoder, images: Tensor, *, seed: int) -> Res
         synthetic(augment_normal, 0.5, 0.0),
         synthetic(synthetic_anomaly, 0.4, 1.0),
     )
-    scorer = _replace(scorer, _train_shape_network(sources, steps, g))
+    network = dict(zip(SHAPE_NETWORK, train_classifier(sources, HIDDEN, steps, g), strict=True))
+    scorer = _replace(scorer, network)
     unscaled = _in_chunks(scorer.unscaled_score, fitted)
     return _replace(scorer, {"centre": unscaled.median(), "spread": unscaled.std()})
 
@@ -90,6 +93,14 @@ def forward(model: Autoencoder, images: Tensor) -> ForwardPass:
     """Run the autoencoder on images [N, P]."""
     chunks = [model.run(chunk) for chunk in torch.split(images, CHUNK)]
     return ForwardPass(*(torch.cat(column).clone() for column in zip(*chunks, strict=True)))
+
+
+@torch.inference_mode()
+def score_images(network: DetectorNetwork, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Scores [N] of images [N, S, S], by torch on the network's device."""
+    device = next(network.parameters()).device
+    chunks = [torch.tensor(images[start : start + CHUNK]).to(device) for start in range(0, len(images), CHUNK)]
+    return np.concatenate([network.score(chunk)[0].cpu().numpy() for chunk in chunks])
 
 
 def _unfitted(tensors: Tensors) -> ResidualScorer:
@@ -148,13 +159,25 @@ def _band_statistics(fitted: ForwardPass, scorer: ResidualScorer) -> Tensors:
     return {"band_mean": band_mean, "band_std": band_std}
 
 
-def _train_shape_network(sources: Sequence[Source], steps: int, g: Generator) -> Tensors:
-    """Logistic regression by a small network. Each batch draws from the sources by their shares."""
-    widths = (sources[0].inputs.shape[1], *HIDDEN, 1)
+def train_classifier(
+    sources: Sequence[Source],
+    hidden: Sequence[int],
+    steps: int,
+    g: Generator,
+    *,
+    prepare: Callable[[Tensor], Tensor] | None = None,
+    learning_rate: float = PEAK_LEARNING_RATE,
+    weight_decay: float = WEIGHT_DECAY,
+) -> list[Tensor]:
+    """Logistic regression by a network with ReLU -> its weights and biases in turn, those of the first layer first.
+
+    Each batch draws from the sources by their shares; `prepare` turns the examples of a batch into inputs.
+    """
+    widths = (sources[0].inputs.shape[1], *hidden, 1)
     weights = [(torch.randn(i, o, generator=g) * math.sqrt(2 / i)).requires_grad_() for i, o in pairwise(widths)]
     biases = [torch.zeros(o, requires_grad=True) for o in widths[1:]]
-    optimizer = torch.optim.AdamW(weights + biases, weight_decay=WEIGHT_DECAY, fused=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK_LEARNING_RATE, total_steps=steps)
+    optimizer = torch.optim.AdamW(weights + biases, weight_decay=weight_decay, fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps)
     counts = [int(BATCH * source.share) for source in sources]
     labels = torch.cat([torch.full((n,), source.label) for n, source in zip(counts, sources, strict=True)])
     for _ in range(steps):
@@ -162,16 +185,15 @@ def _train_shape_network(sources: Sequence[Source], steps: int, g: Generator) ->
             source.inputs[torch.randint(len(source.inputs), (n,), generator=g)]
             for n, source in zip(counts, sources, strict=True)
         ]
-        hidden = torch.cat(drawn)
+        values = torch.cat(drawn) if prepare is None else prepare(torch.cat(drawn))
         for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
-            hidden = torch.relu(hidden @ weight + bias)
-        loss = F.binary_cross_entropy_with_logits((hidden @ weights[-1] + biases[-1])[:, 0], labels)
+            values = torch.relu(values @ weight + bias)
+        loss = F.binary_cross_entropy_with_logits((values @ weights[-1] + biases[-1])[:, 0], labels)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule.step()
-    trained = [tensor.detach() for pair in zip(weights, biases, strict=True) for tensor in pair]
-    return dict(zip(SHAPE_NETWORK, trained, strict=True))
+    return [tensor.detach() for pair in zip(weights, biases, strict=True) for tensor in pair]
 
 
 def _shape_inputs(scorer: ResidualScorer, fitted: ForwardPass) -> Tensor:

@@ -102,7 +102,6 @@ def train(config: TrainConfig, *, resume: bool = False, progress: Progress | Non
             with Interrupt() as interrupt:
                 run_epochs(training, config, splits, checkpoint, progress, interrupt)
             progress.say("Calibrating, evaluating and drawing the report ...")
-            progress.say("Trained. Now the scorer is fitted and calibrated, and the report is drawn: up to 3 minutes.")
             folder = _publish(training, config, dataset, splits)
     except KeyboardInterrupt:
         raise TrainingInterrupted(_how_to_continue(training, config, checkpoint)) from None

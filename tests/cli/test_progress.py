@@ -1,23 +1,8 @@
 """The progress of a training as it is shown to a person."""
 
-import io
-
 import pytest
-from rich.console import Console
 
 from app.cli.progress import BarProgress, LineProgress, terminal_progress
-
-
-def test_the_bar_fits_into_80_columns():
-    """At its widest: three-digit epochs, a speed of six digits, hours of time."""
-    bar = BarProgress()
-    bar.start(0, 100, 60_000)
-    bar.finish_epoch(99, 0.1234, 0.1234)
-    bar.display.update(bar.display.task_ids[0], speed="123,456")
-    console = Console(width=80, file=io.StringIO(), force_terminal=True, color_system=None)
-    console.print(bar.display.get_renderable())
-    (line,) = console.file.getvalue().splitlines()
-    assert "test 0.1234 123,456/s" in line and line.rstrip().endswith(("--:--", ":00"))
 
 
 @pytest.mark.parametrize(("is_terminal", "kind"), [(True, BarProgress), (False, LineProgress)])

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -6,22 +8,41 @@ from hypothesis.extra.numpy import arrays
 
 from app.detection.conformal import Calibration, CalibrationError
 from app.detection.imaging.upload_features import FEATURE_NAMES, upload_groups
+from app.detection.upload_networks import PICTURE_FEATURES, SmallNetwork, UploadNetworks
 from app.detection.upload_scorer import MAX_DEVIATION, QuantileMap, UploadCalibration, UploadScorer
 
 N, K = 500, len(FEATURE_NAMES)
 
 
 def normal_uploads(seed=0, count=N):
-    """Residual scores and features that hang together a little, as those of real uploads do."""
+    """Image scores, images, and features that hang together a little with the scores, as those of real uploads do."""
     random = np.random.RandomState(seed)
     features = random.randn(count, K) * np.linspace(0.3, 2, K) + np.arange(K)
     scores = np.log1p(np.exp(random.randn(count) + 0.3 * features[:, 0])).astype(np.float32)
-    return scores, features.astype(np.float32)
+    return scores, random.randint(0, 256, (count, 28, 28), np.uint8), features.astype(np.float32)
 
 
-@pytest.fixture(scope="module")
-def scorer():
-    return UploadScorer.fit(*normal_uploads())
+def make_networks(seed=0):
+    """Networks with random weights."""
+    random = np.random.RandomState(seed)
+
+    def network(*widths):
+        pairs = [*pairwise(widths)]
+        weights = tuple(random.randn(*pair).astype(np.float32) / pair[0] ** 0.5 for pair in pairs)
+        return SmallNetwork(weights, tuple(random.randn(width).astype(np.float32) for _, width in pairs))
+
+    count = int(PICTURE_FEATURES.sum())
+    mean, std = np.arange(K)[PICTURE_FEATURES].astype(np.float32), np.ones(count, np.float32)
+    return UploadNetworks(network(784, 8, 4, 1), network(count, 8, 4, 1), mean, std)
+
+
+BLANK = np.zeros((1, 28, 28), np.uint8)
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["networks", "none"])
+def scorer(request):
+    scores, _, features = normal_uploads()
+    return UploadScorer.fit(scores, features, make_networks() if request.param else None)
 
 
 @pytest.fixture(scope="module")
@@ -37,10 +58,11 @@ def scale(scorer, calibration):
 
 def test_usual_features_are_least_anomalous(scorer):
     """The centre of normal features adds nothing; steps away from it to a counted side add something, up to a cap."""
-    at_centre = scorer.combine(np.ones(1), scorer.centre[None])
-    assert at_centre == pytest.approx(1 / scorer.units[0])
+    added = scorer.networks.score(BLANK, scorer.centre[None])[0] if scorer.networks else 0
+    at_centre = scorer.combine(np.ones(1), BLANK, scorer.centre[None])
+    assert at_centre == pytest.approx(1 / scorer.units[0] + added)
     direction = np.where(scorer.sides < 0, -1.0, 1.0)
-    steps = [scorer.combine(np.ones(1), (scorer.centre + far * direction)[None])[0] for far in (0, 0.1, 0.3, 1)]
+    steps = [scorer.distances((scorer.centre + far * direction)[None])[0] for far in (0, 0.1, 0.3, 1)]
     assert steps == sorted(steps)
     assert steps[-1] > steps[0]
 
@@ -71,14 +93,14 @@ def test_size_and_contrast_are_not_scored(scorer, name):
 
 def test_a_feature_that_never_varies_is_left_out():
     """A column without variance, or only such columns, still gives finite scores, and a change in it does not count."""
-    scores, features = normal_uploads()
+    scores, images, features = normal_uploads()
     column = FEATURE_NAMES.index("aspect")
     features[:, column] = 3.0
     scorer = UploadScorer.fit(scores, features)
     features[:, column] = 9.0
-    assert np.isfinite(scorer.combine(scores, features)).all()
+    assert np.isfinite(scorer.combine(scores, images, features)).all()
     assert scorer.distances(scorer.centre[None] + 9 * (np.arange(K) == column))[0] == 0
-    assert np.isfinite(UploadScorer.fit(scores, np.full_like(features, 3.0)).combine(scores, features)).all()
+    assert np.isfinite(UploadScorer.fit(scores, np.full_like(features, 3.0)).combine(scores, images, features)).all()
 
 
 def test_arrays_there_and_back_are_the_same_scorer(scorer):
@@ -86,14 +108,17 @@ def test_arrays_there_and_back_are_the_same_scorer(scorer):
     stored = {**scorer.arrays(), "calibration": np.zeros(3)}
     again = UploadScorer.from_arrays(stored)
     assert np.array_equal(again.combine(*normal_uploads(3)), scorer.combine(*normal_uploads(3)))
+    assert (again.networks is None) == (scorer.networks is None)
     for name in scorer.arrays():
+        if name == "evidence_digit_w0":  # without it there are no networks
+            continue
         with pytest.raises(KeyError):
             UploadScorer.from_arrays({key: value for key, value in scorer.arrays().items() if key != name})
 
 
 def test_the_scorer_of_an_older_release_is_read():
     """Mean and precision of the first features, which count on both sides without a cap."""
-    scores, features = normal_uploads()
+    scores, images, features = normal_uploads()
     old = features[:, :15].astype(np.float64)
     precision = np.linalg.inv(np.cov(old.T) + 0.01 * np.eye(15))
     scorer = UploadScorer.from_arrays(
@@ -101,7 +126,7 @@ def test_the_scorer_of_an_older_release_is_read():
     )
     centred = old - old.mean(0)
     expected = scores + np.sqrt(np.einsum("nk,kl,nl->n", centred, precision, centred))
-    np.testing.assert_allclose(scorer.combine(scores, features), expected)
+    np.testing.assert_allclose(scorer.combine(scores, images, features), expected)
 
 
 def test_the_calibration_uploads_lie_where_unprepared_images_do(scale, calibration):
@@ -143,52 +168,58 @@ def test_scores_beyond_all_calibration_uploads_go_on_rising(scale, calibration):
 
 def grouped_uploads(seed, count=4_000):
     """Uploads of two groups; those of small digits have higher image scores."""
-    scores, features = normal_uploads(seed, count)
+    scores, images, features = normal_uploads(seed, count)
     small = np.arange(count) % 2 == 0
     features[:, FEATURE_NAMES.index("size")] = np.where(small, np.log(17), np.log(60))
     for name, value in (("bilevel", 0), ("pieces", 0.4), ("width", 1.0)):
         features[:, FEATURE_NAMES.index(name)] = value
-    return np.where(small, 3 * scores, scores).astype(np.float32), features, small
+    return np.where(small, 3 * scores, scores).astype(np.float32), images, features, small
 
 
 def test_each_group_has_as_few_false_alarms_as_promised(scorer):
     """One threshold, and in each of two groups with different scores a share of alpha is flagged."""
-    scores, features, _ = grouped_uploads(seed=1)
+    scores, images, features, _ = grouped_uploads(seed=1)
     calibration = Calibration.from_scores(np.random.RandomState(5).gamma(2, 1, 6_000).astype(np.float32))
-    uploads = UploadCalibration.calibrated(scorer, scorer.combine(scores, features), upload_groups(features), calibration)
-    scores, features, small = grouped_uploads(seed=2, count=20_000)
-    flagged = uploads.score(scores, features).scores > calibration.threshold(0.05)
+    uploads = UploadCalibration.calibrated(
+        scorer, scorer.combine(scores, images, features), upload_groups(features), calibration
+    )
+    scores, images, features, small = grouped_uploads(seed=2, count=20_000)
+    flagged = uploads.score(scores, images, features).scores > calibration.threshold(0.05)
     for group in (small, ~small):
         assert flagged[group].mean() == pytest.approx(0.05, abs=0.02)
 
 
 def test_a_group_that_was_not_calibrated_is_told(scorer, calibration):
     """Its uploads are compared with all uploads; those of a calibrated group with as many as the group has."""
-    scores, features, _ = grouped_uploads(seed=1)
-    uploads = UploadCalibration.calibrated(scorer, scorer.combine(scores, features), upload_groups(features), calibration)
+    scores, images, features, _ = grouped_uploads(seed=1)
+    uploads = UploadCalibration.calibrated(
+        scorer, scorer.combine(scores, images, features), upload_groups(features), calibration
+    )
     features[:3, FEATURE_NAMES.index("bilevel")] = 1
-    found = uploads.score(scores[:6], features[:6])
+    found = uploads.score(scores[:6], images[:6], features[:6])
     assert found.own_group.tolist() == [False] * 3 + [True] * 3
     assert found.sizes.tolist() == [4_000] * 3 + [2_000] * 3
 
 
 def test_small_groups_are_not_calibrated(scorer, calibration):
     """A group without enough uploads for a threshold at the model's alpha has none of its own."""
-    scores, features, _ = grouped_uploads(seed=1)
-    combined, groups = scorer.combine(scores, features), upload_groups(features)
+    scores, images, features, _ = grouped_uploads(seed=1)
+    combined, groups = scorer.combine(scores, images, features), upload_groups(features)
     assert len(UploadCalibration.calibrated(scorer, combined, groups, calibration, 2_000).groups) == 2
     assert not UploadCalibration.calibrated(scorer, combined, groups, calibration, 2_001).groups
 
 
 def test_the_calibration_is_stored_with_its_groups(scorer, calibration):
     """Arrays there and back give the same scores; without groups, as in older releases, all uploads are one kind."""
-    scores, features, _ = grouped_uploads(seed=1)
-    uploads = UploadCalibration.calibrated(scorer, scorer.combine(scores, features), upload_groups(features), calibration)
+    scores, images, features, _ = grouped_uploads(seed=1)
+    uploads = UploadCalibration.calibrated(
+        scorer, scorer.combine(scores, images, features), upload_groups(features), calibration
+    )
     again = UploadCalibration.from_arrays(uploads.arrays(), calibration)
-    for one, other in zip(uploads.score(scores, features), again.score(scores, features), strict=True):
+    for one, other in zip(uploads.score(scores, images, features), again.score(scores, images, features), strict=True):
         assert np.array_equal(one, other)
     without = {name: array for name, array in uploads.arrays().items() if name != "upload_groups"}
-    assert UploadCalibration.from_arrays(without, calibration).score(scores, features).own_group.all()
+    assert UploadCalibration.from_arrays(without, calibration).score(scores, images, features).own_group.all()
 
 
 @pytest.mark.parametrize("tied", [0, 250, 490])

@@ -28,7 +28,7 @@ def augment_normal(images: Tensor, rng: Generator) -> Tensor:
     bent = _elastic_deformation(other_hand, rng, size=0.07 * _uniform(images, rng))
     other_hand = torch.where(_uniform(images, rng) < 0.5, bent, other_hand)
     framed = torch.where(_uniform(images, rng) < 0.5, match_frame(other_hand, images), other_hand)
-    return _vary_pen(framed, rng)
+    return vary_pen(framed, rng)
 
 
 def synthetic_anomaly(images: Tensor, rng: Generator) -> Tensor:
@@ -38,10 +38,11 @@ def synthetic_anomaly(images: Tensor, rng: Generator) -> Tensor:
     """
     anomalies = _apply_one_of(images, ANOMALIES, rng)
     anomalies = torch.where(_uniform(images, rng) < 0.5, match_frame(anomalies, images), anomalies)
-    return torch.where(_uniform(images, rng) < 0.5, _vary_pen(anomalies, rng), anomalies)
+    return torch.where(_uniform(images, rng) < 0.5, vary_pen(anomalies, rng), anomalies)
 
 
-def _vary_pen(images: Tensor, rng: Generator) -> Tensor:
+def vary_pen(images: Tensor, rng: Generator) -> Tensor:
+    """Another pen or a lower resolution; 3 in 20 images stay as they are."""
     return _apply_one_of(images, ((_vary_stroke_width, 7), (_blur, 5), (_lower_resolution, 5), (_identity, 3)), rng)
 
 

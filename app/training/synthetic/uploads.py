@@ -6,6 +6,10 @@ and photographs (uneven light, noise, lines of the page, JPEG). The seed decides
 """
 
 import io
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
 from typing import NamedTuple
 
 import numpy as np
@@ -13,8 +17,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
 from app.detection.imaging.morphology import dilate, erode
-from app.detection.imaging.preprocess import preprocess_digit
+from app.detection.imaging.preprocess import PreprocessedImage, preprocess_digit
 from app.detection.imaging.upload_features import FEATURE_NAMES
+from app.training.synthetic.damage import MUTILATED, damage
+from app.training.synthetic.pictures import draw_picture
 
 Pixels = NDArray[np.uint8]
 Floats = NDArray[np.float32]
@@ -25,6 +31,10 @@ CROPPED_SHARE = 0.25  # tightly cropped
 SMALL_SHARE = 0.4  # digits of 12 to 24 pixels
 BILEVEL_SHARE = 0.35  # at one bit a pixel
 
+_TRIES = 5  # to draw a readable upload of one image
+_CHUNK = 250  # images that a process prepares at a time, in about a second
+_LEAST_CHUNKS = 5  # for which processes are started
+
 
 class Uploads(NamedTuple):
     """Prepared uploads, in the order of the images that they were made from."""
@@ -33,21 +43,51 @@ class Uploads(NamedTuple):
     features: Floats  # [N, K], see app/detection/imaging/upload_features.py
 
 
-def synthesise_uploads(images: Pixels, *, seed: int) -> Uploads:
+def synthesise_uploads(images: Pixels, *, seed: int, readable: bool = True) -> Uploads:
     """Make one prepared upload of each image, uint8 [N, 28, 28], 0 = background.
 
     Each image has its own random stream, derived from `seed` and its index: equal seeds give equal bits, and the first
-    uploads do not depend on how many images follow.
+    uploads do not depend on how many images follow. With `readable`, an upload of which preparation destroyed the digit (2 %)
+    is drawn again: with such uploads among the normal ones, the threshold would let most anomalies pass.
     """
-    streams = np.random.SeedSequence(seed).spawn(len(images))
+    return _prepare_all(partial(_upload, readable=readable), images, seed)
+
+
+def synthesise_pictures(count: int, *, size: int, seed: int) -> Uploads:
+    """Make prepared uploads of pictures of things, as `synthesise_uploads` does of digits."""
+    return _prepare_all(_picture, np.zeros((count, size, size), np.uint8), seed)
+
+
+def _upload(image: Pixels, rng: Rng, *, readable: bool) -> PreprocessedImage:
+    for _ in range(_TRIES if readable else 1):
+        prepared = preprocess_digit(draw_upload(image, rng), size=len(image))
+        if not readable or damage(prepared.image, image / np.float32(255)) <= MUTILATED:
+            break
+    return prepared
+
+
+def _picture(canvas: Pixels, rng: Rng) -> PreprocessedImage:
+    return preprocess_digit(draw_picture(rng), size=len(canvas))
+
+
+def _prepare_all(prepare: Callable[[Pixels, Rng], PreprocessedImage], images: Pixels, seed: int) -> Uploads:
+    """Call `prepare` for each image with a random stream of its own; for many images in one process for each CPU."""
+    chunks = [range(start, min(start + _CHUNK, len(images))) for start in range(0, len(images), _CHUNK)]
+    arguments = [(prepare, images[chunk.start : chunk.stop], seed, chunk) for chunk in chunks]
+    if len(chunks) < _LEAST_CHUNKS:
+        parts = [_prepare_chunk(*each) for each in arguments]
+    else:
+        with ProcessPoolExecutor(mp_context=get_context("forkserver")) as pool:
+            parts = list(pool.map(_prepare_chunk, *zip(*arguments, strict=True)))
     size = images.shape[-1]
-    prepared = [
-        preprocess_digit(draw_upload(image, np.random.default_rng(stream)), size=size)
-        for image, stream in zip(images, streams, strict=True)
-    ]
-    pixels = np.asarray([upload.image for upload in prepared], np.uint8).reshape(-1, size, size)
-    features = np.asarray([upload.features for upload in prepared], np.float32).reshape(-1, len(FEATURE_NAMES))
-    return Uploads(pixels, features)
+    empty = Uploads(np.zeros((0, size, size), np.uint8), np.zeros((0, len(FEATURE_NAMES)), np.float32))
+    return Uploads(*(np.concatenate(column) for column in zip(empty, *parts, strict=True)))
+
+
+def _prepare_chunk(prepare: Callable[[Pixels, Rng], PreprocessedImage], images: Pixels, seed: int, indices: range) -> Uploads:
+    streams = [np.random.SeedSequence(seed, spawn_key=(index,)) for index in indices]
+    done = [prepare(image, np.random.default_rng(stream)) for image, stream in zip(images, streams, strict=True)]
+    return Uploads(np.stack([each.image for each in done]), np.stack([np.asarray(each.features) for each in done]))
 
 
 def draw_upload(image: Pixels, rng: Rng) -> Pixels:
@@ -148,7 +188,8 @@ def _place_on_page(ink: Floats, rng: Rng) -> Floats:
     height, width = ink.shape
     longest = max(height, width)
     margin = longest * rng.uniform(0.15, 1.4, size=2)
-    page = np.zeros((min(170, height + round(margin[0])), min(170, width + round(margin[1]))), np.float32)
+    sides = [max(side, min(170, side + round(around))) for side, around in zip(ink.shape, margin, strict=True)]
+    page = np.zeros(sides, np.float32)
     top = round((page.shape[0] - height) * np.clip(rng.normal(0.5, 0.18), 0.05, 0.95))
     left = round((page.shape[1] - width) * np.clip(rng.normal(0.5, 0.18), 0.05, 0.95))
     page[top : top + height, left : left + width] = ink

@@ -1,0 +1,110 @@
+"""Two small networks that look at prepared uploads: is this a digit, and was this a photograph of a thing?
+
+Both are classifiers in numpy, fitted in training/upload_fitting.py. The first reads the prepared image; it was trained on
+prepared uploads, normal ones and synthetic anomalies, because preparation gives all images the look of a digit. The second
+reads the upload features, in which pictures of things (training/synthetic/pictures.py) differ from paper with ink.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.detection.imaging.upload_features import FEATURE_NAMES
+
+Images = NDArray[np.uint8]
+Values = NDArray[np.floating[Any]]
+Floats = NDArray[np.float32]
+
+# A network may not learn what choosing the group uses, and faint ink is as good as dark ink.
+PICTURE_FEATURES = np.asarray([name not in ("contrast", "extent", "size", "bilevel") for name in FEATURE_NAMES])
+DIGIT_WEIGHT, PICTURE_WEIGHT = 0.2, 0.25  # of the log-odds, beside an image score and feature distance of about 1
+LARGEST_LOG_ODDS = 8.0  # of the digit network: it is more certain only of images unlike those that it was trained on
+FEATURE_RANGE = (-4.0, 6.0)  # in standard deviations
+LAYERS = 3
+
+
+class SmallNetwork(NamedTuple):
+    """A fully connected network with ReLU, whose output is one log-odds."""
+
+    weights: tuple[Floats, ...]  # [I, H1], [H1, H2], [H2, 1]
+    biases: tuple[Floats, ...]  # [H1], [H2], [1]
+
+    def log_odds(self, inputs: Floats) -> Floats:
+        """Inputs [N, I] -> log-odds [N]."""
+        hidden = inputs @ self.weights[0] + self.biases[0]
+        for weight, bias in zip(self.weights[1:], self.biases[1:], strict=True):
+            hidden = np.maximum(hidden, 0) @ weight + bias
+        column: Floats = hidden[:, 0]
+        return column
+
+    def arrays(self, prefix: str) -> dict[str, Floats]:
+        """The arrays that `from_arrays` reads."""
+        named = {f"{prefix}_w{layer}": weight for layer, weight in enumerate(self.weights)}
+        return named | {f"{prefix}_b{layer}": bias for layer, bias in enumerate(self.biases)}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]], prefix: str, inputs: int | None = None) -> Self:
+        """Rebuild from `arrays(prefix)`.
+
+        Raises:
+            KeyError, ValueError: an array is missing, or the shapes do not fit each other or `inputs`.
+        """
+        weights = tuple(arrays[f"{prefix}_w{layer}"].astype(np.float32) for layer in range(LAYERS))
+        biases = tuple(arrays[f"{prefix}_b{layer}"].astype(np.float32) for layer in range(LAYERS))
+        widths = (inputs or weights[0].shape[0], *(bias.size for bias in biases))
+        if (
+            [weight.shape for weight in weights] != [*pairwise(widths)]
+            or widths[-1] != 1
+            or any(bias.ndim != 1 for bias in biases)
+        ):
+            raise ValueError(f"the layers of the network {prefix} do not fit each other")
+        return cls(weights, biases)
+
+
+@dataclass(frozen=True)
+class UploadNetworks:
+    """The networks, and what the upload features are scaled by."""
+
+    digit: SmallNetwork  # of pixels in [0, 1], [S * S]
+    picture: SmallNetwork  # of scaled features
+    feature_mean: Floats  # [F] of the PICTURE_FEATURES of normal uploads
+    feature_std: Floats  # [F]
+
+    def score(self, images: Images, features: Values) -> NDArray[np.float64]:
+        """Prepared images [N, S, S] and upload features [N, K] -> what is added to the score [N], at least 0."""
+        pixels = images.reshape(len(images), -1).astype(np.float32) / np.float32(255)
+        digit = np.clip(self.digit.log_odds(pixels), -LARGEST_LOG_ODDS, LARGEST_LOG_ODDS) + LARGEST_LOG_ODDS
+        picture = np.logaddexp(0, self.picture.log_odds(self.scale(features)))
+        added: NDArray[np.float64] = (DIGIT_WEIGHT * digit + PICTURE_WEIGHT * picture).astype(np.float64)
+        return added
+
+    def scale(self, features: Values) -> Floats:
+        """Upload features [N, K] -> inputs of the picture network [N, F]."""
+        deviations = (features[:, PICTURE_FEATURES] - self.feature_mean) / self.feature_std
+        scaled: Floats = np.clip(deviations, *FEATURE_RANGE).astype(np.float32)
+        return scaled
+
+    def arrays(self, prefix: str) -> dict[str, Floats]:
+        """The arrays that `from_arrays` reads."""
+        scaling = {f"{prefix}_feature_mean": self.feature_mean, f"{prefix}_feature_std": self.feature_std}
+        return {**self.digit.arrays(f"{prefix}_digit"), **self.picture.arrays(f"{prefix}_picture"), **scaling}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]], prefix: str) -> Self | None:
+        """Rebuild from `arrays(prefix)`; None for a version of an older release, which has no networks.
+
+        Raises:
+            KeyError, ValueError: an array is missing, or has another shape.
+        """
+        if f"{prefix}_digit_w0" not in arrays:
+            return None
+        mean, std = (arrays[f"{prefix}_feature_{name}"].astype(np.float32) for name in ("mean", "std"))
+        count = int(PICTURE_FEATURES.sum())
+        if mean.shape != (count,) or std.shape != (count,):
+            raise ValueError(f"the scaling of upload features is not for {count} features")
+        picture = SmallNetwork.from_arrays(arrays, f"{prefix}_picture", count)
+        return cls(SmallNetwork.from_arrays(arrays, f"{prefix}_digit"), picture, mean, std)

@@ -1,0 +1,103 @@
+"""Fitting of the upload scorer: normal images in, its statistics and networks out. Uses no other data than normal images.
+
+The networks learn from synthetic uploads: normal images and synthetic anomalies, drawn on pages and prepared as uploads are,
+and pictures of things.
+"""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Generator, Tensor
+
+from app.detection.upload_networks import FEATURE_RANGE, PICTURE_FEATURES, SmallNetwork, UploadNetworks
+from app.detection.upload_scorer import UploadScorer
+from app.network.detector_network import DetectorNetwork
+from app.network.mse_scorer import MseScorer
+from app.training.datasets import LabelledImages
+from app.training.scorer_fitting import Source, score_images, train_classifier
+from app.training.synthetic.anomalies import Transform, augment_normal, synthetic_anomaly, vary_pen
+from app.training.synthetic.uploads import Uploads, synthesise_pictures, synthesise_uploads
+
+Pixels = NDArray[np.uint8]
+
+UPLOADS, MAX_COPIES = 16_000, 10  # normal uploads, and as many of synthetic anomalies; of one image at most so many
+PICTURES = 3_000
+UNPREPARED_COPIES = 2  # of each image as it is, varied
+DIGIT_LAYERS, PICTURE_LAYERS = (256, 64), (32, 16)
+DIGIT_STEPS, PICTURE_STEPS = 4_000, 1_500
+PIXEL_NOISE, FEATURE_NOISE = 0.05, 0.1  # added to the inputs in training, so that the networks do not learn single examples
+TRAINING = {"learning_rate": 2e-3, "weight_decay": 0.3}
+MIN_FEATURE_STD = 0.05
+_CHUNK = 10_000
+
+
+def fit_upload_scorer(network: DetectorNetwork, normal: LabelledImages, seed: int) -> UploadScorer | None:
+    """Fit the scorer of uploads on normal images; None for the plain error, which has no upload scorer."""
+    if isinstance(network.scorer, MseScorer):
+        return None
+    g = torch.Generator().manual_seed(seed)
+    count = min(UPLOADS, MAX_COPIES * len(normal))
+    chosen = normal.take(np.arange(count) % len(normal))
+    uploads = uploads_of(chosen, seed)
+    anomalies = synthesise_uploads(_vary(chosen.images, synthetic_anomaly, g), seed=seed + 1, readable=False)
+    pictures = synthesise_pictures(min(PICTURES, count), size=normal.images.shape[-1], seed=seed + 2)
+    digit = _fit_digit_network(normal.images, uploads.images, anomalies.images, pictures.images, g)
+    return UploadScorer.fit(score_images(network, uploads.images), uploads.features, _fit_networks(digit, uploads, pictures, g))
+
+
+def uploads_of(images: LabelledImages, seed: int) -> Uploads:
+    """Prepared uploads as they are, other images redrawn as uploads."""
+    if images.features is not None:
+        return Uploads(images.images, images.features)
+    return synthesise_uploads(images.images, seed=seed)
+
+
+def _fit_digit_network(images: Pixels, uploads: Pixels, anomalies: Pixels, pictures: Pixels, g: Generator) -> SmallNetwork:
+    """Fit on prepared uploads with other pens, and on unprepared images, which vary more."""
+    unprepared = np.concatenate([images] * UNPREPARED_COPIES)
+    sources = (
+        Source(_flat(uploads, _vary(uploads, vary_pen, g)), 0.25, 0.0),
+        Source(_flat(_vary(unprepared, augment_normal, g)), 0.25, 0.0),
+        Source(_flat(anomalies, _vary(anomalies, vary_pen, g)), 0.22, 1.0),
+        Source(_flat(_vary(unprepared, synthetic_anomaly, g)), 0.22, 1.0),
+        Source(_flat(pictures), 0.06, 1.0),
+    )
+
+    def prepare(pixels: Tensor) -> Tensor:
+        return pixels.float() / 255 + PIXEL_NOISE * torch.randn(pixels.shape, generator=g)
+
+    return _small_network(train_classifier(sources, DIGIT_LAYERS, DIGIT_STEPS, g, prepare=prepare, **TRAINING))
+
+
+def _fit_networks(digit: SmallNetwork, uploads: Uploads, pictures: Uploads, g: Generator) -> UploadNetworks:
+    """Fit the picture network, and put it together with the digit network."""
+    features = uploads.features[:, PICTURE_FEATURES].astype(np.float64)
+    mean, std = features.mean(axis=0), np.maximum(features.std(axis=0), MIN_FEATURE_STD)
+
+    def scaled(features: NDArray[np.float32]) -> Tensor:
+        return torch.tensor(np.clip((features[:, PICTURE_FEATURES] - mean) / std, *FEATURE_RANGE), dtype=torch.float32)
+
+    def prepare(inputs: Tensor) -> Tensor:
+        return inputs + FEATURE_NOISE * torch.randn(inputs.shape, generator=g)
+
+    sources = (Source(scaled(uploads.features), 0.6, 0.0), Source(scaled(pictures.features), 0.4, 1.0))
+    picture = _small_network(train_classifier(sources, PICTURE_LAYERS, PICTURE_STEPS, g, prepare=prepare, **TRAINING))
+    return UploadNetworks(digit, picture, mean.astype(np.float32), std.astype(np.float32))
+
+
+def _small_network(trained: list[Tensor]) -> SmallNetwork:
+    arrays = [tensor.numpy() for tensor in trained]
+    return SmallNetwork(tuple(arrays[0::2]), tuple(arrays[1::2]))
+
+
+def _flat(*images: Pixels) -> Tensor:
+    """Images [N, S, S] -> uint8 [N in all, S * S]."""
+    return torch.from_numpy(np.concatenate([part.reshape(len(part), -1) for part in images]))
+
+
+def _vary(images: Pixels, change: Transform, g: Generator) -> Pixels:
+    """Apply a transform of synthetic/anomalies.py to uint8 images [N, S, S]."""
+    side = images.shape[-1]
+    parts = torch.split(torch.tensor(images).view(-1, 1, side, side), _CHUNK)
+    changed = [change(part.float() / 127.5 - 1, g).clamp(-1, 1) for part in parts]
+    return np.concatenate([((part[:, 0] + 1) * 127.5).round().to(torch.uint8).numpy() for part in changed])

@@ -20,11 +20,12 @@ from app.training.synthetic.uploads import Uploads, synthesise_pictures, synthes
 
 Pixels = NDArray[np.uint8]
 
-UPLOADS, MAX_COPIES = 16_000, 10  # normal uploads, and as many of synthetic anomalies; of one image at most so many
+UPLOADS, MAX_COPIES = 16_000, 4  # normal uploads, and as many of synthetic anomalies; of one image at most so many
 PICTURES = 3_000
 UNPREPARED_COPIES = 2  # of each image as it is, varied
 DIGIT_LAYERS, PICTURE_LAYERS = (256, 64), (32, 16)
-DIGIT_STEPS, PICTURE_STEPS = 4_000, 1_500
+MIN_STEPS, UPLOADS_PER_STEP = 300, 4  # fewer steps for small sets, which would be overfitted
+PICTURE_STEPS = 1_500
 PIXEL_NOISE, FEATURE_NOISE = 0.05, 0.1  # added to the inputs in training, so that the networks do not learn single examples
 TRAINING = {"learning_rate": 2e-3, "weight_decay": 0.3}
 MIN_FEATURE_STD = 0.05
@@ -66,7 +67,8 @@ def _fit_digit_network(images: Pixels, uploads: Pixels, anomalies: Pixels, pictu
     def prepare(pixels: Tensor) -> Tensor:
         return pixels.float() / 255 + PIXEL_NOISE * torch.randn(pixels.shape, generator=g)
 
-    return _small_network(train_classifier(sources, DIGIT_LAYERS, DIGIT_STEPS, g, prepare=prepare, **TRAINING))
+    steps = max(MIN_STEPS, len(uploads) // UPLOADS_PER_STEP)
+    return _small_network(train_classifier(sources, DIGIT_LAYERS, steps, g, prepare=prepare, **TRAINING))
 
 
 def _fit_networks(digit: SmallNetwork, uploads: Uploads, pictures: Uploads, g: Generator) -> UploadNetworks:

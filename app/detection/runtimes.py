@@ -211,6 +211,7 @@ def load_network(bundle: Bundle) -> "DetectorNetwork":
 def _open_session(bundle: Bundle, name: str, threads: int) -> "InferenceSession":
     import onnxruntime
 
+    onnxruntime.disable_telemetry_events()  # some builds report the use of the library to its makers
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1

@@ -7,11 +7,14 @@ Each part stands in a page of docs/ between `<!-- NAME -->` and `<!-- end -->`. 
 
 import re
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import typer
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from app.cli.commands import cli
 from app.detection.store import find

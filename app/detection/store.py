@@ -1,6 +1,6 @@
 """The store: bundles to folders and back. Publishing is atomic; loading verifies everything it reads.
 
-model_store/mnist/3/
+model_store/mnist/4/
   autoencoder.pth    the network's state_dict
   scorer.npz         the fitted scorer's tensors, and `calibration`: the sorted calibration scores
   detector.onnx      the whole detector, with scores.onnx and decoder.onnx, parts of it

@@ -1,15 +1,21 @@
 """Bulk scoring on a cluster of Ray, installed into an environment of its own."""
 
 import json
+import os
 import subprocess
 import sys
 
 import pyarrow.parquet as pq
+import pytest
 from environments import installed
 from live import ROOT, environment, run
 from strokes import npy, stroke_images
 
 PART_IMAGES, PARTS = 2000, 8
+
+pytestmark = pytest.mark.skipif(
+    "ODDIGIT_TEST_RAY" not in os.environ, reason="installing Ray takes minutes; ODDIGIT_TEST_RAY=1 runs this test"
+)
 
 
 def test_a_node_that_is_lost_costs_nothing(request, tiny_store, tmp_path):

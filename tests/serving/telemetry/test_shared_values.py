@@ -3,6 +3,7 @@
 import resource
 import shutil
 import subprocess
+from contextlib import contextmanager
 
 import httpx
 import pytest
@@ -14,12 +15,15 @@ from app.serving.telemetry.shared_values import ReservedMmapedDict
 KIB = 1024
 
 
-@pytest.fixture
-def file_size_limit():
-    """A function that limits the size of files that this process writes: to the process, a full disk."""
+@contextmanager
+def file_size_limit(size):
+    """Limit the size of files that this process writes: to the process, a full disk. pytest's own output is such a file."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_a_file_is_written_in_full_before_it_is_mapped(tmp_path):
@@ -36,25 +40,25 @@ def test_a_file_is_written_in_full_before_it_is_mapped(tmp_path):
     shared.close()
 
 
-def test_without_room_for_a_file_values_stay_in_memory(tmp_path, file_size_limit):
+def test_without_room_for_a_file_values_stay_in_memory(tmp_path):
     """No file is left that a scrape would stumble over."""
-    file_size_limit(16 * KIB)
-    shared = ReservedMmapedDict(str(tmp_path / "counter_1.db"))
-    for number in range(2000):
-        shared.write_value(f"key-{number:05}-{'x' * 60}", float(number), 0.0)
+    with file_size_limit(16 * KIB):
+        shared = ReservedMmapedDict(str(tmp_path / "counter_1.db"))
+        for number in range(2000):
+            shared.write_value(f"key-{number:05}-{'x' * 60}", float(number), 0.0)
     assert shared.read_value(f"key-01999-{'x' * 60}")[0] == 1999
     assert list(tmp_path.iterdir()) == []
     shared.close()
 
 
-def test_without_room_to_grow_values_go_on_in_memory(tmp_path, file_size_limit):
+def test_without_room_to_grow_values_go_on_in_memory(tmp_path):
     """The file keeps its last values, and can still be read."""
     path = tmp_path / "counter_1.db"
     shared = ReservedMmapedDict(str(path))
     shared.write_value("early", 1.0, 0.0)
-    file_size_limit(64 * KIB)
-    for number in range(2000):
-        shared.write_value(f"key-{number:05}-{'x' * 60}", float(number), 0.0)
+    with file_size_limit(64 * KIB):
+        for number in range(2000):
+            shared.write_value(f"key-{number:05}-{'x' * 60}", float(number), 0.0)
     assert shared.read_value("early")[0] == 1
     assert shared.read_value(f"key-01999-{'x' * 60}")[0] == 1999
     assert ("early", 1.0) in [(key.strip(), value) for key, value, _, _ in ReservedMmapedDict.read_all_values_from_file(path)]

@@ -1,6 +1,7 @@
 """The clients of other model servers call this one with their own defaults, each from an environment of its own."""
 
 import json
+import os
 import subprocess
 
 import numpy as np
@@ -10,6 +11,11 @@ from live import ROOT
 from strokes import npy, stroke_images
 
 IMAGES = stroke_images(2000, seed=12)
+
+on_demand = pytest.mark.skipif(
+    "ODDIGIT_TEST_CLIENTS" not in os.environ,
+    reason="installing this client takes a minute; ODDIGIT_TEST_CLIENTS=1 runs the test",
+)
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +56,7 @@ def test_tritons_client_works_with_its_defaults(call, expected):
     check_scores(found, expected, "UINT8", "FP32")
 
 
+@on_demand
 def test_kserves_client_works_with_its_defaults(call, expected):
     """Binary tensors, and JSON where it is asked for."""
     found = call("kserve", "kserve_client")
@@ -58,6 +65,7 @@ def test_kserves_client_works_with_its_defaults(call, expected):
     np.testing.assert_allclose(found["JSON 256"], expected[:256], rtol=1e-5)
 
 
+@on_demand
 def test_requests_of_mlservers_codecs_are_answered(call, client, samples, expected):
     """Arrays of numpy, and an image file in base64; MLServer's types read the answers."""
     found = call("mlserver", "mlserver_client")

@@ -2,8 +2,8 @@ import pytest
 from browsing import chromium
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser():
-    """A headless Chromium; one for all tests, because a process can run Playwright only once."""
+    """A headless Chromium for the tests of a file. While it runs, asyncio.run() fails in this process, so it ends with the file."""
     with chromium() as running:
         yield running

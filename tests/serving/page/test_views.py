@@ -75,6 +75,7 @@ def test_false_discoveries_over_all_files_are_those_of_the_server(browser, serve
 def test_two_thousand_files_are_taken_and_no_more(browser, server):
     """All are scored while the page stays usable; those over the limit are told; removing them frees their rows."""
     with opened(browser, f"{server.url}/#files") as page:
+        page.locator("#files-summary").wait_for(state="attached")
         page.evaluate(
             """async bytes => {
                 const file = index => new File([Uint8Array.from(bytes)], `${index}.png`, { type: "image/png" });

@@ -4,6 +4,6 @@ from browsing import chromium
 
 @pytest.fixture(scope="module")
 def browser():
-    """A headless Chromium for the tests of a file. It ends with the file: while it runs, asyncio.run() fails in this process."""
+    """A headless Chromium for the tests of a file. While it runs, asyncio.run() fails in this process."""
     with chromium() as running:
         yield running

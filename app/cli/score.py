@@ -4,6 +4,7 @@ import csv
 import enum
 import io
 import json
+import signal
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -124,14 +125,27 @@ def _summary(counts: Counter[str]) -> str:
 
 
 def _counted(rows: Iterator[Row], counts: Counter[str]) -> Iterator[Row]:
-    """Pass the rows on and count them. Ctrl-C while the next one is made ends them."""
+    """Pass the rows on, and count those that were written. Ctrl-C ends them, but not in the middle of writing one."""
+
+    def wait(*_: object) -> None:
+        if counts["interrupted"]:  # the second time, because the writing hangs
+            raise KeyboardInterrupt
+        counts["interrupted"] = 1
+
+    handler = signal.getsignal(signal.SIGINT)
     try:
         for row in rows:
+            signal.signal(signal.SIGINT, wait)
+            yield row
             counts["failed" if "error" in row else "images"] += 1
             counts["anomalies"] += row.get("is_anomaly", False)
-            yield row
+            signal.signal(signal.SIGINT, handler)
+            if counts["interrupted"]:
+                break
     except KeyboardInterrupt:
         counts["interrupted"] = 1
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 def _score_all(detector: "Detector", inputs: Iterator[Input], alpha: float | None) -> Iterator[Row]:

@@ -32,7 +32,7 @@ FROM ${BASE} AS server
 ARG VERSION=unknown
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="Oddigit" \
-    org.opencontainers.image.description="Tells digit images from everything else, over HTTP" \
+    org.opencontainers.image.description="Tells images of single digits from other images, over HTTP" \
     org.opencontainers.image.licenses="MIT" \
     org.opencontainers.image.version="${VERSION}" \
     org.opencontainers.image.revision="${REVISION}"

@@ -79,9 +79,8 @@ def _read_file(file: Path, reading: Reading) -> Iterator[Input]:
 
 def _read_bytes(name: str, data: bytes, reading: Reading) -> Iterator[Input]:
     """The image, or the images of the array, that the content is; a name that ends as an array's does must be one."""
-    from app.detection.imaging.decode import decode_image
     from app.detection.imaging.errors import ImageError
-    from app.detection.imaging.upload_warnings import with_warnings
+    from app.detection.imaging.upload_warnings import decode_upload
 
     try:
         if data.startswith(b"PK\x03\x04") or name.lower().endswith(".npz"):
@@ -89,8 +88,7 @@ def _read_bytes(name: str, data: bytes, reading: Reading) -> Iterator[Input]:
         elif data.startswith(b"\x93NUMPY") or name.lower().endswith(".npy"):
             yield from _read_array(name, data, reading)
         else:
-            image = decode_image(data, preprocess=reading.preprocess, size=reading.size)
-            yield Input(name, with_warnings(image, data))
+            yield Input(name, decode_upload(data, preprocess=reading.preprocess, size=reading.size))
     except ImageError as error:
         yield Input(name, error=str(error))
 

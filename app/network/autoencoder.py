@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -127,26 +127,47 @@ def _layers(widths: tuple[int, ...]) -> Iterator[nn.Module]:
         yield nn.Linear(inputs, outputs)
 
 
-def load_autoencoder(source: Path | bytes, config: ModelConfig, label: str) -> Autoencoder:
-    """Read a state_dict file (or its content) into a network on the CPU. Only tensors are unpickled, no code runs.
+def load_autoencoder(content: bytes, config: ModelConfig, label: str) -> Autoencoder:
+    """Read the content of an `autoencoder.pth` into a network on the CPU.
 
     Raises:
-        WeightsError: the file is missing or unreadable, or contains anything but the tensors of this architecture.
+        WeightsError: it contains anything but the tensors of this architecture.
+    """
+    model, state = make_autoencoder(config), load_tensors(io.BytesIO(content), label)
+    try:
+        model.load_state_dict(state)
+    except Exception as error:  # its type depends on what the file holds instead of a state_dict
+        raise WeightsError(f"{label} does not hold the weights of {config}: {_first_line(error)}") from error
+    check_finite(model, label)
+    return model
+
+
+def load_tensors(source: Path | BinaryIO, label: str) -> Any:  # noqa: ANN401 - whatever torch.save was given
+    """The content of a file of torch.save, on the CPU. Only tensors are unpickled, no code runs.
+
+    Raises:
+        WeightsError: the file is missing or unreadable, or contains more than tensors.
     """
     try:
-        state = torch.load(io.BytesIO(source) if isinstance(source, bytes) else source, map_location="cpu", weights_only=True)
-        model = make_autoencoder(config)
-        model.load_state_dict(state)
+        return torch.load(source, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise WeightsError(f"{label} is missing.") from None
     except Exception as error:  # torch.load raises any type of error
         if "weights_only" in str(error):  # the rest of torch's message recommends weights_only=False
-            raise WeightsError(f"{label} contains more than tensors; save a state_dict with torch.save.") from error
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise WeightsError(f"{label} does not hold the weights of {config}: {reason}") from error
+            raise WeightsError(
+                f"{label} contains more than tensors, for instance a whole model; save torch.save(model.state_dict(), ...)."
+            ) from error
+        raise WeightsError(f"{label} is no file of torch.save: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def check_finite(model: Autoencoder, label: str) -> None:
+    """Raise WeightsError if a weight is not a finite number."""
     if not all(bool(torch.isfinite(weight).all()) for weight in model.parameters()):
         raise WeightsError(f"{label} holds weights that are not finite.")
-    return model
 
 
 def save_autoencoder(model: Autoencoder) -> bytes:

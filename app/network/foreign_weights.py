@@ -7,10 +7,9 @@ coordinates; layers of other names, if they are linear and their shapes are thos
 import re
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
-from app.network.autoencoder import Autoencoder, ModelConfig, WeightsError
+from app.network.autoencoder import Autoencoder, ModelConfig, WeightsError, check_finite, load_tensors
 
 _HOLDERS = ("state_dict", "model_state_dict", "model", "net", "network", "autoencoder")
 _PREFIX = re.compile(r"^(?:module\.|_orig_mod\.|model\.|net\.|autoencoder\.)+")
@@ -25,7 +24,7 @@ def load_foreign_weights(path: Path) -> Autoencoder:
     Raises:
         WeightsError: the file cannot be read, or its layers do not fit; the message lists what was found and expected.
     """
-    state = _find_state(_load(path), path)
+    state = _find_state(load_tensors(path, str(path)), path)
     shapes = [tuple(tensor.shape) for tensor in state.values()]
     latent_dim = shapes[6][0] if len(shapes) == 2 * _LAYERS and len(shapes[6]) == 2 else 2
     model = Autoencoder(ModelConfig(latent_dim=latent_dim))
@@ -36,25 +35,8 @@ def load_foreign_weights(path: Path) -> Autoencoder:
             f"Expected, with any number in place of 2: {_listed(Autoencoder().state_dict())}."
         )
     model.load_state_dict(dict(zip(expected, state.values(), strict=True)))
-    if not all(bool(torch.isfinite(weight).all()) for weight in model.parameters()):
-        raise WeightsError(f"{path} holds weights that are not finite.")
+    check_finite(model, str(path))
     return model
-
-
-def _load(path: Path) -> object:
-    try:
-        content: object = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise WeightsError(f"{path} is missing.") from None
-    except Exception as error:  # torch.load raises any type of error
-        if "weights_only" in str(error):  # the rest of torch's message recommends weights_only=False
-            raise WeightsError(
-                f"{path} contains more than tensors, for instance a whole model; save torch.save(model.state_dict(), ...)."
-            ) from error
-        raise WeightsError(
-            f"{path} is no file of torch.save: {(str(error) or type(error).__name__).splitlines()[0]}"
-        ) from error
-    return content
 
 
 def _find_state(content: object, path: Path) -> State:

@@ -16,10 +16,10 @@ import numpy as np
 from app.detection.conformal import check_images
 from app.detection.detector import Detector, stack_features
 from app.detection.imaging.centring import centre_images
-from app.detection.imaging.decode import Preprocess, decode_image
+from app.detection.imaging.decode import Preprocess
 from app.detection.imaging.errors import ImageError
 from app.detection.imaging.preprocess import PreprocessedImage
-from app.detection.imaging.upload_warnings import UNCALIBRATED
+from app.detection.imaging.upload_warnings import UNCALIBRATED, decode_upload
 from app.detection.store import load
 from app.scaling.sources import Item, Slice, names, read
 
@@ -103,7 +103,7 @@ class PartScorer:
             return item.error
         try:
             if isinstance(item.content, bytes):
-                return decode_image(item.content, preprocess=self._job.preprocess, size=self._detector.image_size)
+                return decode_upload(item.content, preprocess=self._job.preprocess, size=self._detector.image_size)
         except ImageError as error:
             return str(error)
         if self._job.preprocess == "none":

@@ -1,7 +1,7 @@
 """The errors that clients can receive, each with status, type and title; their bodies follow RFC 9457.
 
 Problem
-├── BadRequest (400)          bad-request: not valid HTTP or not valid JSON
+├── BadRequest (400)          bad-request: not valid HTTP
 ├── InvalidJson (400)         invalid-json
 ├── InvalidBody (400)         undecodable-image: a damaged image or array
 ├── NotAnImage (400)          not-an-image: the content is no image at all

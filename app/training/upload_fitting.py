@@ -9,7 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Generator, Tensor
 
-from app.detection.upload_networks import FEATURE_RANGE, PICTURE_FEATURES, SmallNetwork, UploadNetworks
+from app.detection.imaging.upload_features import SCORED_FEATURES
+from app.detection.upload_networks import WEIGHTS, SmallNetwork, UploadNetworks, scale_features
 from app.detection.upload_scorer import UploadScorer
 from app.network.detector_network import DetectorNetwork
 from app.network.mse_scorer import MseScorer
@@ -20,7 +21,8 @@ from app.training.synthetic.uploads import Uploads, synthesise_pictures, synthes
 
 Pixels = NDArray[np.uint8]
 
-UPLOADS, MAX_COPIES = 16_000, 4  # normal uploads, and as many of synthetic anomalies; of one image at most so many
+UPLOADS = 16_000  # synthetic uploads of normal images, and the same number of synthetic anomalies
+MAX_COPIES = 4  # largest number of uploads of one image
 PICTURES = 3_000
 UNPREPARED_COPIES = 2  # of each image as it is, varied
 DIGIT_LAYERS, PICTURE_LAYERS = (256, 64), (32, 16)
@@ -73,18 +75,16 @@ def _fit_digit_network(images: Pixels, uploads: Pixels, anomalies: Pixels, pictu
 
 def _fit_networks(digit: SmallNetwork, uploads: Uploads, pictures: Uploads, g: Generator) -> UploadNetworks:
     """Fit the picture network, and put it together with the digit network."""
-    features = uploads.features[:, PICTURE_FEATURES].astype(np.float64)
+    features = uploads.features[:, SCORED_FEATURES]
     mean, std = features.mean(axis=0), np.maximum(features.std(axis=0), MIN_FEATURE_STD)
-
-    def scaled(features: NDArray[np.float32]) -> Tensor:
-        return torch.tensor(np.clip((features[:, PICTURE_FEATURES] - mean) / std, *FEATURE_RANGE), dtype=torch.float32)
+    normal, unusual = (torch.from_numpy(scale_features(each.features, mean, std)) for each in (uploads, pictures))
 
     def prepare(inputs: Tensor) -> Tensor:
         return inputs + FEATURE_NOISE * torch.randn(inputs.shape, generator=g)
 
-    sources = (Source(scaled(uploads.features), 0.6, 0.0), Source(scaled(pictures.features), 0.4, 1.0))
+    sources = (Source(normal, 0.6, 0.0), Source(unusual, 0.4, 1.0))
     picture = _small_network(train_classifier(sources, PICTURE_LAYERS, PICTURE_STEPS, g, prepare=prepare, **TRAINING))
-    return UploadNetworks(digit, picture, mean.astype(np.float32), std.astype(np.float32))
+    return UploadNetworks(digit, picture, mean, std, np.asarray(WEIGHTS, np.float32))
 
 
 def _small_network(trained: list[Tensor]) -> SmallNetwork:

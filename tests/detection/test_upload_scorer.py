@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from app.detection.conformal import Calibration, CalibrationError
-from app.detection.imaging.upload_features import FEATURE_NAMES, upload_groups
-from app.detection.upload_networks import PICTURE_FEATURES, SmallNetwork, UploadNetworks
+from app.detection.imaging.upload_features import FEATURE_NAMES, SCORED_FEATURES, upload_groups
+from app.detection.upload_networks import WEIGHTS, SmallNetwork, UploadNetworks
 from app.detection.upload_scorer import MAX_DEVIATION, QuantileMap, UploadCalibration, UploadScorer
 
 N, K = 500, len(FEATURE_NAMES)
@@ -31,9 +31,9 @@ def make_networks(seed=0):
         weights = tuple(random.randn(*pair).astype(np.float32) / pair[0] ** 0.5 for pair in pairs)
         return SmallNetwork(weights, tuple(random.randn(width).astype(np.float32) for _, width in pairs))
 
-    count = int(PICTURE_FEATURES.sum())
-    mean, std = np.arange(K)[PICTURE_FEATURES].astype(np.float32), np.ones(count, np.float32)
-    return UploadNetworks(network(784, 8, 4, 1), network(count, 8, 4, 1), mean, std)
+    count = int(SCORED_FEATURES.sum())
+    mean, std = np.arange(K)[SCORED_FEATURES].astype(np.float32), np.ones(count, np.float32)
+    return UploadNetworks(network(784, 8, 4, 1), network(count, 8, 4, 1), mean, std, np.asarray(WEIGHTS, np.float32))
 
 
 BLANK = np.zeros((1, 28, 28), np.uint8)
@@ -110,7 +110,7 @@ def test_arrays_there_and_back_are_the_same_scorer(scorer):
     assert np.array_equal(again.combine(*normal_uploads(3)), scorer.combine(*normal_uploads(3)))
     assert (again.networks is None) == (scorer.networks is None)
     for name in scorer.arrays():
-        if name == "evidence_digit_w0":  # without it there are no networks
+        if name in ("evidence_digit_w0", "evidence_network_weights"):  # older releases do not write them
             continue
         with pytest.raises(KeyError):
             UploadScorer.from_arrays({key: value for key, value in scorer.arrays().items() if key != name})

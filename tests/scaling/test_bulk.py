@@ -18,6 +18,7 @@ from strokes import npy, png, stroke_images
 
 from app.detection.detector import Detector
 from app.detection.imaging.decode import decode_image
+from app.detection.imaging.upload_warnings import LOOKS_INVERTED
 from app.scaling import sources
 from app.scaling.scoring import PartScorer
 from app.scaling.sources import SourceError, divide
@@ -72,6 +73,14 @@ def test_each_image_of_a_folder_is_a_row(folder, tiny_store, tiny_bundle, expect
         assert row["is_anomaly"] == (row["p_value"] <= tiny_bundle.card.alpha)
         assert (len(row["embedding"]), row["error"]) == (2, None)
     assert found["broken.png"]["error"] and found["broken.png"]["score"] is None
+
+
+def test_warnings_are_those_of_the_server(tiny_store, tmp_path):
+    """In words: an image with bright corners, which is taken as it is, looks inverted."""
+    (tmp_path / "white.png").write_bytes(png(255 - IMAGES[0]))
+    done = score(tmp_path / "white.png", "--to", tmp_path / "out", "--store", tiny_store, "--processes", 1)
+    assert done.returncode == 0, done.stderr
+    assert rows(tmp_path / "out")[0]["warnings"] == [LOOKS_INVERTED]
 
 
 def test_arrays_tar_files_parquet_and_globs_are_sources(tiny_store, expected, tmp_path):

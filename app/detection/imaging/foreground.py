@@ -94,7 +94,7 @@ def _contrast_plane(planes: Floats) -> tuple[Floats, float]:
 
 def _sample(values: Floats) -> Floats:
     """Return about MEDIAN_SAMPLE of the N values or rows. The medians of all pixels take a fifth of a photograph's time."""
-    return values[:: max(1, len(values) // MEDIAN_SAMPLE) | 1]  # an odd step meets all columns
+    return values[:: max(1, len(values) // MEDIAN_SAMPLE) | 1]  # an odd step meets many columns, also of an even width
 
 
 def _polarity(small: Floats, trend: Floats) -> tuple[bool, bool]:

@@ -3,6 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from app.detection.imaging.decode import MAX_PIXELS, Preprocess, decode_image
 from app.detection.imaging.frames import count_frames
 from app.detection.imaging.preprocess import PreprocessedImage
 
@@ -25,12 +26,19 @@ def in_words(code: str) -> str:
 UNCALIBRATED, LOOKS_INVERTED = in_words("uncalibrated"), in_words("looks_inverted")
 
 
-def with_warnings(image: PreprocessedImage, data: bytes) -> PreprocessedImage:
-    """The image of the file `data` with its warnings in words, and with those that its headers and corners give."""
+def decode_upload(
+    data: bytes, *, preprocess: Preprocess = "auto", max_pixels: int = MAX_PIXELS, size: int = 28
+) -> PreprocessedImage:
+    """`decode_image`, with the warnings in words, and with those that the file's headers and its corners give."""
+    return _with_warnings(decode_image(data, preprocess=preprocess, max_pixels=max_pixels, size=size), data)
+
+
+def _with_warnings(image: PreprocessedImage, data: bytes) -> PreprocessedImage:
     warnings = tuple(map(in_words, image.warnings))
     if (frames := count_frames(data)) > 1:
         warnings = (f"several_frames: the first of {frames} pictures is used", *warnings)
-    if image.features is None and looks_inverted(image.image[None])[0]:
+    unprepared = image.features is None
+    if unprepared and image.image[0, 0] > _BRIGHT and looks_inverted(image.image[None])[0]:  # most have one dark corner
         warnings = (*warnings, LOOKS_INVERTED)
     return image._replace(warnings=warnings) if warnings else image
 

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from app.detection.imaging.centring import centre_images
 from app.serving.api.json_numbers import cut_data, parse_in_pieces
 from app.serving.engine.thread_stage import Deadline
-from app.serving.errors import BadRequest, OutOfRange, TooLarge, from_validation_error
+from app.serving.errors import BadRequest, InvalidJson, OutOfRange, TooLarge, from_validation_error
 from app.serving.infer_schemas import InferInput, InferRequest
 
 DTYPES = {
@@ -27,6 +27,7 @@ DTYPES = {
 }  # fmt: skip
 _CHUNK_IMAGES = 1024  # that are converted between two looks at the deadline
 _LENGTH_BYTES = 4  # before each element of a binary BYTES tensor
+_MAX_COMMAS = 16_384  # in the JSON beside the numbers, which is parsed in one call: 2 ms
 
 
 class TensorLimits(NamedTuple):
@@ -55,10 +56,12 @@ def split_body(body: bytes, header_length: bytes | None) -> tuple[bytes, memoryv
 
 
 def read_inputs(deadline: Deadline | None, text: bytes, binary: memoryview, limits: TensorLimits) -> InferInputs:
-    """The request in the JSON `text`, and its images. Raises BadRequest, OutOfRange, TooLarge, or TimeoutError."""
+    """The request in the JSON `text`, and its images. Raises BadRequest, InvalidJson, OutOfRange, TooLarge or TimeoutError."""
     if text.count(b"[") + text.count(b"{") > 64 + len(text) // 16:  # an empty list in 3 bytes of JSON takes 56 bytes of memory
         raise BadRequest("The body has more nested lists than images need.")
     text, array = cut_data(text)
+    if text.count(b",") > _MAX_COMMAS:
+        raise BadRequest("The body has too much JSON that is not an array of numbers in data.")
     try:
         request = InferRequest.model_validate_json(text)
     except ValidationError as error:
@@ -112,7 +115,7 @@ def _json_numbers(deadline: Deadline | None, tensor: InferInput, array: bytes | 
             if shape[1:] != first[1:]:
                 raise OutOfRange("data must be one list, or lists of equal lengths.")
     except (ValueError, OverflowError):
-        raise BadRequest("The body is not JSON: data cannot be read.") from None
+        raise InvalidJson("data cannot be read.") from None
     values = np.concatenate(parts)
     if values.size != math.prod(tensor.shape) or (len(first) > 1 and [rows, *first[1:]] != tensor.shape):
         raise OutOfRange("data and shape do not agree.")

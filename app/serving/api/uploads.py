@@ -11,10 +11,10 @@ from starlette.requests import Request
 from app.detection.detector import stack_features
 from app.detection.imaging.arrays import read_array
 from app.detection.imaging.centring import centre_images
-from app.detection.imaging.decode import Preprocess, decode_image, decodes_quickly
+from app.detection.imaging.decode import Preprocess, decodes_quickly
 from app.detection.imaging.errors import ImageError
 from app.detection.imaging.preprocess import PreprocessedImage
-from app.detection.imaging.upload_warnings import LOOKS_INVERTED, looks_inverted, with_warnings
+from app.detection.imaging.upload_warnings import LOOKS_INVERTED, decode_upload, looks_inverted
 from app.serving.api.query import NPY
 from app.serving.api.responses import ImageInfo
 from app.serving.api.upload_errors import array_problem, form_problem, image_problem, unsupported_type
@@ -29,7 +29,7 @@ FORM = "multipart/form-data"
 IMAGE_TYPES = frozenset({"image/png", "image/jpeg", "image/webp", "image/bmp", "image/gif", "image/tiff"})
 OCTETS = "application/octet-stream"  # the content tells the type
 _OTHER_NAMES = frozenset({OCTETS, "image/jpg", "image/pjpeg", "image/x-png", "image/x-bmp", "image/x-ms-bmp", "image/tif"})
-_TAKEN = IMAGE_TYPES | _OTHER_NAMES  # all by their content
+_ACCEPTED_TYPES = IMAGE_TYPES | _OTHER_NAMES  # all by their content
 _NPY_SIGNATURE = b"\x93NUMPY"
 _INLINE_FORM_BYTES = 2048  # larger forms are parsed on a thread
 _INLINE_ARRAY_IMAGES = 256  # larger arrays are centred on a thread
@@ -70,7 +70,7 @@ class Uploads:
         """The request's body. Raises Overloaded, UnsupportedType, TooLarge, RequestTimeout or InvalidBody."""
         content_type = headers.get(b"content-type", b"").decode("latin-1")
         kind = content_type if content_type in IMAGE_TYPES else media_type(content_type)
-        if kind not in _TAKEN and kind not in (FORM, NPY):
+        if kind not in _ACCEPTED_TYPES and kind not in (FORM, NPY):
             raise unsupported_type(kind)
         limit = self._settings.max_array_bytes if kind == NPY else self._settings.max_body_bytes
         if len(headers.get(b"content-length", b"")) > _INLINE_LENGTH_DIGITS:
@@ -109,7 +109,6 @@ class Uploads:
         (result,) = await self.decode_files([body.data], options, deadline)
         if isinstance(result, ImageError):
             raise image_problem(result, body.data)
-        result = with_warnings(result, body.data)
         if result.features is None and not result.preprocess and not result.warnings:
             return Upload(result.image[None], _INLINE_INFO)
         return _prepared_upload([("image", result)], {})
@@ -131,7 +130,7 @@ class Uploads:
             if isinstance(result, ImageError):
                 failed[index] = part.name, image_problem(result, part.data, part.name)
             else:
-                prepared.append((part.name, with_warnings(result, part.data)))
+                prepared.append((part.name, result))
         if not prepared:
             raise combine_problems([problem for _, problem in failed.values()])
         return _prepared_upload(prepared, failed)
@@ -145,13 +144,13 @@ class Uploads:
 
     def _decode_here(self, data: bytes, options: DecodeOptions) -> Result:
         try:
-            return decode_image(data, preprocess=options.preprocess, max_pixels=self._settings.max_pixels, size=options.size)
+            return decode_upload(data, preprocess=options.preprocess, max_pixels=self._settings.max_pixels, size=options.size)
         except ImageError as error:
             return error
 
 
 def _wrong_type(part: Part) -> UnsupportedType | None:
-    if part.content_type in _TAKEN or not part.content_type:
+    if part.content_type in _ACCEPTED_TYPES or not part.content_type:
         return None
     return unsupported_type(part.content_type, part.name)
 

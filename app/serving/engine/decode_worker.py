@@ -11,10 +11,11 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from app.detection.imaging.decode import Preprocess, decode_image, load_codecs
+from app.detection.imaging.decode import Preprocess, load_codecs
 from app.detection.imaging.decoding_cost import decoding_seconds
 from app.detection.imaging.errors import DecodingTooLong
 from app.detection.imaging.preprocess import PreprocessedImage
+from app.detection.imaging.upload_warnings import decode_upload
 
 _MEMORY_BYTES = 384 * 2**20  # beside the memory of the libraries; the most for an accepted file is 210 MiB
 _SLOWEST_S, _HOPELESS = 2.0, 4  # seconds of CPU time for one image; no estimate is wrong by more than this factor
@@ -43,7 +44,7 @@ class Decoded(NamedTuple):
 def decode_within(
     data: bytes, preprocess: Preprocess, max_pixels: int, size: int, max_expected_s: float, cpu_limit_s: float
 ) -> Decoded:
-    """Decode one image with `decode_image`, if its header promises at most `max_expected_s` CPU seconds of work.
+    """Decode one image with `decode_upload`, if its header promises at most `max_expected_s` CPU seconds of work.
 
     Raises an ImageError, also for a file whose header promises far too much work. The kernel ends the process with SIGPROF
     after `cpu_limit_s` seconds of CPU time.
@@ -55,7 +56,7 @@ def decode_within(
         if expected > _HOPELESS * _SLOWEST_S:
             raise DecodingTooLong("decoding this image would take too long")
         if expected <= max_expected_s:
-            image = decode_image(data, preprocess=preprocess, max_pixels=max_pixels, size=size)
+            image = decode_upload(data, preprocess=preprocess, max_pixels=max_pixels, size=size)
         return Decoded(image, expected, time.process_time() - started)
     except MemoryError:
         raise DecodingTooLong("decoding this image takes too much memory") from None

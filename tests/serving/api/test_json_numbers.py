@@ -64,9 +64,17 @@ def test_the_array_is_cut_out_of_the_text(array, others):
         b'{"data": ["AAAA"]}',
         b'{"data": [{"a": [1]}]}',
         b'{"data": [',
+        b'"data"' * 100 + b'{"data": [1]}',
         b"",
     ],
 )
 def test_nothing_is_cut_where_there_is_no_single_array_of_numbers(body):
     """Two arrays, texts, objects, and what ends too early."""
     assert cut_data(body) == (body, None)
+
+
+@pytest.mark.parametrize("array", [b"[[" + b"1," * 200_000 + b"1]]", b"[" + b"1" * 400_000 + b"]"], ids=["row", "number"])
+def test_an_element_that_is_no_image_is_not_parsed(array):
+    """One call would parse it, and keep the interpreter's lock for its whole length."""
+    with pytest.raises(ValueError, match="too long"):
+        joined(array)

@@ -10,6 +10,7 @@ from app.detection.conformal import CalibrationError
 from app.detection.detector import Detector
 from app.detection.runtimes import DeviceError
 from app.network.autoencoder import Autoencoder
+from app.training import upload_fitting
 from app.training.calibration import UnknownScorer
 from app.training.checkpoint import FOLDER
 from app.training.config import TrainConfig, TrainingError
@@ -62,8 +63,9 @@ def test_nothing_is_written_for_what_cannot_be_done(short, tmp_path, changes, er
 
 
 @pytest.mark.parametrize("variational", [False, True])
-def test_a_network_of_more_dimensions_is_published_like_the_plain_one(short, variational):
+def test_a_network_of_more_dimensions_is_published_like_the_plain_one(short, variational, monkeypatch):
     """Embeddings of five numbers are scored, exported and drawn; the variational network comes back as one."""
+    monkeypatch.setattr(upload_fitting, "UPLOADS", 100)  # their number is not what is tested
     folder = train(short(variational=variational, latent_dim=5, scorer="residual"))
     detector = Detector(store.load(folder), "cpu", "onnx")
     detector.self_check()

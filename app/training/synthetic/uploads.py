@@ -32,8 +32,8 @@ SMALL_SHARE = 0.4  # digits of 12 to 24 pixels
 BILEVEL_SHARE = 0.35  # at one bit a pixel
 
 _TRIES = 5  # to draw a readable upload of one image
-_CHUNK = 250  # images that a process prepares at a time, in about a second
-_LEAST_CHUNKS = 5  # for which processes are started
+_CHUNK = 100  # images that a process prepares at a time, in about a second
+_LEAST_CHUNKS = 4  # for which processes are started
 
 
 class Uploads(NamedTuple):

@@ -1,7 +1,8 @@
 """Request bodies: an ASGI `receive` in, complete bytes and form parts out, under limits of size, memory and time."""
 
 import asyncio
-from collections.abc import Coroutine, Generator, Mapping
+import time
+from collections.abc import Callable, Coroutine, Generator, Mapping
 from types import coroutine
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import unquote
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 MAX_DISCARDED_BODY_BYTES = 2**30  # of a request that was answered before its body was complete
 
 _SMALL_BODY_BYTES = 64 * 1024  # of each body that need no reservation
+_RATE, _BURST = 64 * 2**20, 16 * 2**20  # bytes a second, which take a fifth of a core, and bytes that are read without a pause
 _MAX_NAME_LENGTH = 255
 
 
@@ -43,15 +45,33 @@ class ByteBudget:
         self._available += size
 
 
+class ByteRate:
+    """The rate at which a process reads large bodies, all connections together: the rest of the time is for other requests."""
+
+    def __init__(self, rate: float = _RATE, burst: float = _BURST, clock: Callable[[], float] = time.monotonic) -> None:
+        """`rate` in bytes a second; after a pause, `burst` bytes may be read at once."""
+        self._rate = rate
+        self._burst_s = burst / rate
+        self._clock = clock
+        self._due = 0.0  # time at which the bytes that were read so far are within the rate
+
+    def delay(self, size: int) -> float:
+        """Count `size` bytes that were read. Returns the seconds for which the connection may not be read again."""
+        now = self._clock()
+        self._due = max(self._due, now - self._burst_s) + size / self._rate
+        return max(0.0, self._due - now)
+
+
 class LimitedReceive:
-    """The ASGI `receive` of one request, with a timeout on progress, a size limit and a reservation in the budget."""
+    """The ASGI `receive` of one request, with a timeout on progress, limits of size and rate, and a share of the budget."""
 
-    __slots__ = ("_budget", "_limit", "_receive", "_reserved", "_timeout_s", "complete", "received")
+    __slots__ = ("_budget", "_limit", "_rate", "_receive", "_reserved", "_timeout_s", "complete", "received")
 
-    def __init__(self, receive: Receive, budget: ByteBudget, *, limit: int | None, timeout_s: float) -> None:
+    def __init__(self, receive: Receive, budget: ByteBudget, rate: ByteRate, *, limit: int | None, timeout_s: float) -> None:
         """`limit`: most bytes of the body, None for no limit here; `timeout_s`: longest time in which nothing is received."""
         self._receive = receive
         self._budget = budget
+        self._rate = rate
         self._limit = limit
         self._timeout_s = timeout_s
         self._reserved = 0
@@ -70,11 +90,14 @@ class LimitedReceive:
             return await self._receive()
         message = await _receive_within(self._receive, self._timeout_s)
         self.complete = not message.get("more_body", False)
-        self.received += len(message.get("body", b""))
+        size = len(message.get("body", b""))
+        self.received += size
         if self._limit is not None and self.received > self._limit:
             raise too_large(self._limit)
         if self.received > _SMALL_BODY_BYTES:
             self._reserve()
+            if delay := self._rate.delay(size):
+                await asyncio.sleep(delay)
         return message
 
     def release(self) -> None:

@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.serving.errors import BadRequest, Unauthorized, Unavailable, UnsupportedType
 from app.serving.http.access_log import AccessLog
 from app.serving.http.auth import ApiKeyAuth
-from app.serving.http.body import MAX_DISCARDED_BODY_BYTES, ByteBudget, LimitedReceive
+from app.serving.http.body import MAX_DISCARDED_BODY_BYTES, ByteBudget, ByteRate, LimitedReceive
 from app.serving.http.problem_responses import ProblemResponses
 from app.serving.http.shutdown import Draining
 from app.serving.telemetry.metrics import Metrics
@@ -42,6 +42,7 @@ class RequestLimits:
 
     budget: ByteBudget  # of all request bodies
     answers: ByteBudget  # of all response bodies
+    rate: ByteRate  # of all large request bodies
     max_body_bytes: int
     body_timeout_s: float
 
@@ -84,7 +85,7 @@ class RequestMiddleware:
         endpoint = self._fast_endpoints.get(route) if scope["method"] == "POST" else None
         limits = self._limits
         limit = None if endpoint else limits.max_body_bytes
-        body = LimitedReceive(receive, limits.budget, limit=limit, timeout_s=limits.body_timeout_s)
+        body = LimitedReceive(receive, limits.budget, limits.rate, limit=limit, timeout_s=limits.body_timeout_s)
         context = RequestContext(scope, body, send, limits.answers, closing=self._draining.on)
         try:
             context.check_head()

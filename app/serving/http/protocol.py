@@ -21,8 +21,10 @@ from pydantic_core import to_json
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from app.serving.errors import MEDIA_TYPE, BadRequest, Problem, RequestTimeout, TooLarge, Unavailable
-from app.serving.http.body import MAX_DISCARDED_BODY_BYTES
+from app.serving.http.body import MAX_DISCARDED_BODY_BYTES, ByteRate
+from app.serving.http.held_transport import HeldTransport
 from app.serving.http.sockets import set_write_timeout
+from app.serving.http.upgrade import SkipFirstHead
 
 if TYPE_CHECKING:
     from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
@@ -30,13 +32,14 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _MAX_HEAD_BYTES = 32 * 1024  # of a request without its body: head, trailers, chunk framing beyond the allowance
-_MAX_FIELDS = 100  # header fields of a request
+_MAX_FIELDS = 100  # header fields of a request, and trailers
 _PROBES = (b"/livez", b"/readyz", b"/health/live", b"/health/ready")  # how their paths end
 _PROBE_CONNECTIONS = 16  # beyond the maximum, for probes alone
 _EVICT_AFTER_S = 1.0  # a connection that has waited this long for a request makes room for a new one
 _SLOW_WRITE_S = 20.0  # how long a client may read more slowly than _MIN_WRITE_RATE
 _MIN_WRITE_RATE = 16 * 1024  # bytes a second
 _HIGH_WATER_BYTES = 64 * 1024  # asyncio's: the transport pauses writing when more than this waits to be sent
+_PIECE_BYTES = 2048  # that are parsed at once; fifty of the smallest requests
 _FRAMING_ALLOWANCE = 8  # bytes of chunk framing for each byte of the body; chunks of one byte take six
 _DISCARD_TIMEOUT_S = 60.0  # for the rest of a body whose request has been answered
 _FRAMING_HEADERS = (b"content-length", b"transfer-encoding")
@@ -49,6 +52,7 @@ class ConnectionLimits(NamedTuple):
     max_connections: int = 4096
     head_timeout_s: float = 10.0
     write_timeout_s: float = 20.0
+    discard_rate: ByteRate = ByteRate()  # of all connections together
 
 
 class _TooManyFields(Exception):
@@ -78,14 +82,17 @@ class LimitedProtocol(HttpToolsProtocol):
         self._active: RequestResponseCycle | None = None  # the request that is answered now, or was answered last
         self._failure: Problem | None = None  # the reply to a malformed request, sent after the responses before it
         self._non_body_bytes = 0
-        self._discarded_bytes = 0
+        self._body_bytes = 0
+        self._trailers = 0
+        self._unparsed = b""
         self._waiting_since = 0.0  # loop time since which no request is received or answered
         self._probes_only = False
         self._write_due = 0.0  # loop time by which the client must have read more
         self._write_timer: TimerHandle | None = None
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
+        self._reading = HeldTransport(transport)
+        super().connection_made(self._reading)
         set_write_timeout(transport.get_extra_info("socket"), self._limits.write_timeout_s)
         self._waiting_since = get_running_loop().time()
         excess = len(self.connections) - self._limits.max_connections
@@ -103,25 +110,48 @@ class LimitedProtocol(HttpToolsProtocol):
             self._write_timer.cancel()
         super().connection_lost(exc)
         self.pipeline.clear()
+        self._unparsed = b""
         self._active = None
         self.cycle = None  # type: ignore[assignment]  # a request that waited in the pipeline refers to this object
 
     def data_received(self, data: bytes) -> None:
         self._unset_keepalive_if_required()
-        if self._failure is not None:
-            return
-        self._non_body_bytes += len(data)
+        if self._failure is None:
+            self._parse_pieces(self._unparsed + data)
+
+    def _parse_pieces(self, data: bytes) -> None:
+        """Parse `data` until a request has to wait for the one before it. The rest is parsed when no request waits.
+
+        Otherwise a client could have thousands of requests parsed at once, which hold up the event loop and fill the memory.
+        """
+        view = memoryview(data)
+        while view and not self.pipeline and self._failure is None:
+            size = self._piece_bytes(len(view))
+            self._parse_piece(view[:size])
+            view = view[size:]
+        self._unparsed = bytes(view) if self._failure is None else b""
+        (self._reading.hold if self._unparsed else self._reading.release)("unparsed")
+        if self._timer is None and not self._is_answering:
+            self._start_timer()
+
+    def _piece_bytes(self, available: int) -> int:
+        """How much to parse at once: the rest of a body whose length is known, or a piece that may hold whole requests."""
+        if available <= _PIECE_BYTES or self._phase is not _Phase.BODY:
+            return _PIECE_BYTES
+        declared = next((value for name, value in self.headers if name == b"content-length"), b"0")
+        return max(_PIECE_BYTES, int(declared) - self._body_bytes)
+
+    def _parse_piece(self, piece: memoryview) -> None:
+        self._non_body_bytes += len(piece)
         try:
-            while data:
-                data = self._parse(data)
+            while piece:
+                piece = self._parse(piece)
         except httptools.HttpParserError as error:
             self._fail(_parser_problem(error))
         else:
             if self._non_body_bytes > _MAX_HEAD_BYTES:
                 self._fail(TooLarge(f"The request's head is larger than {_MAX_HEAD_BYTES:,} bytes."))
             self._non_body_bytes = max(0, self._non_body_bytes)  # the framing of a chunk earns nothing for trailers
-        if self._timer is None and not self._is_answering:
-            self._start_timer()
 
     def on_message_begin(self) -> None:
         self._phase = _Phase.HEAD
@@ -134,14 +164,17 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._phase is _Phase.BODY:
-            return  # a trailer
+            self._trailers += 1  # and dropped
+            if self._trailers > _MAX_FIELDS:
+                raise _TooManyFields
+            return
         if len(self.headers) >= _MAX_FIELDS:
             raise _TooManyFields
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         self._phase = _Phase.BODY
-        self._non_body_bytes = self._discarded_bytes = 0
+        self._non_body_bytes = self._body_bytes = self._trailers = 0
         self._stop_timer()
         super().on_headers_complete()
         if not self._is_answering:
@@ -149,12 +182,14 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         self._non_body_bytes -= (1 + _FRAMING_ALLOWANCE) * len(body)
+        self._body_bytes += len(body)
         if not self.cycle.response_complete:
             super().on_body(body)
-            return
-        self._discarded_bytes += len(body)
-        if self._discarded_bytes > MAX_DISCARDED_BODY_BYTES:
+        elif self._body_bytes > MAX_DISCARDED_BODY_BYTES:
             self.transport.close()
+        elif delay := self._limits.discard_rate.delay(len(body)):
+            self._reading.hold("rate")
+            get_running_loop().call_later(delay, self._reading.release, "rate")
 
     def on_message_complete(self) -> None:
         if self.parser.should_upgrade():
@@ -182,6 +217,8 @@ class LimitedProtocol(HttpToolsProtocol):
         if self.pipeline:
             self._active = self.pipeline[-1][0]
         super().on_response_complete()
+        if self._unparsed and not self.pipeline and not self.transport.is_closing():
+            self._parse_pieces(self._unparsed)
         if self._is_answering or self.transport.is_closing():
             return
         if self._failure is not None:
@@ -206,7 +243,7 @@ class LimitedProtocol(HttpToolsProtocol):
         is_waiting = self._phase is not _Phase.BODY and not self._is_answering and not self.transport.is_closing()
         return is_waiting and self._waiting_since < latest
 
-    def _parse(self, data: bytes) -> bytes:
+    def _parse(self, data: memoryview) -> memoryview:
         """Parse `data`; returns what follows a head that offered an Upgrade, else nothing.
 
         The parser stops at such a head, whether a body follows or not. No upgrade is ever accepted, so a new parser is given a
@@ -216,10 +253,10 @@ class LimitedProtocol(HttpToolsProtocol):
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as stop:
             framing = [name + b": " + value for name, value in self.headers if name in _FRAMING_HEADERS]
-            self.parser = httptools.HttpRequestParser(_SkipFirstHead(self))
+            self.parser = httptools.HttpRequestParser(SkipFirstHead(self))
             self.parser.feed_data(b"\r\n".join([b"POST / HTTP/1.1", *(framing or [b"content-length: 0"]), b"\r\n"]))
             return data[stop.args[0] :]
-        return b""
+        return data[:0]
 
     def _fail(self, problem: Problem) -> None:
         """Reply with `problem` once the complete requests before it are answered, then close. Ignores all further data."""
@@ -251,10 +288,10 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def _on_timeout(self) -> None:
         """408 for a head that did not arrive in time; without a head there is nothing to reply to."""
-        if self._phase is _Phase.HEAD and not self.transport.is_closing():
-            self._send_failure(RequestTimeout(f"The request's head did not arrive within {self._limits.head_timeout_s:g} s."))
-        else:
+        if self._phase is not _Phase.HEAD or self.transport.is_closing():
             self.transport.close()
+            return
+        self._send_failure(RequestTimeout(f"The request's head did not arrive within {self._limits.head_timeout_s:g} s."))
 
 
 def _too_many_connections() -> Unavailable:
@@ -268,31 +305,3 @@ def _parser_problem(error: httptools.HttpParserError) -> Problem:
     if isinstance(error.__context__, _NoProbe):
         return _too_many_connections()
     return BadRequest("The request is not valid HTTP.")
-
-
-class _SkipFirstHead:
-    """Parser callbacks for a connection whose current head has been handled already: forwards all but the first head."""
-
-    def __init__(self, protocol: LimitedProtocol) -> None:
-        self._protocol = protocol
-        self._skip = True
-        self.on_body = protocol.on_body
-        self.on_message_complete = protocol.on_message_complete
-
-    def on_message_begin(self) -> None:
-        if not self._skip:
-            self._protocol.on_message_begin()
-
-    def on_url(self, url: bytes) -> None:
-        if not self._skip:
-            self._protocol.on_url(url)
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        if not self._skip:
-            self._protocol.on_header(name, value)
-
-    def on_headers_complete(self) -> None:
-        if self._skip:
-            self._skip = False
-        else:
-            self._protocol.on_headers_complete()

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from starlette.requests import ClientDisconnect
 
 from app.serving.errors import InvalidBody, RequestTimeout, TooLarge, Unavailable
-from app.serving.http.body import ByteBudget, LimitedReceive, Part, media_type, parse_form, printable_name, read_body
+from app.serving.http.body import ByteBudget, ByteRate, LimitedReceive, Part, media_type, parse_form, printable_name, read_body
 
 CHUNKS = st.lists(st.binary(max_size=40), min_size=1, max_size=8)
 TYPE = "multipart/form-data; boundary=line"
@@ -29,13 +29,24 @@ def sending(*chunks, ends=True):
     return receive
 
 
-def limited(receive, *, budget=None, limit=None, timeout_s=30.0):
-    return LimitedReceive(receive, budget or ByteBudget(2**20), limit=limit, timeout_s=timeout_s)
+def limited(receive, *, budget=None, rate=None, limit=None, timeout_s=30.0):
+    return LimitedReceive(receive, budget or ByteBudget(2**20), rate or ByteRate(), limit=limit, timeout_s=timeout_s)
 
 
 def read(receive, *, limit=1000, **headers):
     named = {name.replace("_", "-").encode(): str(value).encode() for name, value in headers.items()}
     return asyncio.run(read_body(limited(receive), named, limit=limit))
+
+
+def read_all(receive, patience=30):
+    """The size of a body that `receive` gives whole."""
+
+    async def drain():
+        while not receive.complete:
+            await receive()
+        return receive.received
+
+    return asyncio.run(asyncio.wait_for(drain(), patience))
 
 
 @given(CHUNKS)
@@ -119,6 +130,25 @@ def test_nothing_is_timed_once_the_body_is_complete():
         return await receive()
 
     assert asyncio.run(wait())["type"] == "http.disconnect"
+
+
+def test_large_bodies_are_read_at_a_rate():
+    """Within the burst at once, then at the rate, and after a pause within the burst again."""
+    now = [10.0]
+    rate = ByteRate(rate=100, burst=200, clock=lambda: now[0])
+    assert [rate.delay(size) for size in (150, 50, 50, 100)] == pytest.approx([0, 0, 0.5, 1.5])
+    now[0] = 11.5
+    assert rate.delay(20) == pytest.approx(0.2)
+    now[0] = 100.0
+    assert [rate.delay(200), rate.delay(100)] == pytest.approx([0, 1])
+
+
+def test_small_bodies_are_read_at_any_rate():
+    """Only a large one waits."""
+    rate = ByteRate(rate=1e-3, burst=1)
+    assert read_all(limited(sending(bytes(60_000)), rate=rate)) == 60_000
+    with pytest.raises(TimeoutError):
+        read_all(limited(sending(bytes(70_000), b"x"), rate=rate), patience=0.05)
 
 
 def test_a_client_that_leaves_is_noticed():

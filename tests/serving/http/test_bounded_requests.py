@@ -1,6 +1,7 @@
 """Bounds on each connection: header fields, trailers, connections that send nothing, and objects that stay behind."""
 
 import gc
+import re
 import socket
 import threading
 import time
@@ -12,8 +13,10 @@ import uvicorn
 from live import head
 from PIL import Image
 from strokes import encoded, png, stroke_images
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from app.main import create_app
+from app.serving.http.body import ByteRate
 from app.serving.http.protocol import ConnectionLimits, LimitedProtocol
 from app.serving.settings import read_settings
 
@@ -26,7 +29,7 @@ PHOTO = encoded(Image.fromarray(stroke_images(1, seed=0, size=300)[0]), "JPEG")
 def server_in_this_process(store, **variables):
     """The port of a server that runs on a thread of the test's process."""
     variables = {"ODDIGIT_STORE": str(store), "ODDIGIT_RELOAD": "false", "ODDIGIT_ACCESS_LOG": "false", **variables}
-    limits = ConnectionLimits(max_connections=40, head_timeout_s=60)
+    limits = ConnectionLimits(max_connections=40, head_timeout_s=60, discard_rate=ByteRate(rate=8 * 2**20, burst=2**16))
     http = partial(LimitedProtocol, limits=limits)
     config = uvicorn.Config(create_app(read_settings(variables)), http=http, ws="none", log_config=None, access_log=False)
     server = uvicorn.Server(config)
@@ -78,12 +81,40 @@ def test_a_request_with_more_than_a_hundred_fields_is_refused(port):
     assert talk(port, b"GET / HTTP/1.1\r\n" + b"a:\r\n" * 40_000 + b"\r\n")[:12] in (b"HTTP/1.1 413", b"")
 
 
+def test_what_follows_a_body_that_was_dropped_at_a_rate_is_answered(port):
+    """The connection is not read for a while, and then goes on."""
+    answer = talk(port, ask("/score", bytes(2**20), x_api_key="wrong", connection="keep-alive") + ask("/livez", method="GET"))
+    assert re.findall(rb"HTTP/1.1 (\d+)", answer) == [b"401", b"200"]
+
+
+def test_requests_that_come_at_once_are_parsed_a_few_at_a_time(port):
+    """All are answered. As long as nobody reads the answers, most of the requests are bytes."""
+    count, cycles = 300, 0
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as line:
+        line.sendall(
+            ask("/openapi.json", method="GET", connection="keep-alive") * (count - 1) + ask("/openapi.json", method="GET")
+        )
+        answer = line.recv(65536)
+        cycles = sum(isinstance(each, RequestResponseCycle) for each in gc.get_objects())
+        while piece := line.recv(2**20):
+            answer += piece
+    assert answer.count(b"HTTP/1.1 200 OK") == count
+    assert cycles < 50
+
+
 def test_trailers_are_dropped(port):
     """They become no headers of the request, and of the next one on the connection."""
     body = b"%x\r\n%b\r\n0\r\nhost: other\r\nx-request-id: trailer\r\n\r\n" % (len(SMALL), SMALL)
     answer = talk(port, CHUNKED + body)
     assert answer[:12] == b"HTTP/1.1 200"
     assert b"x-request-id: trailer" not in answer
+
+
+def test_more_than_a_hundred_trailers_are_refused(port):
+    """As header fields are."""
+    body = b"%x\r\n" % len(SMALL) + SMALL + b"\r\n0\r\n"
+    statuses = [talk(port, CHUNKED + body + b"a: b\r\n" * count + b"\r\n")[9:12] for count in (100, 101)]
+    assert statuses == [b"200", b"413"]
 
 
 def test_trailers_without_end_are_refused(port):

@@ -1,0 +1,52 @@
+"""A transport that this program can stop from being read, whatever uvicorn's flow control asks."""
+
+import asyncio
+from typing import Any
+
+
+class HeldTransport(asyncio.Transport):
+    """Passes everything on to another transport. While it is held, nothing is read."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        super().__init__()
+        self._transport = transport
+        self._reasons: set[str] = set()  # for which it is held
+        self._paused = False  # by uvicorn
+        for method in (transport.write, transport.close, transport.abort, transport.is_closing, transport.get_extra_info):
+            setattr(self, method.__name__, method)  # these are called for each request
+
+    def hold(self, reason: str) -> None:
+        """Read nothing until this reason is released."""
+        self._reasons.add(reason)
+        self._update()
+
+    def release(self, reason: str) -> None:
+        """Read on, unless there is another reason not to."""
+        if reason in self._reasons:
+            self._reasons.discard(reason)
+            self._update()
+
+    def pause_reading(self) -> None:
+        self._paused = True
+        self._update()
+
+    def resume_reading(self) -> None:
+        self._paused = False
+        self._update()
+
+    def _update(self) -> None:
+        if self.is_closing():
+            return
+        if self._reasons or self._paused:
+            self._transport.pause_reading()
+        else:
+            self._transport.resume_reading()
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        self._transport.set_protocol(protocol)
+
+    def get_protocol(self) -> asyncio.BaseProtocol:
+        return self._transport.get_protocol()
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401
+        return getattr(self._transport, name)

@@ -21,6 +21,7 @@ from PIL import Image
 
 from app.detection.imaging.foreground import Foreground, extract_foreground, resized
 from app.detection.imaging.morphology import ConnectedComponents, Mask, dilate, erode, label_components
+from app.detection.imaging.order_statistics import median, percentiles
 from app.detection.imaging.page_lines import find_page_lines
 from app.detection.imaging.upload_features import Box, PreprocessStats, stroke_width, upload_features
 
@@ -163,7 +164,7 @@ def _extract_strokes(foreground: Foreground, intensity: Floats, components: Conn
     """Extract the strokes of the digit with their soft edges, and measure them. `intensity` holds no page lines."""
     selected = _select_components(components)
     digit = components.mask_of(selected)
-    contrast = float(np.percentile(intensity[digit], 85))
+    contrast = float(percentiles(intensity[digit], 85)[0])
     low = min(2 * foreground.noise, 0.3 * contrast)
     left, top, right, bottom = _bounds(components, selected)
     near = dilate(digit.astype(np.float32), max(1, round(0.03 * max(right - left, bottom - top))) + 1)
@@ -256,7 +257,7 @@ def _normalise_stroke_width(strokes: Floats, change: float, side: int) -> Floats
     large = np.pad(_to_box(strokes, 3 * side), 3 * 3)
     ridge = large[(large > 0.2) & (large >= dilate(large, 1))]
     if change > 0 and ridge.size:  # a hairline reaches full intensity only where strokes cross
-        large = np.clip(large / np.median(ridge), 0, 1)
+        large = np.clip(large / np.float32(median(ridge)), 0, 1)
     radius = min(abs(change) * 1.5, 9.0)
     fraction = np.float32(radius % 1)
     operation = dilate if change > 0 else erode

@@ -4,8 +4,6 @@ One process keeps its numbers in memory. With several workers each keeps them in
 `serve` command makes that folder), and the worker that is scraped adds them up.
 """
 
-import os
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +16,11 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
-from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+from prometheus_client.multiprocess import MultiProcessCollector
 
 from app.serving.telemetry.model_metrics import BUFFER_SIZE, ModelFamilies, ModelMetrics, observe_many
 from app.serving.telemetry.shared_values import keep_metrics_on_full_disk
+from app.serving.telemetry.worker_processes import WorkerProcesses, remove_dead_workers
 
 _SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10)
 STAGES = ("decode", "queue", "infer", "encode")
@@ -40,7 +39,7 @@ class Metrics:
         self._shared = shared
         keep_metrics_on_full_disk()
         if shared is not None:
-            _remove_dead_workers(shared)
+            remove_dead_workers(shared)
         else:
             ProcessCollector(registry=registry)
         self._requests = Counter(
@@ -130,6 +129,7 @@ class Metrics:
             return generate_latest(self._registry)
         registry = CollectorRegistry()
         MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+        registry.register(WorkerProcesses(self._shared))
         return generate_latest(registry)
 
 
@@ -137,22 +137,3 @@ def worker_deaths(registry: CollectorRegistry) -> Counter:
     """The counter of workers that died, which the process that starts them increments."""
     keep_metrics_on_full_disk()
     return Counter("oddigit_worker_deaths", "Worker processes that ended unexpectedly and were replaced.", registry=registry)
-
-
-def _remove_dead_workers(folder: Path) -> None:
-    """Remove the live gauges of processes that no longer run: this worker may replace one that was killed."""
-    names = (file.stem.rpartition("_")[2] for file in folder.glob("gauge_live*_*.db"))
-    for process in {int(name) for name in names if name.isdigit()}:
-        if not _is_running(process):
-            with suppress(FileNotFoundError):  # another worker that starts now may have removed the file first
-                mark_process_dead(process, str(folder))  # type: ignore[no-untyped-call]
-
-
-def _is_running(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):  # a process of another user, or a number that is no process id
-        pass
-    return True

@@ -242,9 +242,17 @@ def test_two_workers_count_as_one(tiny_store, tmp_path):
             assert value(client, "oddigit_score_count") == 40
             assert value(client, "oddigit_model_info") == 1
             assert value(client, "oddigit_in_flight") == 0
+            assert workers_with("process_cpu_seconds_total", client) == workers_with("process_open_fds", client)
+            assert len(workers_with("process_resident_memory_bytes", client)) == 2
             counters = {name for name, (_, kind, _) in documented().items() if kind != "gauge"}
             assert set(families(client)) >= counters - {"oddigit_refused_total"}
     assert not list(metrics_root.glob("oddigit-metrics-*"))
+
+
+def workers_with(name, client):
+    """The process ids that have a positive value of this metric."""
+    found = text_string_to_metric_families(client.get("/metrics").text)
+    return {s.labels["pid"] for family in found for s in family.samples if s.name == name and s.value > 0}
 
 
 def wait_for(client, name, expected, **labels):

@@ -15,7 +15,7 @@ import numpy as np
 
 from app.detection.conformal import check_images
 from app.detection.detector import Detector, stack_features
-from app.detection.imaging.centring import centre_images
+from app.detection.imaging.centring import centre_image
 from app.detection.imaging.decode import Preprocess
 from app.detection.imaging.errors import ImageError
 from app.detection.imaging.preprocess import PreprocessedImage
@@ -108,8 +108,8 @@ class PartScorer:
             return str(error)
         if self._job.preprocess == "none":
             return PreprocessedImage(item.content)
-        images, moved = centre_images(item.content[None])
-        return PreprocessedImage(images[0], ("centred",) if moved[0] else ())
+        image, moved = centre_image(item.content)
+        return PreprocessedImage(image, ("centred",) if moved else ())
 
 
 def path_of(job: Job, index: int) -> Path:

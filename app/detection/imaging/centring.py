@@ -30,11 +30,21 @@ def centre_images(images: Pixels) -> tuple[Pixels, Mask]:
     return result, moved
 
 
-def is_centred(image: Pixels) -> bool:
-    """Return whether `centre_images` leaves this image [S, S] as it is, in a tenth of its time."""
-    moments: list[float] = (image.reshape(-1).astype(np.float32) @ _moment_weights(image.shape[0])).tolist()
+def centre_image(image: Pixels) -> tuple[Pixels, bool]:
+    """`centre_images` for one image [S, S], in a tenth of its time."""
+    side = image.shape[0]
+    moments: list[float] = (image.reshape(-1).astype(np.float32) @ _moment_weights(side)).tolist()
     ink, down, across = moments
-    return max(abs(down), abs(across)) <= MAX_OFF_CENTRE * max(ink, 1)
+    ink = max(ink, 1.0)
+    if max(abs(down), abs(across)) <= MAX_OFF_CENTRE * ink:
+        return image, False
+    rows, columns = np.flatnonzero(image.any(axis=1)), np.flatnonzero(image.any(axis=0))
+    top, bottom, left, right = int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
+    y = min(max(top - round(down / ink), 0), side - (bottom - top))
+    x = min(max(left - round(across / ink), 0), side - (right - left))
+    shifted = np.zeros_like(image)
+    shifted[y : y + bottom - top, x : x + right - left] = image[top:bottom, left:right]
+    return shifted, (y, x) != (top, left)
 
 
 def _off_centre(images: Pixels) -> Floats:

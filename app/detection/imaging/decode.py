@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from PIL.ImageFile import ImageFile
 
-from app.detection.imaging.centring import centre_images, is_centred
+from app.detection.imaging.centring import centre_image
 from app.detection.imaging.decoding_cost import MAX_TIFF_SHARE, tiff_pixels
 from app.detection.imaging.display_mode import to_display_mode
 from app.detection.imaging.errors import ImageError, ImageTooLarge, TooManyImages, UndecodableImage
@@ -183,10 +183,8 @@ def _to_model_size(pixels: Pixels, steps: tuple[str, ...], preprocess: Preproces
 
 
 def _centred_grey(grey: Pixels, steps: tuple[str, ...]) -> PreprocessedImage:
-    if is_centred(grey):
-        return PreprocessedImage(grey, steps)
-    images, moved = centre_images(grey[None])
-    return PreprocessedImage(images[0], (*steps, "centred") if moved[0] else steps)
+    image, moved = centre_image(grey)
+    return PreprocessedImage(image, (*steps, "centred") if moved else steps)
 
 
 def _as_grey(pixels: Pixels) -> Pixels | None:

@@ -109,8 +109,11 @@ class Uploads:
         (result,) = await self.decode_files([body.data], options, deadline)
         if isinstance(result, ImageError):
             raise image_problem(result, body.data)
-        if result.features is None and not result.preprocess and not result.warnings:
-            return Upload(result.image[None], _INLINE_INFO)
+        if result.features is None:
+            is_plain = not result.preprocess and not result.warnings
+            return Upload(
+                result.image[None], _INLINE_INFO if is_plain else [ImageInfo("image", result.preprocess, result.warnings)]
+            )
         return _prepared_upload([("image", result)], {})
 
     async def _decode_form(self, body: Body, options: DecodeOptions, deadline: float) -> Upload:

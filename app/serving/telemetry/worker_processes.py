@@ -7,6 +7,7 @@ of its live gauges in the shared folder.
 import os
 from collections.abc import Iterable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from prometheus_client import Metric, ProcessCollector
@@ -25,7 +26,7 @@ class WorkerProcesses(Collector):
         """One family for each metric, with a sample for each worker that runs."""
         families: dict[str, Metric] = {}
         for process in sorted(_workers(self._folder)):
-            for found in ProcessCollector(pid=lambda process=process: process, registry=None).collect():
+            for found in ProcessCollector(pid=partial(int, process), registry=None).collect():
                 family = families.setdefault(found.name, Metric(found.name, found.documentation, found.type))
                 for sample in found.samples:
                     family.add_sample(sample.name, {"pid": str(process)}, sample.value)

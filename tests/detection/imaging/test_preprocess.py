@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from PIL import Image, ImageDraw, ImageFilter
 
-from app.detection.imaging.centring import centre_images
+from app.detection.imaging.centring import centre_image, centre_images
 from app.detection.imaging.decode import decode_image
 from app.detection.imaging.morphology import dilate, erode, label_components, sliding_extreme
 from app.detection.imaging.preprocess import PreprocessedImage, preprocess_digit
@@ -317,6 +318,17 @@ def test_centring_loses_no_ink():
     centred, _ = centre_images(image)
     assert centred.sum(dtype=int) == image.sum(dtype=int)
     assert np.array_equal(np.sort(centred, axis=None), np.sort(image, axis=None))
+
+
+@given(arrays(np.uint8, (28, 28), elements=st.sampled_from([0, 0, 0, 1, 90, 255])), st.integers(0, 27), st.integers(0, 27))
+def test_one_image_is_centred_as_many_are(noise, rows, columns):
+    """Blank ones, and ink at any place."""
+    image = noise.copy()
+    image[rows:], image[:, columns:] = 0, 0
+    images, moved = centre_images(image[None])
+    centred, shifted = centre_image(image)
+    assert np.array_equal(centred, images[0])
+    assert shifted == moved[0]
 
 
 @pytest.mark.skipif(not (DATA / "MNIST" / "raw").is_dir(), reason=f"no MNIST under {DATA}")

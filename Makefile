@@ -21,7 +21,7 @@ train: .venv/installed-train
 
 # Two processes, each with whole test files, because the servers that a file's tests share take seconds to start.
 test: .venv/installed-test
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 screenshots: .venv/installed-test
 	$(BIN)/python benchmarks/screenshots.py $(ARGS)

@@ -96,3 +96,11 @@ def problem_response(problem: Problem, scope: Scope) -> Response:
     content = problem.body(scope["path"], scope["state"]["request_id"])
     content["type"] = root + content["type"]
     return Response(to_json(content), problem.status, problem.headers, MEDIA_TYPE)
+
+
+def last_response(problem: Problem) -> bytes:
+    """The bytes of a whole HTTP/1.1 response to a request that no application sees, after which the connection is closed."""
+    body = to_json(problem.body("", ""))
+    extra = b"".join(f"{name}: {value}\r\n".encode() for name, value in problem.headers.items())
+    head = (problem.status, problem.title.encode(), MEDIA_TYPE.encode(), len(body), extra)
+    return b"HTTP/1.1 %d %s\r\ncontent-type: %s\r\ncontent-length: %d\r\nconnection: close\r\n%s\r\n" % head + body

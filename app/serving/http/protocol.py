@@ -12,24 +12,21 @@ Names of uvicorn that its documentation does not promise, all used in this file 
 """
 
 import enum
-import logging
 from asyncio import TimerHandle, Transport, get_running_loop
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import httptools
-from pydantic_core import to_json
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from app.serving.errors import MEDIA_TYPE, BadRequest, Problem, RequestTimeout, TooLarge, Unavailable
+from app.serving.errors import BadRequest, Problem, RequestTimeout, TooLarge, Unavailable
 from app.serving.http.body import MAX_DISCARDED_BODY_BYTES, ByteRate
 from app.serving.http.held_transport import HeldTransport
+from app.serving.http.problem_responses import last_response
 from app.serving.http.sockets import set_write_timeout
 from app.serving.http.upgrade import SkipFirstHead
 
 if TYPE_CHECKING:
     from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
-
-logger = logging.getLogger(__name__)
 
 _MAX_HEAD_BYTES = 32 * 1024  # of a request without its body: head, trailers, chunk framing beyond the allowance
 _MAX_FIELDS = 100  # header fields of a request, and trailers
@@ -43,7 +40,6 @@ _PIECE_BYTES = 2048  # that are parsed at once; fifty of the smallest requests
 _FRAMING_ALLOWANCE = 8  # bytes of chunk framing for each byte of the body; chunks of one byte take six
 _DISCARD_TIMEOUT_S = 60.0  # for the rest of a body whose request has been answered
 _FRAMING_HEADERS = (b"content-length", b"transfer-encoding")
-_RESPONSE = b"HTTP/1.1 %d %s\r\ncontent-type: %s\r\ncontent-length: %d\r\nconnection: close\r\n%s\r\n"
 
 
 class ConnectionLimits(NamedTuple):
@@ -271,10 +267,7 @@ class LimitedProtocol(HttpToolsProtocol):
         """Write `problem` and close. If a response to the malformed request has begun, only close."""
         self._failure = problem
         if self._phase is not _Phase.BODY or self.cycle is not self._active or not self.cycle.response_started:
-            body = to_json(problem.body("", ""))
-            extra = b"".join(f"{name}: {value}\r\n".encode() for name, value in problem.headers.items())
-            head = (problem.status, problem.title.encode(), MEDIA_TYPE.encode(), len(body), extra)
-            self.transport.write(_RESPONSE % head + body)
+            self.transport.write(last_response(problem))
         self.transport.close()
 
     def _start_timer(self) -> None:

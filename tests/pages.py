@@ -23,7 +23,7 @@ def arguments(line):
 
 
 LINES = [line for kind, block in blocks(TEXT) if kind == "sh" for line in block.splitlines()]
-CURLS = [line for line in LINES if line.startswith("curl ")]
+CURLS = [line for line in LINES if line.startswith("curl ") and "https://" not in line]  # those to a server on this machine
 
 
 def printed_by(text, language):

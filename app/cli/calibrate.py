@@ -21,6 +21,10 @@ def calibrate(
     seed: options.Seed = 0,
     calibration_share: options.Share = options.CALIBRATION_SHARE,
     scorer: options.Scorer = "residual",
+    preprocess: Annotated[
+        options.Preprocess,
+        typer.Option(help="How uploads are prepared; auto: as the model's are, or, with --weights, as suits --data."),
+    ] = options.Preprocess.auto,
     device: options.Device = "auto",
     strict: options.Strict = False,
 ) -> None:
@@ -32,6 +36,7 @@ def calibrate(
     with options.errors_as_sentences():
         check_training_extra()
         options.check_data(data, strict=strict)
+        from app.cli.progress import stages_on_terminal
         from app.cli.tables import print_published
         from app.detection.store import find
         from app.training.recalibrate import CalibrateConfig, import_weights, recalibrate
@@ -46,8 +51,11 @@ def calibrate(
             calibration_share=calibration_share,
             scorer=scorer,
             device=device,
+            preprocess=preprocess.value,
         )
-        if weights is not None:
-            print_published(import_weights(weights, config))
-        else:
-            print_published(recalibrate(find(store, model, version), config))
+        with stages_on_terminal() as progress:
+            if weights is not None:
+                folder = import_weights(weights, config, progress)
+            else:
+                folder = recalibrate(find(store, model, version), config, progress)
+        print_published(folder)

@@ -32,15 +32,18 @@ def evaluate(
     """
     with options.errors_as_sentences():
         check_training_extra()
+        from app.cli.progress import stages_on_terminal
         from app.cli.tables import print_evaluation
         from app.detection.detector import Detector
         from app.detection.store import find, load
         from app.training import evaluate as evaluation
 
         detector = Detector(load(find(store, model, version)), device)
-        normal_images = evaluation.normal_test_images(detector.bundle.card, normal, data_dir)
-        anomaly_sets = _with_distinct_names([evaluation.named_images(source, data_dir) for source in anomalies or ()])
-        result = evaluation.evaluate(detector, normal_images, anomaly_sets, out)
+        card = detector.bundle.card
+        with stages_on_terminal() as progress:
+            normal_images = evaluation.normal_test_images(card, normal, data_dir, progress)
+            sets = [evaluation.named_images(source, data_dir, card.preprocess, progress) for source in anomalies or ()]
+            result = evaluation.evaluate(detector, normal_images, _with_distinct_names(sets), out, progress)
         content = json.dumps(result.as_json(), indent=2, allow_nan=False)
         (out / "evaluation.json").write_text(content + "\n")
         if as_json:

@@ -56,5 +56,5 @@ def _entries(store: Stores) -> list[dict[str, Any]]:
                 entries.append({**entry, "error": str(error)})
                 continue
             entry |= {"created": card.created, "scorer": card.scorer, "alpha": card.alpha, "threshold": card.threshold}
-            entries.append({**entry, "data": card.data, "files": card.files})
+            entries.append({**entry, "preprocess": card.preprocess, "data": card.data, "files": card.files})
     return entries

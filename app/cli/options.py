@@ -1,5 +1,6 @@
 """Options that several commands share, and how a command ends on an error."""
 
+import enum
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,15 @@ from app.training.config import CALIBRATION_SHARE as CALIBRATION_SHARE
 
 DEFAULT_STORE = Stores(())  # stands for the user's own and the shipped one
 DATA_SETS = "mnist, fashion-mnist, kmnist, emnist-digits, a folder of images, an .npy or an .npz"
+
+
+class Preprocess(enum.StrEnum):
+    """How an image is prepared for the network."""
+
+    auto = "auto"
+    none = "none"
+    digit = "digit"
+
 
 Store = Annotated[
     Stores,
@@ -37,6 +47,10 @@ Share = Annotated[
 ]
 Strict = Annotated[
     bool, typer.Option("--strict", help="Refuse a folder with files that are no images; otherwise they are skipped and named.")
+]
+Preparation = Annotated[
+    Preprocess,
+    typer.Option(help="How uploads are prepared: as MNIST's digits, or only resized; auto: as suits --data."),
 ]
 Scorer = Annotated[str, typer.Option(help="How the reconstruction error becomes a score: residual or mse.")]
 

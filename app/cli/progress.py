@@ -1,16 +1,17 @@
-"""The progress of a training, shown to a person: a bar on a terminal, a line an epoch elsewhere."""
+"""The progress of long work, shown to a person: bars on a terminal; elsewhere a line for each epoch and stage of a training."""
 
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
-from app.training.progress import Progress
+from app.training.progress import SILENT, Advance, Progress, no_steps
 
 Item = TypeVar("Item")
 
@@ -45,39 +46,49 @@ class LineProgress:
         if done >= 1:
             seconds = (time.perf_counter() - self._start_time) / done
             line += f"  {self._images / seconds:,.0f} images/s  {seconds * (self._epochs - epoch):.0f} s left"
-        self.say(line)
+        print(line, flush=True)  # a log is read while it grows
 
-    def say(self, sentence: str) -> None:
-        print(sentence, flush=True)  # a log is read while it grows
+    def begin(self, stage: str, steps: int | None = None) -> Advance:
+        print(f"{stage} ...", flush=True)
+        return no_steps
 
 
 class BarProgress:
-    """A bar with losses, images per second and the time left. Shown by `terminal_progress`."""
+    """A bar with losses, images per second and the time left, and a bar for each stage before and after the epochs."""
 
-    def __init__(self) -> None:
+    def __init__(self, console: Console | None = None, *, transient: bool = False) -> None:
+        """Shown while `display` is entered; it fits into 80 columns."""
         self.display = RichProgress(
-            TextColumn("[bold]{task.fields[epoch]}/{task.fields[epochs]}"),
+            TextColumn("[bold]{task.description}"),
             BarColumn(bar_width=12),
-            TextColumn("fit {task.fields[fit]} test {task.fields[test]} {task.fields[speed]}/s"),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
+            console=console,
+            transient=transient,
         )
-        self._task = self.display.add_task("", total=None, epoch=0, epochs="?", fit="-", test="-", speed="-")
 
     def start(self, epoch: int, epochs: int, images: int) -> None:
-        self.display.update(self._task, total=epochs * images, completed=epoch * images, epoch=epoch, epochs=epochs)
+        self._epochs = epochs
+        self._task = self._add(f"{epoch}/{epochs}", epochs * images, epoch * images)
 
     def advance(self, images: int) -> None:
         self.display.advance(self._task, images)
 
     def finish_epoch(self, epoch: int, fit: float, test: float) -> None:
-        speed = self.display.tasks[0].speed  # images per second, None in the beginning
+        speed = next(task.speed for task in self.display.tasks if task.id == self._task)  # None in the beginning
         shown_speed = f"{speed:,.0f}" if speed else "-"
-        self.display.update(self._task, epoch=epoch, fit=f"{fit:.4f}", test=f"{test:.4f}", speed=shown_speed)
+        description = f"{epoch}/{self._epochs} fit {fit:.4f} test {test:.4f} {shown_speed}/s"
+        self.display.update(self._task, description=description)
 
-    def say(self, sentence: str) -> None:
-        self.display.console.print(sentence, highlight=False)
+    def begin(self, stage: str, steps: int | None = None) -> Advance:
+        return partial(self.display.advance, self._add(stage, steps))
+
+    def _add(self, description: str, total: int | None, completed: int = 0) -> TaskID:
+        """A new bar; those before it are complete, though their number of steps may not have been known."""
+        for task in self.display.tasks:
+            self.display.update(task.id, total=task.total or 1, completed=task.total or 1)
+        return self.display.add_task(description, total=total, completed=completed)
 
 
 @contextmanager
@@ -89,3 +100,14 @@ def terminal_progress(*, is_terminal: bool) -> Iterator[Progress]:
             yield bar
     else:
         yield LineProgress()
+
+
+@contextmanager
+def stages_on_terminal() -> Iterator[Progress]:
+    """Bars on standard error where that is a terminal, which are removed at the end; nothing elsewhere."""
+    if not sys.stderr.isatty():
+        yield SILENT
+        return
+    bars = BarProgress(Console(stderr=True), transient=True)
+    with bars.display:
+        yield bars

@@ -36,21 +36,15 @@ class Format(enum.StrEnum):
     csv = "csv"
 
 
-class Preparation(enum.StrEnum):
-    """How an image is prepared for the network."""
-
-    auto = "auto"
-    none = "none"
-    digit = "digit"
-
-
 def score(
     paths: Annotated[list[str], typer.Argument(help="Images, folders, patterns, .npy and .npz arrays; - for standard input.")],
     store: options.Store = options.DEFAULT_STORE,
     model: options.Model = "mnist",
     version: options.Version = None,
     alpha: Annotated[float | None, typer.Option(help="False-alarm rate of the verdict; unset, the model's own.")] = None,
-    preprocess: Annotated[Preparation, typer.Option(help="How each image is prepared.")] = Preparation.auto,
+    preprocess: Annotated[
+        options.Preprocess, typer.Option(help="How each image is prepared; auto: as the model's card says.")
+    ] = options.Preprocess.auto,
     device: options.Device = "auto",
     output: Annotated[Format, typer.Option("--format", help="How to write the results.")] = Format.table,
     fail_on_anomaly: Annotated[bool, typer.Option("--fail-on-anomaly", help="Exit with 1 on an anomaly.")] = False,
@@ -81,15 +75,16 @@ def score(
         folder = find(store, model, version)
         bundle = load(folder)
         threshold = bundle.card.threshold if alpha is None else bundle.calibration.threshold(alpha)
+        preparation = bundle.card.preprocess_for(preprocess.value)
         if to is not None:
             from app.scaling.scoring import Job
 
-            job = Job(str(folder.resolve()), str(to.resolve()), preprocess.value, alpha, device)
+            job = Job(str(folder.resolve()), str(to.resolve()), preparation, alpha, device)
             score_in_bulk(paths, job, engine, processes)
             return
         detector = Detector(bundle, device)
-    title = f"{bundle.label}: an anomaly scores above {threshold:.4g}"
-    inputs = read_all([Path(path) for path in paths], Reading(preprocess.value, detector.image_size, any_file))
+    title = f"{bundle.label}: an anomaly scores above {threshold:.4g}; preprocess {preparation}"
+    inputs = read_all([Path(path) for path in paths], Reading(preparation, detector.image_size, any_file))
     counts = _write(_score_all(detector, inputs, alpha), output, title)
     if counts["interrupted"]:
         raise typer.Exit(130)

@@ -102,8 +102,10 @@ def _read_array(name: str, data: bytes, reading: Reading) -> Iterator[Input]:
     from app.detection.imaging.upload_warnings import LOOKS_INVERTED, looks_inverted
 
     array = read_array(data, max_images=sys.maxsize, size=reading.size)
-    images, moved = (array, np.zeros(len(array), bool)) if reading.preprocess == "none" else centre_images(array)
-    for index, (image, shifted, inverted) in enumerate(zip(images, moved, looks_inverted(array), strict=True)):
+    images, moved, bright = array, np.zeros(len(array), bool), np.zeros(len(array), bool)
+    if reading.preprocess != "none":
+        (images, moved), bright = centre_images(array), looks_inverted(array)
+    for index, (image, shifted, inverted) in enumerate(zip(images, moved, bright, strict=True)):
         steps, warnings = ("centred",) if shifted else (), (LOOKS_INVERTED,) if inverted else ()
         yield Input(f"{name}[{index}]", PreprocessedImage(image, steps, warnings))
 

@@ -27,6 +27,8 @@ def print_published(folder: Path) -> None:
     alarms = ", ".join(f"{share:.2%} at alpha {alpha}" for alpha, share in test["false_alarm_rate"].items())
     typer.echo(f"Published {card.name}/{card.version} in {folder}")
     typer.echo(f"Threshold {card.threshold:.4g} for alpha {card.alpha:g}, from {card.calibration_images:,} images.")
+    if card.preprocess == "none":
+        typer.echo("Uploads are only resized to the network's size (preprocess none).")
     typer.echo(f"{test['images']:,} of {test['data']}: mean error {test['reconstruction_error']:.4f}; flagged {alarms}.")
 
 

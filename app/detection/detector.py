@@ -120,6 +120,8 @@ class Detector:
     def _map_uploads(self, scores: Floats, images: Images, features: Floats | None) -> MappedUploads:
         """Scores [N] of unprepared images stay; those of prepared images are combined with their features [N, K]."""
         sizes, calibrated = np.full(len(scores), self.bundle.calibration.n), np.ones(len(scores), np.bool_)
+        if features is not None and self.bundle.card.preprocess == "none":
+            calibrated = np.isnan(features[:, 0])  # prepared all the same, because a request asked for it
         if features is None or self.bundle.uploads is None:
             return MappedUploads(scores, sizes, calibrated)
         prepared = ~np.isnan(features[:, 0])

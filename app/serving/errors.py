@@ -28,6 +28,7 @@ from pydantic import ValidationError
 from app.detection.imaging.errors import DecodingTooLong, ImageError, ImageTooLarge, TooManyImages, UnsupportedImage
 
 MEDIA_TYPE = "application/problem+json"
+RESULT = b"oddigit-result"  # the header that says how many images were judged, or which problem there was
 
 
 class Problem(Exception):

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, FailFast, Field
 
-from app.detection.model_card import Card
+from app.detection.model_card import Card, Preparation
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Picture = Annotated[str, Field(description="A 28x28 PNG, base64.", json_schema_extra={"contentEncoding": "base64"})]
@@ -157,6 +157,7 @@ class ServedModel(ResponsePart):
     name: str = Field(examples=["mnist"])
     version: int = Field(ge=1)
     scorer: str
+    preprocess: Preparation = Field(description="What preprocess=auto means: none only resizes uploads.")
     alpha: float = Field(gt=0, lt=1, description="The model's own false-alarm rate.")
     latent_dim: int = Field(ge=1, description="Number of coordinates of an embedding.")
     device: str = Field(examples=["cpu"])

@@ -18,11 +18,12 @@ from app.detection.bundle import DECODER_ONNX, DETECTOR_ONNX, SCORER, SCORES_ONN
 from app.detection.conformal import Calibration, CalibrationError, images_needed
 from app.detection.detector import Detections, Detector
 from app.detection.imaging.upload_features import GROUPS, upload_groups
-from app.detection.model_card import PREPROCESSING, Architecture, Card, EpochLosses, SelfCheck, self_check_images
+from app.detection.model_card import PREPROCESSING, Architecture, Card, EpochLosses, Preparation, SelfCheck, self_check_images
 from app.detection.upload_scorer import UploadCalibration, UploadScorer
 from app.network.autoencoder import Autoencoder, save_autoencoder
 from app.network.detector_network import DetectorNetwork, OnnxModels, Scorer, export_onnx, normalise
 from app.training.datasets import LabelledImages
+from app.training.progress import SILENT, Advance, Progress, no_steps
 from app.training.scorer_fitting import SCORERS, fit_scorer, score_images
 from app.training.upload_fitting import uploads_of
 
@@ -43,6 +44,7 @@ class Provenance:
 
     name: str
     alpha: float
+    preprocess: Preparation
     training: dict[str, Any]
     data: dict[str, Any]
     losses: EpochLosses
@@ -75,13 +77,19 @@ def check_scorer(name: str) -> None:
         raise UnknownScorer(f"There is no scorer named {name!r}; choose one of: {', '.join(SCORERS)}.")
 
 
-def fit_image_scorer(name: str, model: Autoencoder, images: Images, device: torch.device, seed: int) -> Scorer:
+def fit_image_scorer(
+    name: str, model: Autoencoder, images: Images, device: torch.device, seed: int, progress: Progress = SILENT
+) -> Scorer:
     """Fit the scorer called `name` on the images [N, S, S] that the network was trained on."""
-    return fit_scorer(name, model.to(device), flatten(images, device), seed=seed)
+    return fit_scorer(name, model.to(device), flatten(images, device), seed=seed, progress=progress)
 
 
 def make_bundle(
-    network: DetectorNetwork, upload_scorer: UploadScorer | None, normal: LabelledImages, provenance: Provenance
+    network: DetectorNetwork,
+    upload_scorer: UploadScorer | None,
+    normal: LabelledImages,
+    provenance: Provenance,
+    progress: Progress = SILENT,
 ) -> Bundle:
     """Calibrate on normal images that were not used for fitting, export to ONNX, and write the card without its metrics.
 
@@ -94,10 +102,11 @@ def make_bundle(
     calibration = Calibration.from_scores(scores)
     uploads = None
     if upload_scorer is not None:
-        prepared = uploads_of(normal, _CALIBRATION_UPLOADS_SEED)
+        prepared = uploads_of(normal, _CALIBRATION_UPLOADS_SEED, progress.begin("Drawing calibration uploads", len(normal)))
         combined = upload_scorer.combine(score_images(network, prepared.images), prepared.images, prepared.features)
         groups = upload_groups(prepared.features)
         uploads = UploadCalibration.calibrated(upload_scorer, combined, groups, calibration, images_needed(provenance.alpha))
+    progress.begin("Exporting to ONNX")
     card = _first_card(network, calibration, provenance)
     if uploads is not None:
         card = card.model_copy(update={"uploads": "synthesised" if normal.features is None else "own"})
@@ -130,10 +139,14 @@ def with_card(bundle: Bundle, **changes: Any) -> Bundle:  # noqa: ANN401 - any f
     return replace(bundle, card=bundle.card.model_copy(update=changes))
 
 
-def detect_all(detector: Detector, images: LabelledImages) -> Detections:
+def detect_all(detector: Detector, images: LabelledImages, advance: Advance = no_steps) -> Detections:
     """Detect on any number of images, in their order, a chunk at a time."""
-    parts = [images.take(np.arange(start, min(start + CHUNK, len(images)))) for start in range(0, len(images), CHUNK)]
-    return Detections.join([detector.detect(part.images, part.features) for part in parts])
+    found = []
+    for start in range(0, len(images), CHUNK):
+        part = images.take(np.arange(start, min(start + CHUNK, len(images))))
+        found.append(detector.detect(part.images, part.features))
+        advance(len(part))
+    return Detections.join(found)
 
 
 def measure(bundle: Bundle, test: Detections, data_name: str, fitted: Detections | None = None) -> dict[str, Any]:
@@ -197,6 +210,7 @@ def _first_card(network: DetectorNetwork, calibration: Calibration, provenance: 
             parameters=sum(weight.numel() for weight in network.autoencoder.parameters()),
         ),
         preprocessing=PREPROCESSING,
+        preprocess=provenance.preprocess,
         scorer=network.scorer.name,
         alpha=provenance.alpha,
         threshold=calibration.threshold(provenance.alpha),

@@ -4,7 +4,9 @@ import math
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
+
+from app.detection.imaging.decode import Preprocess
 
 CALIBRATION_SHARE = 1 / 3  # of MNIST's 60,000 training images: 40,000 fit, 20,000 calibrate
 
@@ -33,6 +35,7 @@ class TrainConfig:
     alpha: float = 0.01
     calibration_share: float = CALIBRATION_SHARE
     scorer: str = "residual"
+    preprocess: Preprocess = "auto"  # auto: chosen by the images
     device: str = "auto"
     picture_every: int = 10  # epochs
     # CPU threads. Two are 15 % faster on an idle machine and 80 % slower on a busy one, where they wait for each other at
@@ -46,7 +49,8 @@ class TrainConfig:
         _require(0 <= self.seed < 2**32, "seed must lie between 0 and 2^32 - 1")
         _require(0 < self.learning_rate < math.inf, "learning_rate must be a number above 0")
         _require(0 <= self.weight_decay < math.inf, "weight_decay must be a number of at least 0")
-        _require(0 < self.alpha < 1, "alpha must lie between 0 and 1")
+        _require(self.preprocess in get_args(Preprocess), f"preprocess must be one of {', '.join(get_args(Preprocess))}")
+        _require(0 < self.alpha < 1, "alpha must lie between 0 and 1; 0.01 is 1 %")
         _require(0 < self.calibration_share < 1, "calibration_share must lie between 0 and 1")
         valid_name = self.name is None or re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,63}", self.name)
         _require(bool(valid_name), "name must consist of at most 64 of a-z, 0-9, - and _")

@@ -1,15 +1,18 @@
 """Data sets: a name, a folder or an array file in, uint8 images out, split by a seed.
 
 Images are uint8 [N, 28, 28], 0 = background, 255 = ink. Files of a folder are decoded and prepared as the server does with
-uploads; those that cannot be read are skipped, and named in the log. What cannot be used raises a `DataError`.
+uploads, as digits or not at all; those that cannot be read are skipped, and named in the log. What cannot be used raises a
+`DataError`.
 """
 
+import contextlib
 import hashlib
 import logging
 import re
 import zipfile
 import zlib
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,10 +21,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.detection.detector import stack_features
-from app.detection.imaging.decode import decode_image
+from app.detection.imaging.decode import Preprocess, decode_image
 from app.detection.imaging.errors import ImageError
-from app.detection.imaging.preprocess import PreprocessedImage
+from app.detection.imaging.preprocess import PreprocessedImage, preprocess_digit
+from app.detection.model_card import Preparation
 from app.training.config import CALIBRATION_SHARE
+from app.training.preparation import choose_preparation, sample
+from app.training.progress import SILENT, Progress
 from app.training.torchvision_datasets import NAMED_SETS, read_named_set
 
 logger = logging.getLogger(__name__)
@@ -62,6 +68,7 @@ class DataSet:
     name: str  # valid as the name of a detector
     train: LabelledImages
     test: LabelledImages | None = None
+    preprocess: Preparation = "digit"
 
     @cached_property
     def digest(self) -> str:
@@ -84,25 +91,36 @@ class Splits:
     test: LabelledImages  # for the reported figures
 
 
-def load_dataset(source: str, *, data_dir: Path, image_size: int = 28) -> DataSet:
+def load_dataset(
+    source: str, *, data_dir: Path, image_size: int = 28, preprocess: Preprocess = "digit", progress: Progress = SILENT
+) -> DataSet:
     """Read the data set that `source` names: mnist, fashion-mnist, kmnist, emnist-digits, a folder, a .npy or a .npz.
 
     The named sets are read from `data_dir` (torchvision's layout) and downloaded to it if missing. A folder holds images, or
     one folder of images for each class. An .npy is uint8 [N, S, S]; an .npz holds such `images` and optionally `labels`.
+    With the preparation `digit`, files are prepared as digits unless they are grey and of the network's size; with `none`
+    they are only resized; `auto` chooses one of the two by a sample of the images.
 
     Raises:
         DataError: there is no such set, or it cannot be used.
     """
-    if source in NAMED_SETS:
-        return _load_named_set(source, data_dir)
     path = Path(source)
-    if path.is_dir():
-        return DataSet(_slug(path), _read_folder(path, image_size))
-    if path.suffix in (".npy", ".npz") and path.is_file():
-        return DataSet(_slug(path), _read_arrays(path, image_size))
-    if path.exists():
-        raise DataError(f"{path} is neither a folder of images nor an .npy or .npz file.")
-    raise DataError(
+    if source not in NAMED_SETS and path.is_dir():
+        return _read_folder(path, image_size, preprocess, progress)
+    if source in NAMED_SETS:
+        dataset = _load_named_set(source, data_dir)
+    elif path.suffix in (".npy", ".npz") and path.is_file():
+        dataset = DataSet(_slug(path), _read_arrays(path, image_size))
+    else:
+        raise _no_such_set(source)
+    prepared = (preprocess_digit(dataset.train.images[index]) for index in sample(len(dataset.train)))
+    return replace(dataset, preprocess=choose_preparation(preprocess, prepared, source))
+
+
+def _no_such_set(source: str) -> DataError:
+    if Path(source).exists():
+        return DataError(f"{source} is neither a folder of images nor an .npy or .npz file.")
+    return DataError(
         f"There is no data set {source!r}; give {', '.join(NAMED_SETS)}, or the path of a folder, an .npy or an .npz."
     )
 
@@ -152,18 +170,24 @@ def _load_named_set(name: str, data_dir: Path) -> DataSet:
     return DataSet(name, LabelledImages(images, labels), LabelledImages(test_images, test_labels))
 
 
-def _read_folder(folder: Path, size: int) -> LabelledImages:
+def _read_folder(folder: Path, size: int, preprocess: Preprocess, progress: Progress) -> DataSet:
     entries = _visible(folder)
     classes = [entry for entry in entries if entry.is_dir()]
-    if not classes:
-        images, features, _ = _decode_all(entries, folder, size)
-        return LabelledImages(images, None, features)
-    if any(entry.is_file() and entry.suffix.lower() in _IMAGE_SUFFIXES for entry in entries):
+    if classes and any(entry.is_file() and entry.suffix.lower() in _IMAGE_SUFFIXES for entry in entries):
         raise DataError(f"{folder} mixes images and folders; put images alone in it, or one folder for each class.")
     groups = [_visible(entry) for entry in classes]
-    labels = np.repeat(_class_numbers(classes), [len(group) for group in groups])
-    images, features, read = _decode_all([path for group in groups for path in group], folder, size)
-    return LabelledImages(images, labels[read], features)
+    paths = [path for group in groups for path in group] if classes else entries
+    preparation = choose_preparation(preprocess, _prepared_as_digits(paths), str(folder))
+    images, features, read = _decode_all(paths, folder, size, preparation, progress)
+    labels = np.repeat(_class_numbers(classes), [len(group) for group in groups])[read] if classes else None
+    return DataSet(_slug(folder), LabelledImages(images, labels, features), preprocess=preparation)
+
+
+def _prepared_as_digits(paths: Sequence[Path]) -> Iterator[PreprocessedImage]:
+    """A sample of the files, without those that cannot be read."""
+    for index in sample(len(paths)):
+        with contextlib.suppress(ImageError, OSError):
+            yield decode_image(paths[index].read_bytes(), preprocess="digit")
 
 
 def _visible(folder: Path) -> list[Path]:
@@ -177,7 +201,9 @@ def _class_numbers(classes: list[Path]) -> Labels:
     return np.arange(len(classes))
 
 
-def _decode_all(paths: list[Path], folder: Path, size: int) -> tuple[Pixels, NDArray[np.float32] | None, NDArray[np.intp]]:
+def _decode_all(
+    paths: list[Path], folder: Path, size: int, preparation: Preparation, progress: Progress
+) -> tuple[Pixels, NDArray[np.float32] | None, NDArray[np.intp]]:
     """Decode the files: images [N, size, size], features [N, K], and the positions [N] of the files that could be read.
 
     The others are skipped, and the log names each. Either all images or none must need preparation, because a threshold
@@ -186,9 +212,11 @@ def _decode_all(paths: list[Path], folder: Path, size: int) -> tuple[Pixels, NDA
     images: list[PreprocessedImage] = []
     read: list[int] = []
     skipped: list[str] = []
+    advance = progress.begin("Reading images", len(paths))
     for index, path in enumerate(paths):
+        advance(1)
         try:
-            image = decode_image(path.read_bytes(), size=size)
+            image = decode_image(path.read_bytes(), preprocess="none" if preparation == "none" else "auto", size=size)
         except (ImageError, OSError) as error:
             skipped.append(f"{path} ({_first_line(error)})")
             continue
@@ -201,7 +229,8 @@ def _decode_all(paths: list[Path], folder: Path, size: int) -> tuple[Pixels, NDA
         images.append(image)
         read.append(index)
     if not images:
-        raise DataError(f"{folder} holds no images{'; skipped: ' + ', '.join(skipped[:5]) if skipped else ''}.")
+        named = f"; skipped: {', '.join(skipped[:5])}" if skipped else ""
+        raise DataError(f"{folder} holds no images{named}. Put image files into it.")
     if skipped:
         logger.warning("%d of %d files are skipped: %s", len(skipped), len(paths), ", ".join(skipped))
     features = stack_features([image.features for image in images])
@@ -242,7 +271,8 @@ def _unpack(path: Path, size: int, content: Any) -> LabelledImages:  # noqa: ANN
 
 def _checked(path: Path, size: int, images: NDArray[np.generic], labels: NDArray[np.generic] | None) -> LabelledImages:
     if images.dtype != np.uint8 or images.ndim != 3 or images.shape[1:] != (size, size):
-        raise DataError(f"{path} holds {images.dtype} {list(images.shape)}; images must be uint8 [N, {size}, {size}].")
+        hint = "; for values from 0 to 1, np.rint(images * 255).astype(np.uint8)" if images.dtype.kind == "f" else ""
+        raise DataError(f"{path} holds {images.dtype} {list(images.shape)}; images must be uint8 [N, {size}, {size}]{hint}.")
     if not len(images):
         raise DataError(f"{path} holds no images.")
     if labels is None:

@@ -12,9 +12,10 @@ import numpy as np
 
 from app.detection.conformal import images_needed
 from app.detection.detector import Detections, Detector
-from app.detection.model_card import Card
+from app.detection.model_card import Card, Preparation
 from app.training.calibration import RATES, detect_all
 from app.training.datasets import DataError, LabelledImages, Pixels, load_dataset
+from app.training.progress import SILENT, Progress
 from app.training.publishing import own_splits
 from app.training.reporting import plots
 from app.training.reporting.metrics import Ranking, Share, Uniformity, ranking, roc, share, uniformity
@@ -87,18 +88,18 @@ class Evaluation:
         return {**content, "mean": self.mean}
 
 
-def normal_test_images(card: Card, source: str | None, data_dir: Path) -> NamedImages:
+def normal_test_images(card: Card, source: str | None, data_dir: Path, progress: Progress = SILENT) -> NamedImages:
     """Load the images that anomalies are compared with: the test images of `source`, or the model's own if it is None.
 
     Raises:
         DataError: they cannot be read, or the model has none of its own.
     """
     if source is not None:
-        return named_images(source, data_dir)
+        return named_images(source, data_dir, card.preprocess, progress)
     try:
         if "split_seed" in card.data:
-            return NamedImages(card.data["name"], own_splits(card.data, data_dir).test)
-        dataset = load_dataset(card.data["source"], data_dir=data_dir)
+            return NamedImages(card.data["name"], own_splits(card.data, data_dir, card.preprocess, progress).test)
+        dataset = load_dataset(card.data["source"], data_dir=data_dir, preprocess=card.preprocess, progress=progress)
         if dataset.test is not None:
             return NamedImages(dataset.name, dataset.test)
     except DataError as error:
@@ -106,18 +107,21 @@ def normal_test_images(card: Card, source: str | None, data_dir: Path) -> NamedI
     raise DataError(f"All images of {card.data['name']} served to calibrate; name other normal images with --normal.")
 
 
-def named_images(source: str, data_dir: Path) -> NamedImages:
+def named_images(source: str, data_dir: Path, preprocess: Preparation = "digit", progress: Progress = SILENT) -> NamedImages:
     """Load the test part of a data set, or all of its images if it has none. Raises DataError."""
-    dataset = load_dataset(source, data_dir=data_dir)
+    dataset = load_dataset(source, data_dir=data_dir, preprocess=preprocess, progress=progress)
     return NamedImages(dataset.name, dataset.test_or_all)
 
 
-def evaluate(detector: Detector, normal: NamedImages, anomalies: Sequence[NamedImages], out: Path) -> Evaluation:
+def evaluate(
+    detector: Detector, normal: NamedImages, anomalies: Sequence[NamedImages], out: Path, progress: Progress = SILENT
+) -> Evaluation:
     """Score all images, compute the figures and draw the pictures into the folder `out`, which is made if it is missing."""
     card = detector.bundle.card
     calibration = detector.bundle.calibration
-    on_normal = detect_all(detector, normal.labelled)
-    on_anomalies = [detect_all(detector, each.labelled) for each in anomalies]
+    advance = progress.begin("Scoring", sum(len(each.images) for each in (normal, *anomalies)))
+    on_normal = detect_all(detector, normal.labelled, advance)
+    on_anomalies = [detect_all(detector, each.labelled, advance) for each in anomalies]
     evaluation = Evaluation(
         model=detector.bundle.label,
         scorer=card.scorer,
@@ -135,6 +139,7 @@ def evaluate(detector: Detector, normal: NamedImages, anomalies: Sequence[NamedI
             for each, detections in zip(anomalies, on_anomalies, strict=True)
         ),
     )
+    progress.begin("Drawing pictures")
     _draw(out, card, [normal, *anomalies], [on_normal, *on_anomalies], evaluation)
     return evaluation
 

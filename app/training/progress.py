@@ -1,10 +1,13 @@
-"""How the training loop reports its progress. The command line shows it; here are the interface and a silent one."""
+"""How the trainer reports its progress. The command line shows it; here are the interface and a silent one."""
 
+from collections.abc import Callable
 from typing import Protocol
+
+Advance = Callable[[int], None]  # to be called with the number of steps that were done since the last call
 
 
 class Progress(Protocol):
-    """Receives the events of a training."""
+    """Receives the events of a training, a calibration or an evaluation."""
 
     def start(self, epoch: int, epochs: int, images: int) -> None:
         """The loop begins: `epoch` of `epochs` are done (more than 0 after a resume); an epoch has `images` images."""
@@ -15,8 +18,12 @@ class Progress(Protocol):
     def finish_epoch(self, epoch: int, fit: float, test: float) -> None:
         """An epoch is done, with these mean squared errors; epoch 0 is the untrained network."""
 
-    def say(self, sentence: str) -> None:
-        """Show a sentence to the user."""
+    def begin(self, stage: str, steps: int | None = None) -> Advance:
+        """A stage before or after the loop begins, and the one before it has ended. It has `steps` steps, if that is known."""
+
+
+def no_steps(count: int) -> None:
+    """An `Advance` that reports nothing."""
 
 
 class SilentProgress:
@@ -25,4 +32,8 @@ class SilentProgress:
     def start(self, epoch: int, epochs: int, images: int) -> None: ...
     def advance(self, images: int) -> None: ...
     def finish_epoch(self, epoch: int, fit: float, test: float) -> None: ...
-    def say(self, sentence: str) -> None: ...
+    def begin(self, stage: str, steps: int | None = None) -> Advance:
+        return no_steps
+
+
+SILENT = SilentProgress()

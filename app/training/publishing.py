@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from app.detection.bundle import Bundle
 from app.detection.detector import Detector
-from app.detection.model_card import Card
+from app.detection.model_card import Card, Preparation
 from app.detection.store import publish
 from app.network.autoencoder import Autoencoder
 from app.network.detector_network import DetectorNetwork
@@ -26,6 +26,7 @@ from app.training.calibration import (
     with_card,
 )
 from app.training.datasets import DataError, DataSet, LabelledImages, Splits, load_dataset, split
+from app.training.progress import SILENT, Progress
 from app.training.reporting.report import Report
 from app.training.upload_fitting import fit_upload_scorer
 
@@ -46,17 +47,21 @@ def fit_and_publish(
     device: torch.device,
     seed: int,
     curves: TrainingCurves | None = None,
+    progress: Progress = SILENT,
 ) -> Path:
     """Fit the scorer called `scorer` to a trained network, calibrate, export, evaluate and publish -> the version's folder.
+
+    Without the preparation of digits, uploads are scored as images are, and there is no scorer of uploads.
 
     Raises:
         CalibrationError, ExportError: nothing was published.
     """
-    image_scorer = fit_image_scorer(scorer, model, splits.fit.images, device, seed)
+    image_scorer = fit_image_scorer(scorer, model, splits.fit.images, device, seed, progress)
     network = DetectorNetwork(model, image_scorer).to(device).eval()
-    upload_scorer = fit_upload_scorer(network, splits.fit, seed)
-    bundle = make_bundle(network, upload_scorer, splits.calibration, provenance)
-    return publish_measured(bundle, splits.test, root, device, fit=splits.fit, curves=curves)
+    prepares = provenance.preprocess == "digit"
+    upload_scorer = fit_upload_scorer(network, splits.fit, seed, progress) if prepares else None
+    bundle = make_bundle(network, upload_scorer, splits.calibration, provenance, progress)
+    return publish_measured(bundle, splits.test, root, device, fit=splits.fit, curves=curves, progress=progress)
 
 
 def publish_measured(
@@ -68,16 +73,19 @@ def publish_measured(
     fit: LabelledImages | None = None,
     test_name: str | None = None,
     curves: TrainingCurves | None = None,
+    progress: Progress = SILENT,
 ) -> Path:
     """Evaluate on normal test images, complete the card's metrics, draw the report, publish -> the new version's folder.
 
     `fit` are the images that the network was trained on, where they are at hand.
     """
     detector = Detector(bundle, str(device))
-    detections, fitted = detect_all(detector, test), detect_all(detector, fit) if fit else None
+    advance = progress.begin("Evaluating", len(test) + (len(fit) if fit else 0))
+    detections, fitted = detect_all(detector, test, advance), detect_all(detector, fit, advance) if fit else None
     test_name = test_name or f"{bundle.card.data['name']}, test images"
     bundle = with_card(bundle, metrics=measure(bundle, detections, test_name, fitted))
     steps, reconstructions = curves or (None, {})
+    progress.begin("Drawing the report")
     report = Report(bundle, test, detections, steps=steps, reconstructions=reconstructions)
     return publish(bundle, root, report.write)
 
@@ -96,13 +104,15 @@ def describe_data(source: str, dataset: DataSet, parts: Splits, seed: int, calib
     }
 
 
-def own_splits(data: Mapping[str, Any], data_dir: Path) -> Splits:
+def own_splits(
+    data: Mapping[str, Any], data_dir: Path, preprocess: Preparation = "digit", progress: Progress = SILENT
+) -> Splits:
     """The parts of the data set that a card describes, split as they were.
 
     Raises:
         DataError: the images are not there any more, or are others.
     """
-    dataset = load_dataset(data["source"], data_dir=data_dir)
+    dataset = load_dataset(data["source"], data_dir=data_dir, preprocess=preprocess, progress=progress)
     if dataset.digest != data["sha256"]:
         raise DataError(f"{data['source']} holds other images than the model was trained on.")
     return split(dataset, data["split_seed"], data["calibration_share"])

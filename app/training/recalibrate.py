@@ -9,7 +9,8 @@ import torch
 
 from app.detection.bundle import Bundle
 from app.detection.detector import Detector
-from app.detection.model_card import EpochLosses, self_check_images
+from app.detection.imaging.decode import Preprocess
+from app.detection.model_card import EpochLosses, Preparation, self_check_images
 from app.detection.runtimes import choose_device, load_network
 from app.detection.store import REPORT, load, publish
 from app.network.foreign_weights import load_foreign_weights
@@ -24,6 +25,7 @@ from app.training.calibration import (
 )
 from app.training.config import CALIBRATION_SHARE
 from app.training.datasets import DataSet, LabelledImages, load_dataset, split
+from app.training.progress import SILENT, Progress
 from app.training.publishing import describe_data, fit_and_publish, publish_measured, trained_on
 from app.training.scorer_fitting import score_images
 
@@ -41,9 +43,14 @@ class CalibrateConfig:
     calibration_share: float = CALIBRATION_SHARE
     scorer: str = "residual"
     device: str = "auto"
+    preprocess: Preprocess = "auto"  # auto: the model's, or chosen by the images for imported weights
 
 
-def import_weights(weights: Path, config: CalibrateConfig) -> Path:
+class PreparationError(ValueError):
+    """A detector cannot get this preparation; the message says what to do."""
+
+
+def import_weights(weights: Path, config: CalibrateConfig, progress: Progress = SILENT) -> Path:
     """Publish a version from a bare state_dict file -> its folder. Scorer and threshold are fitted on `config.data`.
 
     Calibration images should be new to the network. If the weights were trained on the whole set, the images held back here
@@ -55,48 +62,61 @@ def import_weights(weights: Path, config: CalibrateConfig) -> Path:
     device = torch.device(choose_device(config.device, "torch"))
     check_scorer(config.scorer)
     model = load_foreign_weights(weights).to(device).eval()
-    dataset = load_dataset(config.data, data_dir=config.data_dir)
+    dataset = load_dataset(config.data, data_dir=config.data_dir, preprocess=config.preprocess, progress=progress)
     splits = split(dataset, config.seed, config.calibration_share)
     check_calibration_size(config.alpha, len(splits.calibration))
     provenance = Provenance(
         name=config.name or dataset.name,
         alpha=config.alpha,
+        preprocess=dataset.preprocess,
         training={"imported_from": weights.name},
         data=describe_data(config.data, dataset, splits, config.seed, config.calibration_share),
         losses=EpochLosses(),
     )
-    return fit_and_publish(model, config.scorer, splits, provenance, config.root, device, config.seed)
+    return fit_and_publish(model, config.scorer, splits, provenance, config.root, device, config.seed, progress=progress)
 
 
-def recalibrate(version: Path, config: CalibrateConfig) -> Path:
+def recalibrate(version: Path, config: CalibrateConfig, progress: Progress = SILENT) -> Path:
     """Publish a version again with a threshold from other normal images -> the new folder. Weights and scorer stay.
 
     All images of `config.data` calibrate, without its test part, and without the images that the network was trained on
     where it is the network's own training set.
 
     Raises:
-        BundleError, DataError, DeviceError, CalibrationError: before anything is written.
+        BundleError, DataError, DeviceError, PreparationError, CalibrationError: before anything is written.
     """
     device = torch.device(choose_device(config.device, "torch"))
     bundle = load(version)
-    dataset = load_dataset(config.data, data_dir=config.data_dir)
+    preprocess = _preparation(bundle, config.preprocess)
+    dataset = load_dataset(config.data, data_dir=config.data_dir, preprocess=preprocess, progress=progress)
     calibration, test = _unseen(bundle, dataset)
     check_calibration_size(config.alpha, len(calibration))
     card = bundle.card
     provenance = Provenance(
         name=config.name or card.name,
         alpha=config.alpha,
+        preprocess=preprocess,
         training={**card.training, "calibrated_from": bundle.label},
         data=_describe(config.data, dataset, bundle, len(calibration)),
         losses=card.losses,
     )
     network = load_network(bundle).to(device).eval()
-    upload_scorer = bundle.uploads.scorer if bundle.uploads else None
-    calibrated = make_bundle(network, upload_scorer, calibration, provenance)
+    upload_scorer = bundle.uploads.scorer if bundle.uploads and preprocess == "digit" else None
+    calibrated = make_bundle(network, upload_scorer, calibration, provenance, progress)
     if test is None:
         test_name = f"{dataset.name}, the calibration images themselves"
-        return publish_measured(calibrated, calibration, config.root, device, test_name=test_name)
-    return publish_measured(calibrated, test, config.root, device)
+        return publish_measured(calibrated, calibration, config.root, device, test_name=test_name, progress=progress)
+    return publish_measured(calibrated, test, config.root, device, progress=progress)
+
+
+def _preparation(bundle: Bundle, asked: Preprocess) -> Preparation:
+    """The preparation of the recalibrated version. Raises PreparationError."""
+    own = bundle.card.preprocess
+    if asked == "digit" and own == "none":
+        raise PreparationError(
+            f"{bundle.label} has no scorer of images that are prepared as digits; train it with --preprocess digit."
+        )
+    return own if asked == "auto" else asked
 
 
 def add_onnx(version: Path) -> Path:

@@ -20,6 +20,7 @@ from app.network.autoencoder import Autoencoder, ForwardPass
 from app.network.detector_network import DetectorNetwork, Scorer
 from app.network.mse_scorer import MseScorer
 from app.network.residual_scorer import BANDS, ENERGIES, ResidualScorer, region_weights, shape_inputs
+from app.training.progress import SILENT, Advance, Progress, no_steps
 from app.training.synthetic.anomalies import Transform, augment_normal, synthetic_anomaly
 
 SCORERS = (ResidualScorer.name, MseScorer.name)
@@ -52,7 +53,7 @@ class Source(NamedTuple):
     label: float  # 0 = normal, 1 = anomalous
 
 
-def fit_scorer(name: str, model: Autoencoder, images: Tensor, *, seed: int) -> Scorer:
+def fit_scorer(name: str, model: Autoencoder, images: Tensor, *, seed: int, progress: Progress = SILENT) -> Scorer:
     """Fit the scorer called `name` on the normal images [N, P] that `model` was trained on; deterministic for a seed.
 
     Raises:
@@ -62,11 +63,11 @@ def fit_scorer(name: str, model: Autoencoder, images: Tensor, *, seed: int) -> S
         return MseScorer()
     if name == ResidualScorer.name:
         device = images.device
-        return fit_residual_scorer(model.cpu(), images.cpu(), seed=seed).to(device)
+        return fit_residual_scorer(model.cpu(), images.cpu(), seed=seed, progress=progress).to(device)
     raise ValueError(f"There is no scorer named {name!r}; choose one of: {', '.join(SCORERS)}.")
 
 
-def fit_residual_scorer(model: Autoencoder, images: Tensor, *, seed: int) -> ResidualScorer:
+def fit_residual_scorer(model: Autoencoder, images: Tensor, *, seed: int, progress: Progress = SILENT) -> ResidualScorer:
     """Fit the tensors of network/residual_scorer.py. On the CPU, whose random generators are the same on every machine."""
     g = torch.Generator().manual_seed(seed)
     images = images[torch.randperm(len(images), generator=g)[:FIT_IMAGES]]
@@ -75,14 +76,16 @@ def fit_residual_scorer(model: Autoencoder, images: Tensor, *, seed: int) -> Res
     scorer = _unfitted({**regions, **_residual_statistics(fitted, regions)})
     scorer = _replace(scorer, _band_statistics(fitted, scorer))
     steps = min(MAX_STEPS, max(MIN_STEPS, len(images) // IMAGES_PER_STEP))
-    synthetic = partial(_synthetic_source, scorer, model, images, steps, g=g)
+    advance = progress.begin("Making synthetic images", sum(_synthetic_count(steps, share) for share in (0.5, 0.4)))
+    synthetic = partial(_synthetic_source, scorer, model, images, steps, g=g, advance=advance)
     # Normal images are mostly varied ones. With half of them as they are, 2.2 % of USPS digits were flagged rather than 1.4 %.
     sources = (
         Source(_shape_inputs(scorer, fitted), 0.1, 0.0),
         synthetic(augment_normal, 0.5, 0.0),
         synthetic(synthetic_anomaly, 0.4, 1.0),
     )
-    network = dict(zip(SHAPE_NETWORK, train_classifier(sources, HIDDEN, steps, g), strict=True))
+    advance = progress.begin("Fitting the scorer", steps)
+    network = dict(zip(SHAPE_NETWORK, train_classifier(sources, HIDDEN, steps, g, advance=advance), strict=True))
     scorer = _replace(scorer, network)
     unscaled = _in_chunks(scorer.unscaled_score, fitted)
     return _replace(scorer, {"centre": unscaled.median(), "spread": unscaled.std()})
@@ -168,6 +171,7 @@ def train_classifier(
     prepare: Callable[[Tensor], Tensor] | None = None,
     learning_rate: float = PEAK_LEARNING_RATE,
     weight_decay: float = WEIGHT_DECAY,
+    advance: Advance = no_steps,
 ) -> list[Tensor]:
     """Logistic regression by a network with ReLU -> its weights and biases in turn, those of the first layer first.
 
@@ -193,6 +197,7 @@ def train_classifier(
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule.step()
+        advance(1)
     return [tensor.detach() for pair in zip(weights, biases, strict=True) for tensor in pair]
 
 
@@ -210,13 +215,20 @@ def _synthetic_source(
     label: float,
     *,
     g: Generator,
+    advance: Advance,
 ) -> Source:
     """Take `images` in order, repeated as often as `steps` need, and apply `change`."""
     side = math.isqrt(images.shape[1])
-    count = min(MAX_SYNTHETIC, int(steps * BATCH * share / PASSES))
-    parts = torch.split(torch.arange(count) % len(images), CHUNK)
-    made = (change(images[part].view(-1, 1, side, side), g).reshape(len(part), -1) for part in parts)
-    return Source(torch.cat([_shape_inputs(scorer, forward(model, part)) for part in made]), share, label)
+    inputs = []
+    for part in torch.split(torch.arange(_synthetic_count(steps, share)) % len(images), CHUNK):
+        made = change(images[part].view(-1, 1, side, side), g).reshape(len(part), -1)
+        inputs.append(_shape_inputs(scorer, forward(model, made)))
+        advance(len(part))
+    return Source(torch.cat(inputs), share, label)
+
+
+def _synthetic_count(steps: int, share: float) -> int:
+    return min(MAX_SYNTHETIC, int(steps * BATCH * share / PASSES))
 
 
 def _in_chunks(read: Callable[[ForwardPass], Tensor], fitted: ForwardPass) -> Tensor:

@@ -21,7 +21,7 @@ from app.training.checkpoint import State, checkpoint_path, damaged, load_checkp
 from app.training.config import TrainConfig, TrainingError
 from app.training.datasets import DataSet, Splits, load_dataset, split
 from app.training.interrupt import Interrupt
-from app.training.progress import Progress, SilentProgress
+from app.training.progress import SILENT, Progress
 from app.training.publishing import TrainingCurves, describe_data, fit_and_publish
 from app.training.reporting.report import PICTURES
 
@@ -78,7 +78,7 @@ class Training:
         self.history = History(**{entry.name: state[entry.name] for entry in fields(History)})
 
 
-def train(config: TrainConfig, *, resume: bool = False, progress: Progress | None = None) -> Path:
+def train(config: TrainConfig, *, resume: bool = False, progress: Progress = SILENT) -> Path:
     """Train, calibrate, evaluate and publish -> the folder of the new version.
 
     Raises:
@@ -86,11 +86,10 @@ def train(config: TrainConfig, *, resume: bool = False, progress: Progress | Non
         CalibrationError: there are too few images for this alpha; also before anything is written.
         TrainingInterrupted: Ctrl-C was pressed; the checkpoint stays.
     """
-    progress = progress or SilentProgress()
     device = torch.device(choose_device(config.device, "torch"))
     check_scorer(config.scorer)
-    dataset = load_dataset(config.data, data_dir=config.data_dir)
-    config = replace(config, name=config.name or dataset.name, device=str(device))
+    dataset = load_dataset(config.data, data_dir=config.data_dir, preprocess=config.preprocess, progress=progress)
+    config = replace(config, name=config.name or dataset.name, device=str(device), preprocess=dataset.preprocess)
     splits = split(dataset, config.seed, config.calibration_share)
     check_calibration_size(config.alpha, len(splits.calibration))
     training = Training(config, device)
@@ -101,8 +100,7 @@ def train(config: TrainConfig, *, resume: bool = False, progress: Progress | Non
         with using_threads(config.threads):  # the scorer's bits depend on the number of threads too
             with Interrupt() as interrupt:
                 run_epochs(training, config, splits, checkpoint, progress, interrupt)
-            progress.say("Calibrating, evaluating and drawing the report ...")
-            folder = _publish(training, config, dataset, splits)
+            folder = _publish(training, config, dataset, splits, progress)
     except KeyboardInterrupt:
         raise TrainingInterrupted(_how_to_continue(training, config, checkpoint)) from None
     remove_checkpoint(checkpoint)
@@ -200,11 +198,12 @@ def record_epoch(training: Training, config: TrainConfig, fit: Tensor, test: Ten
     progress.finish_epoch(training.epoch, history.fit[-1], history.test[-1])
 
 
-def _publish(training: Training, config: TrainConfig, dataset: DataSet, splits: Splits) -> Path:
+def _publish(training: Training, config: TrainConfig, dataset: DataSet, splits: Splits, progress: Progress) -> Path:
     history = training.history
     provenance = Provenance(
         name=str(config.name),
         alpha=config.alpha,
+        preprocess=dataset.preprocess,
         training=config.described(),
         data=describe_data(config.data, dataset, splits, config.seed, config.calibration_share),
         losses=EpochLosses(fit=tuple(history.fit), test=tuple(history.test)),
@@ -214,7 +213,8 @@ def _publish(training: Training, config: TrainConfig, dataset: DataSet, splits: 
         reconstructions={epoch: pixels.numpy() for epoch, pixels in history.pictures.items()},
     )
     device = torch.device(config.device)
-    return fit_and_publish(training.model.eval(), config.scorer, splits, provenance, config.root, device, config.seed, curves)
+    model = training.model.eval()
+    return fit_and_publish(model, config.scorer, splits, provenance, config.root, device, config.seed, curves, progress)
 
 
 def _how_to_continue(training: Training, config: TrainConfig, checkpoint: Path) -> str:

@@ -15,6 +15,7 @@ from app.detection.upload_scorer import UploadScorer
 from app.network.detector_network import DetectorNetwork
 from app.network.mse_scorer import MseScorer
 from app.training.datasets import LabelledImages
+from app.training.progress import SILENT, Advance, Progress, no_steps
 from app.training.scorer_fitting import Source, score_images, train_classifier
 from app.training.synthetic.anomalies import Transform, augment_normal, synthetic_anomaly, vary_pen
 from app.training.synthetic.uploads import Uploads, synthesise_pictures, synthesise_uploads
@@ -34,28 +35,36 @@ MIN_FEATURE_STD = 0.05
 _CHUNK = 10_000
 
 
-def fit_upload_scorer(network: DetectorNetwork, normal: LabelledImages, seed: int) -> UploadScorer | None:
+def fit_upload_scorer(
+    network: DetectorNetwork, normal: LabelledImages, seed: int, progress: Progress = SILENT
+) -> UploadScorer | None:
     """Fit the scorer of uploads on normal images; None for the plain error, which has no upload scorer."""
     if isinstance(network.scorer, MseScorer):
         return None
     g = torch.Generator().manual_seed(seed)
     count = min(UPLOADS, MAX_COPIES * len(normal))
     chosen = normal.take(np.arange(count) % len(normal))
-    uploads = uploads_of(chosen, seed)
-    anomalies = synthesise_uploads(_vary(chosen.images, synthetic_anomaly, g), seed=seed + 1, readable=False)
-    pictures = synthesise_pictures(min(PICTURES, count), size=normal.images.shape[-1], seed=seed + 2)
-    digit = _fit_digit_network(normal.images, uploads.images, anomalies.images, pictures.images, g)
-    return UploadScorer.fit(score_images(network, uploads.images), uploads.features, _fit_networks(digit, uploads, pictures, g))
+    advance = progress.begin("Drawing uploads", (2 if normal.features is None else 1) * count + min(PICTURES, count))
+    uploads = uploads_of(chosen, seed, advance)
+    anomalies = synthesise_uploads(_vary(chosen.images, synthetic_anomaly, g), seed=seed + 1, readable=False, advance=advance)
+    pictures = synthesise_pictures(min(PICTURES, count), size=normal.images.shape[-1], seed=seed + 2, advance=advance)
+    advance = progress.begin("Fitting the upload networks", _digit_steps(count) + PICTURE_STEPS)
+    digit = _fit_digit_network(normal.images, uploads.images, anomalies.images, pictures.images, g, advance)
+    return UploadScorer.fit(
+        score_images(network, uploads.images), uploads.features, _fit_networks(digit, uploads, pictures, g, advance)
+    )
 
 
-def uploads_of(images: LabelledImages, seed: int) -> Uploads:
+def uploads_of(images: LabelledImages, seed: int, advance: Advance = no_steps) -> Uploads:
     """Prepared uploads as they are, other images redrawn as uploads."""
     if images.features is not None:
         return Uploads(images.images, images.features)
-    return synthesise_uploads(images.images, seed=seed)
+    return synthesise_uploads(images.images, seed=seed, advance=advance)
 
 
-def _fit_digit_network(images: Pixels, uploads: Pixels, anomalies: Pixels, pictures: Pixels, g: Generator) -> SmallNetwork:
+def _fit_digit_network(
+    images: Pixels, uploads: Pixels, anomalies: Pixels, pictures: Pixels, g: Generator, advance: Advance
+) -> SmallNetwork:
     """Fit on prepared uploads with other pens, and on unprepared images, which vary more."""
     unprepared = np.concatenate([images] * UNPREPARED_COPIES)
     sources = (
@@ -69,11 +78,15 @@ def _fit_digit_network(images: Pixels, uploads: Pixels, anomalies: Pixels, pictu
     def prepare(pixels: Tensor) -> Tensor:
         return pixels.float() / 255 + PIXEL_NOISE * torch.randn(pixels.shape, generator=g)
 
-    steps = max(MIN_STEPS, len(uploads) // UPLOADS_PER_STEP)
-    return _small_network(train_classifier(sources, DIGIT_LAYERS, steps, g, prepare=prepare, **TRAINING))
+    steps = _digit_steps(len(uploads))
+    return _small_network(train_classifier(sources, DIGIT_LAYERS, steps, g, prepare=prepare, advance=advance, **TRAINING))
 
 
-def _fit_networks(digit: SmallNetwork, uploads: Uploads, pictures: Uploads, g: Generator) -> UploadNetworks:
+def _digit_steps(uploads: int) -> int:
+    return max(MIN_STEPS, uploads // UPLOADS_PER_STEP)
+
+
+def _fit_networks(digit: SmallNetwork, uploads: Uploads, pictures: Uploads, g: Generator, advance: Advance) -> UploadNetworks:
     """Fit the picture network, and put it together with the digit network."""
     features = uploads.features[:, SCORED_FEATURES]
     mean, std = features.mean(axis=0), np.maximum(features.std(axis=0), MIN_FEATURE_STD)
@@ -83,7 +96,9 @@ def _fit_networks(digit: SmallNetwork, uploads: Uploads, pictures: Uploads, g: G
         return inputs + FEATURE_NOISE * torch.randn(inputs.shape, generator=g)
 
     sources = (Source(normal, 0.6, 0.0), Source(unusual, 0.4, 1.0))
-    picture = _small_network(train_classifier(sources, PICTURE_LAYERS, PICTURE_STEPS, g, prepare=prepare, **TRAINING))
+    picture = _small_network(
+        train_classifier(sources, PICTURE_LAYERS, PICTURE_STEPS, g, prepare=prepare, advance=advance, **TRAINING)
+    )
     return UploadNetworks(digit, picture, mean, std, np.asarray(WEIGHTS, np.float32))
 
 

@@ -3,7 +3,9 @@
 import json
 
 import numpy as np
+import pyarrow.parquet as pq
 import torch
+from PIL import Image
 from strokes import stroke_images
 
 from app.detection import store
@@ -35,6 +37,25 @@ def test_calibrate_on_the_training_set_takes_unseen_images(oddigit, trained, str
     assert result.exit_code == 0, result.output
     again, first = store.load(trained / "again" / "1"), store.load(trained / "strokes" / "1")
     assert np.allclose(again.calibration.scores, first.calibration.scores, rtol=1e-5)
+
+
+def test_a_preparation_can_be_taken_away_but_not_given(oddigit, trained, tmp_path):
+    """Calibrated with none, a detector only resizes uploads, and its commands do; digit needs a training."""
+    first = normal_images(tmp_path / "first.npy", 200, 21)
+    options = ["--store", trained, "--device", "cpu", "--data", first, "--alpha", "0.1"]
+    result = oddigit("calibrate", *options, "--model", "strokes", "--preprocess", "none", "--name", "resized")
+    assert result.exit_code == 0 and "only resized" in result.output, result.output
+    assert store.load_card(trained / "resized" / "1").preprocess == "none"
+    Image.fromarray(255 - stroke_images(1, seed=1)[0]).resize((60, 40)).save(tmp_path / "a.png")
+    for asked, steps in ((), ["resized"]), (("--preprocess", "digit"), ["inverted", "cropped", "thinned", "centred"]):
+        done = oddigit("score", tmp_path / "a.png", "--store", trained, "--model", "resized", "--format", "jsonl", *asked)
+        assert json.loads(done.stdout)["preprocess"] == steps
+        assert bool(json.loads(done.stdout)["warnings"]) == bool(asked)  # prepared otherwise than calibrated
+    done = oddigit("score", tmp_path / "a.png", "--store", trained, "--model", "resized", "--to", tmp_path / "out")
+    assert done.exit_code == 0, done.output
+    assert pq.read_table(tmp_path / "out").to_pylist()[0]["preprocess"] == ["resized"]
+    result = oddigit("calibrate", *options, "--model", "resized", "--preprocess", "digit")
+    assert result.exit_code == 2 and "train it with --preprocess digit" in result.stderr
 
 
 def test_calibrate_says_how_many_images_are_needed(oddigit, trained, tmp_path):

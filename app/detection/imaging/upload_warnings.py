@@ -30,15 +30,17 @@ def decode_upload(
     data: bytes, *, preprocess: Preprocess = "auto", max_pixels: int = MAX_PIXELS, size: int = 28
 ) -> PreprocessedImage:
     """`decode_image`, with the warnings in words, and with those that the file's headers and its corners give."""
-    return _with_warnings(decode_image(data, preprocess=preprocess, max_pixels=max_pixels, size=size), data)
+    image = decode_image(data, preprocess=preprocess, max_pixels=max_pixels, size=size)
+    return _with_warnings(image, data, dark_ground=preprocess != "none")
 
 
-def _with_warnings(image: PreprocessedImage, data: bytes) -> PreprocessedImage:
+def _with_warnings(image: PreprocessedImage, data: bytes, *, dark_ground: bool) -> PreprocessedImage:
+    """`dark_ground`: images that are not prepared are expected on a dark ground."""
     warnings = tuple(map(in_words, image.warnings))
     if (frames := count_frames(data)) > 1:
         warnings = (f"several_frames: the first of {frames} pictures is used", *warnings)
-    unprepared = image.features is None
-    if unprepared and image.image[0, 0] > _BRIGHT and looks_inverted(image.image[None])[0]:  # most have one dark corner
+    expected_dark = dark_ground and image.features is None
+    if expected_dark and image.image[0, 0] > _BRIGHT and looks_inverted(image.image[None])[0]:  # most have one dark corner
         warnings = (*warnings, LOOKS_INVERTED)
     return image._replace(warnings=warnings) if warnings else image
 

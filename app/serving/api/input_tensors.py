@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from app.detection.imaging.centring import centre_images
+from app.detection.model_card import Preparation
 from app.serving.api.json_numbers import cut_data, parse_in_pieces
 from app.serving.engine.thread_stage import Deadline
 from app.serving.errors import BadRequest, InvalidJson, OutOfRange, TooLarge, from_validation_error
@@ -31,11 +32,12 @@ _MAX_COMMAS = 16_384  # in the JSON beside the numbers, which is parsed in one c
 
 
 class TensorLimits(NamedTuple):
-    """The size of the model's images and the most images of a request, as pixels and as files."""
+    """The size and the preparation of the model's images, and the most images of a request, as pixels and as files."""
 
     size: int
     images: int
     files: int
+    preprocess: Preparation = "digit"
 
 
 class InferInputs(NamedTuple):
@@ -75,7 +77,8 @@ def read_inputs(deadline: Deadline | None, text: bytes, binary: memoryview, limi
         return InferInputs(request, None, _read_files(tensor, binary, limits))
     count = _count_images(tensor.shape, limits)
     values = _binary_numbers(tensor, binary) if tensor.data is None else _json_numbers(deadline, tensor, array)
-    centre = request.parameters is None or request.parameters.preprocess != "none"
+    asked = request.parameters.preprocess if request.parameters else "auto"
+    centre = (limits.preprocess if asked == "auto" else asked) != "none"
     return InferInputs(request, _to_images(deadline, values, tensor, (count, limits.size, limits.size), centre=centre), [])
 
 

@@ -145,6 +145,7 @@ def _served_model(detector: Detector) -> schemas.ServedModel:
         name=card.name,
         version=card.version,
         scorer=card.scorer,
+        preprocess=card.preprocess,
         alpha=card.alpha,
         latent_dim=detector.latent_dim,
         device=str(detector.device),

@@ -168,7 +168,7 @@ class OpenInference:
         try:
             with self._admission:
                 text, binary = split_body(body, headers.get(HEADER_LENGTH))
-                inputs = await self._read(text, binary, detector.image_size, deadline)
+                inputs = await self._read(text, binary, detector, deadline)
                 outputs = requested_outputs(inputs.request, pictures=_count(inputs) <= settings.max_pictures)
                 job = await self._prepare(inputs, self._requirements(outputs, _count(inputs), watch=watch), detector, deadline)
                 decoded = clock()
@@ -185,9 +185,10 @@ class OpenInference:
         response.raw_headers.append(responses.server_timing(*seconds))
         return response
 
-    async def _read(self, text: bytes, binary: memoryview, size: int, deadline: float) -> InferInputs:
+    async def _read(self, text: bytes, binary: memoryview, detector: Detector, deadline: float) -> InferInputs:
         """The request and its images or files; large ones are read on a thread."""
-        limits = TensorLimits(size, self._settings.max_array_images, self._settings.max_images)
+        settings, preprocess = self._settings, detector.bundle.card.preprocess
+        limits = TensorLimits(detector.image_size, settings.max_array_images, settings.max_images, preprocess)
         if len(text) <= _INLINE_BYTES and len(binary) <= _INLINE_BINARY_BYTES:
             return read_inputs(None, text, binary, limits)
         cost = len(text) * _JSON_BYTE_S + len(binary) * _BINARY_BYTE_S
@@ -208,7 +209,8 @@ class OpenInference:
         if inputs.images is not None:
             return Job(inputs.images, None, outputs)
         parameters = inputs.request.parameters
-        options = DecodeOptions(parameters.preprocess if parameters else "auto", detector.image_size)
+        preprocess = detector.bundle.card.preprocess_for(parameters.preprocess if parameters else "auto")
+        options = DecodeOptions(preprocess, detector.image_size)
         prepared = []
         for index, result in enumerate(await self._uploads.decode_files(inputs.files, options, deadline)):
             if isinstance(result, ImageError):

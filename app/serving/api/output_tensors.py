@@ -72,10 +72,11 @@ def render_outputs(
     if request.id is not None:
         head["id"] = request.id
     text = b'%b,"outputs":[%b]}' % (responses.json_bytes(head)[:-1], b",".join(entries))
-    if not blobs:
-        return Response(text, media_type=JSON)
-    response = Response(b"".join([text, *blobs]), media_type=OCTETS)
-    response.raw_headers.append((HEADER_LENGTH, b"%d" % len(text)))
+    response = Response(b"".join([text, *blobs]), media_type=OCTETS if blobs else JSON)
+    if blobs:
+        response.raw_headers.append((HEADER_LENGTH, b"%d" % len(text)))
+    verdicts = columns["is_anomaly"]
+    response.raw_headers.append(responses.result_header(len(verdicts), int(np.count_nonzero(verdicts))))
     return response
 
 

@@ -164,10 +164,9 @@ class Endpoints:
     async def _respond_to_body(self, call: _Call, body: Body) -> Response:
         clock, spec, inference = time.perf_counter, call.spec, call.inference
         started, size = clock(), inference.detector.image_size
-        if body.kind == NPY:
-            upload = await self._uploads.decode_array(body, call.options.preprocess, size, deadline=call.deadline)
-        else:
-            upload = await self._uploads.decode(body, call.options.preprocess, size, deadline=call.deadline)
+        preprocess = inference.detector.bundle.card.preprocess_for(call.options.preprocess)
+        decode = self._uploads.decode_array if body.kind == NPY else self._uploads.decode
+        upload = await decode(body, preprocess, size, deadline=call.deadline)
         self._check_upload(upload, spec, call.media)
         decoded = clock()
         outputs = spec.outputs if call.options.watch == "1" else spec.outputs._replace(verdicts=False)
@@ -210,22 +209,32 @@ def deadline_error(settings: Settings) -> DeadlinePassed:
 
 def _render_response(deadline: Deadline | None, call: _Call, upload: Upload, result: InferenceResult) -> Response:
     """The result in the media type that was negotiated. Raises TimeoutError after the deadline."""
-    request, spec, media = call.request, call.spec, call.media
+    spec, media, anomalies = call.spec, call.media, None
     if media == NPY:
         array = spec.array(result)
         assert array is not None  # every endpoint requests the array that it returns
-        return BytesResponse(responses.npy(array), NPY)
-    if media == PNG:
-        return BytesResponse(responses.contact_sheet(upload.images, result.detections), PNG)
-    decision = decide(result, call.options)
-    entries = spec.entries(upload, result, decision)
+        body = responses.npy(array)
+    elif media == PNG:
+        body = responses.contact_sheet(upload.images, result.detections)
+    else:
+        decision = decide(result, call.options)
+        body = _json_body(deadline, call, upload, result, decision)
+        if spec.outputs.verdicts:
+            anomalies = int(np.count_nonzero(result.detections.scores > decision.threshold))
+    response = BytesResponse(body, media)
+    response.raw_headers.append(responses.result_header(len(upload.infos), anomalies))
+    return response
+
+
+def _json_body(deadline: Deadline | None, call: _Call, upload: Upload, result: InferenceResult, decision: Decision) -> bytes:
+    head, entries = call.spec.head(result.bundle, decision), call.spec.entries(upload, result, decision)
     if len(upload.infos) > _INLINE_IMAGES and not upload.failed:
-        return BytesResponse(_json_in_pieces(deadline, spec.head(result.bundle, decision), entries), JSON)
-    results = list(entries)
+        return _json_in_pieces(deadline, head, entries)
+    results, scope = list(entries), call.request.scope
     for index, (name, problem) in sorted(upload.failed.items()):
-        error = problem.body(request.scope["path"], request.scope["state"]["request_id"])
+        error = problem.body(scope["path"], scope["state"]["request_id"])
         results.insert(index, {"name": name, "error": error})
-    return BytesResponse(responses.json_bytes({**spec.head(result.bundle, decision), "results": results}), JSON)
+    return responses.json_bytes({**head, "results": results})
 
 
 def _json_in_pieces(deadline: Deadline | None, head: Entry, entries: Iterator[Entry]) -> bytes:

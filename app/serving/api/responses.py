@@ -14,6 +14,7 @@ from app.detection.bundle import Bundle
 from app.detection.detector import Detections
 from app.detection.imaging.decode import encode_png
 from app.detection.imaging.upload_warnings import UNCALIBRATED
+from app.serving.errors import RESULT
 
 Entry = dict[str, Any]
 
@@ -47,6 +48,11 @@ def server_timing(decode: float, queue: float, infer: float, encode: float) -> t
     """The Server-Timing header for the seconds that a request spent in each stage."""
     milliseconds = (decode * 1e3, queue * 1e3, infer * 1e3, encode * 1e3)
     return b"server-timing", b"decode;dur=%.3f, queue;dur=%.3f, infer;dur=%.3f, encode;dur=%.3f" % milliseconds
+
+
+def result_header(images: int, anomalies: int | None = None) -> tuple[bytes, bytes]:
+    """The Oddigit-Result header: the number of images that were judged and, where there are verdicts, of anomalies."""
+    return RESULT, b"images=%d" % images if anomalies is None else b"images=%d, anomalies=%d" % (images, anomalies)
 
 
 def model_entry(bundle: Bundle) -> Entry:

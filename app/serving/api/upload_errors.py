@@ -49,6 +49,8 @@ def unsupported_type(kind: str, name: str = "") -> UnsupportedType:
 def image_problem(error: ImageError, data: bytes, name: str = "") -> Problem:
     """The problem for a file that could not be decoded, with a hint where the content shows what went wrong."""
     problem = from_image_error(error, name)
+    if str(error).startswith(("truncated", "damaged")):
+        return type(problem)(f"{problem.detail}; save the image again, and send the whole file.")
     if not isinstance(error, UndecodableImage) or _has_signature(data):
         return problem
     hint = _hint(data)

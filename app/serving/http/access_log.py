@@ -8,6 +8,7 @@ import atexit
 import sys
 import time
 from asyncio import get_running_loop
+from functools import lru_cache
 from typing import TextIO
 
 from pydantic_core import to_json
@@ -30,9 +31,21 @@ class AccessLog:
         atexit.register(self.flush)
 
     def write(
-        self, client: str, method: str, path: str, status: int, seconds: float, request_id: str, key_name: str | None
+        self,
+        client: str,
+        method: str,
+        path: str,
+        status: int,
+        seconds: float,
+        request_id: str,
+        key_name: str | None,
+        received: int = 0,
+        result: str = "",
     ) -> None:
-        """Log one request: the client's address, the path as it was sent, the duration, and the name of the API key."""
+        """Log one request: the client's address, the path as it was sent, the duration, and the name of the API key.
+
+        `received` are the bytes of the body that were read; `result` is the response's Oddigit-Result header.
+        """
         now = time.time()
         if int(now) != self._second:
             self._second = int(now)
@@ -53,6 +66,8 @@ class AccessLog:
                 "status": status,
                 "ms": round(seconds * 1000, 1),
                 "key": key_name,
+                "bytes": received,
+                **_fields(result),
             }
             self._lines.append(to_json(entry).decode() + "\n")
         else:
@@ -74,3 +89,11 @@ class AccessLog:
     def _flush_scheduled(self) -> None:
         self._scheduled = False
         self.flush()
+
+
+@lru_cache(maxsize=256)  # most results are alike; reading one takes as long as writing a line
+def _fields(result: str) -> dict[str, int | str | None]:
+    """The fields of an Oddigit-Result header: `images=3, anomalies=1` -> images 3, anomalies 1, problem None."""
+    pairs = (pair.partition("=") for pair in result.split(", ") if pair)
+    found = {name: int(value) if value.isdigit() else value for name, _, value in pairs}
+    return {"images": None, "anomalies": None, "problem": None, **found}

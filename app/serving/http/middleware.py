@@ -13,7 +13,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.serving.errors import BadRequest, Unauthorized, Unavailable, UnsupportedType
+from app.serving.errors import RESULT, BadRequest, Unauthorized, Unavailable, UnsupportedType
 from app.serving.http.access_log import AccessLog
 from app.serving.http.auth import ApiKeyAuth
 from app.serving.http.body import MAX_DISCARDED_BODY_BYTES, ByteBudget, ByteRate, LimitedReceive
@@ -140,6 +140,7 @@ class RequestContext:
         "id",
         "key_name",
         "receive",
+        "result",
         "scope",
         "started",
         "status",
@@ -158,6 +159,7 @@ class RequestContext:
         self.id = request_id(self.headers.get(b"x-request-id", b""))
         self.key_name: str | None = None
         self.status = 0
+        self.result = b""  # the Oddigit-Result header of the response
         self.complete = False  # the whole response has been sent
         scope.setdefault("state", {})["request_id"] = self.id
 
@@ -215,8 +217,9 @@ class RequestContext:
         self.complete = not more
 
     async def _send_head(self, start: Message) -> None:
-        self.status = start["status"]
-        await self._send({**start, "headers": self._with_default_headers(list(start.get("headers", ())))})
+        self.status, headers = start["status"], list(start.get("headers", ()))
+        self.result = next((value for name, value in headers if name == RESULT), b"")
+        await self._send({**start, "headers": self._with_default_headers(headers)})
 
     def log(self, access_log: AccessLog, seconds: float) -> None:
         """Write the access log's line."""
@@ -224,7 +227,8 @@ class RequestContext:
         client = scope.get("client")
         path = scope["raw_path"].decode("latin-1") if "raw_path" in scope else scope["path"]
         address = client[0] if client else "-"
-        access_log.write(address, scope["method"], path, self.status, seconds, self.id, self.key_name)
+        received, result = self.receive.received, self.result.decode("latin-1")
+        access_log.write(address, scope["method"], path, self.status, seconds, self.id, self.key_name, received, result)
 
     def _can_discard_body(self) -> bool:
         """Whether what has not been received of the body can be dropped while the connection stays open.

@@ -17,6 +17,7 @@ from app.serving.engine.models import UnknownModel
 from app.serving.errors import (
     BY_STATUS,
     MEDIA_TYPE,
+    RESULT,
     InternalError,
     MethodNotAllowed,
     NotFound,
@@ -91,11 +92,12 @@ def problem_response(problem: Problem, scope: Scope) -> Response:
     """The response for `problem` to the request of `scope`. Under /v2 its body is that of the Open Inference Protocol."""
     root = scope.get("root_path", "")
     route = scope["path"].removeprefix(root)
+    headers = {**problem.headers, RESULT.decode(): f"problem={problem.type}"}
     if route.startswith("/v2"):
-        return Response(to_json({"error": problem.detail}), problem.status, problem.headers, "application/json")
+        return Response(to_json({"error": problem.detail}), problem.status, headers, "application/json")
     content = problem.body(scope["path"], scope["state"]["request_id"])
     content["type"] = root + content["type"]
-    return Response(to_json(content), problem.status, problem.headers, MEDIA_TYPE)
+    return Response(to_json(content), problem.status, headers, MEDIA_TYPE)
 
 
 def last_response(problem: Problem) -> bytes:

@@ -19,6 +19,7 @@ from PIL import Image, ImageFilter
 from app.detection.imaging.morphology import dilate, erode
 from app.detection.imaging.preprocess import PreprocessedImage, preprocess_digit
 from app.detection.imaging.upload_features import FEATURE_NAMES
+from app.training.progress import Advance, no_steps
 from app.training.synthetic.damage import MUTILATED, damage
 from app.training.synthetic.pictures import draw_picture
 
@@ -43,19 +44,19 @@ class Uploads(NamedTuple):
     features: Floats  # [N, K], see app/detection/imaging/upload_features.py
 
 
-def synthesise_uploads(images: Pixels, *, seed: int, readable: bool = True) -> Uploads:
+def synthesise_uploads(images: Pixels, *, seed: int, readable: bool = True, advance: Advance = no_steps) -> Uploads:
     """Make one prepared upload of each image, uint8 [N, 28, 28], 0 = background.
 
     Each image has its own random stream, derived from `seed` and its index: equal seeds give equal bits, and the first
     uploads do not depend on how many images follow. With `readable`, an upload of which preparation destroyed the digit (2 %)
     is drawn again: with such uploads among the normal ones, the threshold would let most anomalies pass.
     """
-    return _prepare_all(partial(_upload, readable=readable), images, seed)
+    return _prepare_all(partial(_upload, readable=readable), images, seed, advance)
 
 
-def synthesise_pictures(count: int, *, size: int, seed: int) -> Uploads:
+def synthesise_pictures(count: int, *, size: int, seed: int, advance: Advance = no_steps) -> Uploads:
     """Make prepared uploads of pictures of things, as `synthesise_uploads` does of digits."""
-    return _prepare_all(_picture, np.zeros((count, size, size), np.uint8), seed)
+    return _prepare_all(_picture, np.zeros((count, size, size), np.uint8), seed, advance)
 
 
 def _upload(image: Pixels, rng: Rng, *, readable: bool) -> PreprocessedImage:
@@ -70,18 +71,23 @@ def _picture(canvas: Pixels, rng: Rng) -> PreprocessedImage:
     return preprocess_digit(draw_picture(rng), size=len(canvas))
 
 
-def _prepare_all(prepare: Callable[[Pixels, Rng], PreprocessedImage], images: Pixels, seed: int) -> Uploads:
+def _prepare_all(prepare: Callable[[Pixels, Rng], PreprocessedImage], images: Pixels, seed: int, advance: Advance) -> Uploads:
     """Call `prepare` for each image with a random stream of its own; for many images in one process for each CPU."""
     chunks = [range(start, min(start + _CHUNK, len(images))) for start in range(0, len(images), _CHUNK)]
     arguments = [(prepare, images[chunk.start : chunk.stop], seed, chunk) for chunk in chunks]
     if len(chunks) < _LEAST_CHUNKS:
-        parts = [_prepare_chunk(*each) for each in arguments]
+        parts = [_counted(_prepare_chunk(*each), advance) for each in arguments]
     else:
         with ProcessPoolExecutor(mp_context=get_context("forkserver")) as pool:
-            parts = list(pool.map(_prepare_chunk, *zip(*arguments, strict=True)))
+            parts = [_counted(part, advance) for part in pool.map(_prepare_chunk, *zip(*arguments, strict=True))]
     size = images.shape[-1]
     empty = Uploads(np.zeros((0, size, size), np.uint8), np.zeros((0, len(FEATURE_NAMES)), np.float32))
     return Uploads(*(np.concatenate(column) for column in zip(empty, *parts, strict=True)))
+
+
+def _counted(part: Uploads, advance: Advance) -> Uploads:
+    advance(len(part.images))
+    return part
 
 
 def _prepare_chunk(prepare: Callable[[Pixels, Rng], PreprocessedImage], images: Pixels, seed: int, indices: range) -> Uploads:

@@ -1,10 +1,13 @@
 import asyncio
+import base64
 import shutil
 import threading
 import time
+from dataclasses import replace
 from functools import partial
 
 import httpx
+import numpy as np
 import pytest
 from conftest import make_bundle
 from live import serving
@@ -119,6 +122,31 @@ def test_models_may_differ_in_the_number_of_coordinates(client, root):
     assert "5 coordinates" in refused.json()["detail"]
     outputs = {output["name"]: output["shape"] for output in client.get("/v2/models/wide").json()["outputs"]}
     assert outputs["embedding"] == [-1, 5]
+
+
+def test_each_model_has_its_own_preparation(client, root):
+    """`auto` is what the card says, for files, arrays and tensors; a request may say otherwise."""
+    bundle = make_bundle(1, "resized")
+    store.publish(replace(bundle, card=bundle.card.model_copy(update={"preprocess": "none"})), root)
+    wait_until(lambda: "resized" in served(client))
+    assert client.get("/model", params={"model": "resized"}).json()["preprocess"] == "none"
+    assert {each["name"]: each["preprocess"] for each in client.get("/models").json()["models"]}["resized"] == "none"
+    shifted = np.roll(IMAGES[0], 5, axis=1)
+    large = png(np.pad(shifted, 30).repeat(2, axis=0).repeat(2, axis=1))
+    for query, steps in (({}, ["resized"]), ({"preprocess": "digit"}, ["cropped", "thinned", "centred"])):
+        sent = {"params": {"model": "resized", **query}, "headers": PNG}
+        (result,) = client.post("/score", content=large, **sent).json()["results"]
+        assert (result["preprocess"], bool(result["warnings"])) == (steps, bool(query))
+    (result,) = client.post("/score", params={"model": "resized"}, content=npy(shifted[None]), headers=NPY).json()["results"]
+    (other,) = client.post("/score", params={"model": "mnist"}, content=npy(shifted[None]), headers=NPY).json()["results"]
+    assert (result["preprocess"], other["preprocess"]) == ([], ["centred"])
+    tensor = {"name": "x", "shape": [1, 784], "datatype": "UINT8", "data": shifted.ravel().tolist()}
+    inferred = client.post("/v2/models/resized/infer", json={"inputs": [tensor]}).json()
+    assert inferred["outputs"][0]["data"] == pytest.approx([result["score"]], rel=1e-5)
+    file = {"name": "x", "shape": [1], "datatype": "BYTES", "data": [base64.b64encode(large).decode()]}
+    inferred = client.post("/v2/models/resized/infer", json={"inputs": [file]}).json()["outputs"][0]["data"]
+    (single,) = client.post("/score", params={"model": "resized"}, content=large, headers=PNG).json()["results"]
+    assert inferred == pytest.approx([single["score"]], rel=1e-5)
 
 
 @pytest.mark.parametrize(

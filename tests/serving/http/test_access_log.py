@@ -42,9 +42,19 @@ def test_lines_for_machines_are_json():
     entry = json.loads(line)
     assert entry["message"] == '::1 "GET /a"b" 404 1.0 ms'
     assert (entry["level"], entry["logger"], entry["request_id"]) == ("info", "oddigit.access", "id-2")
-    fields = {"client": "::1", "method": "GET", "path": '/a"b', "status": 404, "ms": 1.0, "key": None}
+    fields = {"client": "::1", "method": "GET", "path": '/a"b', "status": 404, "ms": 1.0, "key": None, "bytes": 0}
     assert {name: entry[name] for name in fields} == fields
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", entry["time"])
+
+
+def test_a_line_for_machines_says_what_was_judged():
+    """The bytes of the body, and the Oddigit-Result header of the response; what it does not say is null."""
+    results = ("images=3, anomalies=1", "images=2", "problem=not-an-image", "")
+    entries = [json.loads(line) for line in logged(*((*REQUEST, 784, result) for result in results), as_json=True)]
+    assert {entry["bytes"] for entry in entries} == {784}
+    assert [tuple(entry[name] for name in ("images", "anomalies", "problem")) for entry in entries] == [
+        (3, 1, None), (2, None, None), (None, None, "not-an-image"), (None, None, None),
+    ]  # fmt: skip
 
 
 def test_many_lines_do_not_wait():

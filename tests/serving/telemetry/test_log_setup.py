@@ -5,7 +5,7 @@ import sys
 import httpx
 import pytest
 from live import serving
-from strokes import png, stroke_images
+from strokes import npy, png, stroke_images
 
 from app.serving.telemetry.log_setup import JsonFormatter, TextFormatter
 
@@ -54,6 +54,40 @@ def test_a_servers_json_log_is_json_from_its_first_line_to_its_last(strict_serve
     assert all(entry["level"] in ("info", "warning", "error") for entry in entries)
     assert "0.0451" not in text
     assert "IHDR" not in text
+
+
+def test_a_request_s_line_says_what_was_judged(strict_server, strict_client):
+    """Bytes, images, anomalies and the type of the problem, for every endpoint that judges, and in every form of answer."""
+    images = stroke_images(3, seed=0)
+    tensor = {"name": "x", "shape": [3, 28, 28], "datatype": "UINT8", "data": images.ravel().tolist()}
+    asked = {
+        "score": ("/score?alpha=0.999", npy(images), "application/x-npy", "*/*"),
+        "array": ("/score", npy(images), "application/x-npy", "application/x-npy"),
+        "embed": ("/embed", png(images[0]), "image/png", "*/*"),
+        "picture": ("/reconstruct", png(images[0]), "image/png", "image/png"),
+        "infer": ("/v2/models/mnist/infer", json.dumps({"inputs": [tensor]}).encode()[:4000], "application/json", "*/*"),
+        "text": ("/inspect", b"hello", "image/png", "*/*"),
+        "wrong-model": ("/v2/models/cats/infer", b"{}", "application/json", "*/*"),
+        "wrong-path": ("/scores", b"", "image/png", "*/*"),
+    }
+    found = {}
+    for name, (path, body, kind, accept) in asked.items():
+        headers = {"content-type": kind, "accept": accept, "x-request-id": f"judged-{name}"}
+        answer = strict_client.post(path, content=body, headers=headers)
+        entry = json.loads(strict_server.told(f"judged-{name}"))
+        found[name] = tuple(entry[key] for key in ("bytes", "images", "anomalies", "problem"))
+        assert ("oddigit-result" in answer.headers) == (found[name][1:] != (None, None, None))
+    size = len(npy(images))
+    assert found == {
+        "score": (size, 3, 3, None),
+        "array": (size, 3, None, None),
+        "embed": (len(png(images[0])), 1, None, None),
+        "picture": (len(png(images[0])), 1, None, None),
+        "infer": (4000, None, None, "invalid-json"),
+        "text": (5, None, None, "not-an-image"),
+        "wrong-model": (0, None, None, "not-found"),
+        "wrong-path": (0, None, None, "not-found"),
+    }
 
 
 def test_plain_uvicorn_has_one_line_a_request(tiny_store, tmp_path):

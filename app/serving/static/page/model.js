@@ -36,7 +36,7 @@ async function draw() {
     "Trained on": `${count(data.fit_images ?? 0)} images of ${data.name ?? data.source ?? "a data set"}, ${training.epochs ?? "?"} epochs, seed ${training.seed ?? "?"}`,
     Scorer: card.scorer,
     Threshold: `${number(card.threshold)} at alpha ${card.alpha}, from ${count(card.calibration_images)} images kept out of training`,
-    Uploads: card.uploads ? `calibrated by kind (${card.uploads})` : "not calibrated by kind",
+    Uploads: card.preprocess === "none" ? `only resized to ${SIZE}x${SIZE}` : card.uploads ? `calibrated by kind (${card.uploads})` : "not calibrated by kind",
   };
   view.replaceChildren(
     make("h2", { textContent: "Model" }),

@@ -34,7 +34,7 @@ def decode_image(
     """Decode one image file to the size that the model reads.
 
     `data` holds a PNG, JPEG, WebP, BMP, GIF (first frame) or TIFF (first page). The EXIF orientation is applied, transparency
-    is composited on white or black, 16 bits are scaled to 8. Then `none` only resizes the image to size x size grey; `digit`
+    is composited on white or black, 16 bits are scaled to 8. Then `none` only fits the image into size x size grey; `digit`
     applies the preprocessing of MNIST; `auto` keeps the grey values of a grey size x size image, which it shifts only if it
     lies off the middle, and treats any other image as `digit`.
 
@@ -199,5 +199,22 @@ def _resized(image: Image.Image, steps: tuple[str, ...], size: int) -> Preproces
     if image.mode != "L":
         image, steps = image.convert("L"), (*steps, "greyed")
     if image.size != (size, size):
-        image, steps = image.resize((size, size), Image.Resampling.BILINEAR), (*steps, "resized")
+        image, steps = _fitted(image, size), (*steps, "resized")
     return PreprocessedImage(np.asarray(image), steps)
+
+
+def _fitted(image: Image.Image, size: int) -> Image.Image:
+    """Resize a grey image to a longest side of `size`; what is missing to a square is filled with the median of its border.
+
+    A smaller image is the mean of the pixels that it covers: enlarging an image by whole pixels is undone exactly.
+    """
+    scale = size / max(image.size)
+    width, height = (max(1, round(side * scale)) for side in image.size)
+    fitted = image.resize((width, height), Image.Resampling.BOX if scale < 1 else Image.Resampling.BILINEAR)
+    if width == height:
+        return fitted
+    pixels = np.asarray(fitted)
+    border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+    square = Image.new("L", (size, size), int(np.median(border)))
+    square.paste(fitted, ((size - width) // 2, (size - height) // 2))
+    return square

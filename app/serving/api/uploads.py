@@ -168,7 +168,7 @@ def _parse_form(deadline: Deadline | None, body: Body, max_parts: int) -> list[P
 def _array_upload(deadline: Deadline | None, array: NDArray[np.uint8], *, centre: bool) -> Upload:
     """An upload of the images of an array [N, S, S]; images that lie off the middle are shifted if `centre`."""
     if not centre:
-        return Upload(array, _array_infos(array, np.zeros(len(array), np.bool_)), is_array=True)
+        return Upload(array, [ImageInfo(str(index)) for index in range(len(array))], is_array=True)
     chunks, moved = [], []
     for start in range(0, len(array), _CHUNK_IMAGES):
         if deadline is not None:

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from strokes import stroke_images
 
 from app.detection.imaging.decode import decode_array, decode_image, decodes_quickly, encode_png
 from app.detection.imaging.decoding_cost import decoding_seconds
@@ -85,6 +86,18 @@ def test_the_models_size_is_a_parameter(size):
     """Models of other image sizes are served the same way."""
     assert decode_image(saved(seven(90)), size=size).image.shape == (size, size)
     assert np.array_equal(decode_image(saved(seven(size)), size=size).image, seven(size))
+
+
+@pytest.mark.parametrize(("width", "height"), [(280, 280), (280, 140), (84, 168), (1000, 1), (14, 14), (3, 7)])
+def test_none_keeps_the_aspect_and_fills_with_the_border(width, height):
+    """The longest side becomes the model's; enlarging by whole pixels is undone exactly; the rest has the grey around."""
+    small = stroke_images(1, seed=4)[0]
+    shown = np.asarray(Image.fromarray(255 - small).resize((width, height), Image.Resampling.NEAREST))
+    decoded = decode_image(saved(Image.fromarray(shown)), preprocess="none")
+    assert (decoded.image.shape, decoded.preprocess, decoded.features) == ((28, 28), ("resized",), None)
+    if width == height == 280:
+        assert np.array_equal(decoded.image, 255 - small)
+    assert set(decoded.image[[0, 0, -1, -1], [0, -1, 0, -1]].tolist()) == {255}
 
 
 def test_the_short_way_and_the_long_way_agree():

@@ -78,6 +78,13 @@ def names(root: Path | Stores) -> list[str]:
     return sorted(name for name in entries if folders(root, name))
 
 
+def unknown_name(root: Path | Stores, name: str) -> StoreError:
+    """The error for a name without versions, with the names that there are."""
+    known = ", ".join(names(root))
+    others = f"; there is {known}" if known else f"; train one with `oddigit train`, or add `:{SHIPPED_WORD}` to ODDIGIT_STORE"
+    return StoreError(f"There is no detector named {name!r} in {root}{others}.")
+
+
 def find(root: Path | Stores, name: str, version: int | None = None) -> Path:
     """The folder of this version of `name`; without one, of the highest in the first store that has the name.
 
@@ -86,11 +93,7 @@ def find(root: Path | Stores, name: str, version: int | None = None) -> Path:
     """
     found = folders(root, name)
     if not found:
-        known = ", ".join(names(root))
-        others = (
-            f"; there is {known}" if known else f"; train one with `oddigit train`, or add `:{SHIPPED_WORD}` to ODDIGIT_STORE"
-        )
-        raise StoreError(f"There is no detector named {name!r} in {root}{others}.")
+        raise unknown_name(root, name)
     if version is None:
         return current(root, name)[-1]
     for folder in found:

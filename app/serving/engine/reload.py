@@ -58,7 +58,7 @@ class Versions:
                 return detector
         if self.rejected:
             raise StoreError("No version can serve. " + " ".join(self.rejected.values()))
-        raise StoreError(f"There is no detector named {self.name!r} in {self.root}; train one with `oddigit train`.")
+        raise store.unknown_name(self.root, self.name)
 
     def _try(self, folder: Path) -> Detector | None:
         version, fingerprint = int(folder.name), _fingerprint(folder)

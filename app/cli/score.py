@@ -83,7 +83,8 @@ def score(
             score_in_bulk(paths, job, engine, processes)
             return
         detector = Detector(bundle, device)
-    title = f"{bundle.label}: an anomaly scores above {threshold:.4g}; preprocess {preparation}"
+    resized = "; images are only resized" if preparation == "none" else ""
+    title = f"{bundle.label}: an anomaly scores above {threshold:.4g}{resized}"
     inputs = read_all([Path(path) for path in paths], Reading(preparation, detector.image_size, any_file))
     counts = _write(_score_all(detector, inputs, alpha), output, title)
     if counts["interrupted"]:

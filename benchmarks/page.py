@@ -1,38 +1,82 @@
-"""The demo page in Chromium: how long after pen up the verdict stands, how many drawings are judged as they should be.
+"""The demo page in Chromium: how fast it answers, how many drawings it judges as they should be, what files and play leave.
 
-    python benchmarks/page.py --rounds 50
+    python benchmarks/page.py --rounds 50 --files 2000
+    python benchmarks/page.py --rounds 0 --files 0 --play 720     # an hour of play: a drawing every five seconds
 
 Needs Chromium at /usr/bin/chromium and the environment of `make test`. The mouse rests after each drawing, and times are taken
 inside the page, because a script that looks at the page keeps it from being idle.
 """
 
 import argparse
+import base64
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import httpx
 import numpy as np
 from playwright.sync_api import Page, sync_playwright
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).parent))
+from browsing import FLAGS, traffic
 from drawings import DIGITS, HANDS, STRANGE, in_hand
 from live import serving
+from page_drawings import OTHER_DIGITS, OTHER_HANDS, OTHER_THINGS
+from strokes import png, stroke_images
 
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 WATCH = """() => {
   window.seen = { up: 0, answered: 0, long: [], sent: [] };
   const fetched = window.fetch;
-  window.fetch = (...call) => { seen.sent.push(performance.now()); return fetched(...call); };
+  window.fetch = (...call) => {
+    if (String(call[0]).includes("inspect")) seen.sent.push(performance.now());
+    return fetched(...call);
+  };
   addEventListener("pointerup", () => { seen.up = performance.now(); }, true);
   const answered = new MutationObserver(() => { seen.answered = performance.now(); });
   answered.observe(document.getElementById("reason"), { childList: true });
   const tasks = new PerformanceObserver((list) => { for (const task of list.getEntries()) seen.long.push(task.duration); });
   tasks.observe({ type: "longtask" });
 }"""
+ADD_FILES = """async pictures => {
+  const bytes = pictures.map((text) => Uint8Array.from(atob(text), (character) => character.charCodeAt(0)));
+  const file = (index) => new File([bytes[index % bytes.length]], `${index}.png`, { type: "image/png" });
+  (await import("./page/files.js")).add(Array.from({ length: COUNT }, (_, index) => file(index)));
+}"""
 
 
-def draw(page: Page, strokes: list[Any]) -> None:
+class Job(NamedTuple):
+    """A drawing, and the state that its verdict should have."""
+
+    group: str
+    name: str
+    strokes: Any
+    expected: str
+
+
+class Seen(NamedTuple):
+    """What the page made of a drawing."""
+
+    job: Job
+    milliseconds: float  # from pen up to the final answer
+    state: str
+    reason: str
+
+
+def jobs() -> list[Job]:
+    """Digits in three hands and ten other drawings, then those that nothing was adjusted to."""
+    found = []
+    for group, digits, hands in (("digits", DIGITS, HANDS), ("digits of another writer", OTHER_DIGITS, OTHER_HANDS)):
+        for hand, style in hands.items():
+            found += [Job(group, f"{digit}, {hand}", in_hand(strokes, **style), "normal") for digit, strokes in digits.items()]
+    for group, drawings in (("things", STRANGE), ("other things", OTHER_THINGS)):
+        found += [Job(group, name, strokes, "anomaly") for name, strokes in drawings.items()]
+    return found
+
+
+def draw(page: Page, strokes: Any) -> None:  # noqa: ANN401
     """Draw strokes on a cleared paper with the mouse."""
     page.locator("#clear").click()
     box = page.locator("#paper").bounding_box()
@@ -46,48 +90,119 @@ def draw(page: Page, strokes: list[Any]) -> None:
         page.mouse.up()
 
 
-def measure(page: Page, strokes: list[Any]) -> tuple[float, str]:
-    """Milliseconds from pen up to the final answer, and the state of the verdict."""
-    draw(page, strokes)
+def measure(page: Page, job: Job) -> Seen:
+    """Draw, and wait until the answer stands."""
+    draw(page, job.strokes)
     page.wait_for_timeout(800)  # the mouse rests, nothing looks at the page
     seen = page.evaluate("seen")
-    return max(0.0, seen["answered"] - seen["up"]), page.locator("#verdict").get_attribute("data-state") or ""
+    state = page.locator("#verdict").get_attribute("data-state") or ""
+    return Seen(job, max(0.0, seen["answered"] - seen["up"]), state, page.locator("#reason").inner_text())
+
+
+def measure_drawings(page: Page, rounds: int) -> None:
+    """Draw every drawing, and more up to `rounds`; print latency, long tasks and verdicts."""
+    page.evaluate(WATCH)
+    measure(page, jobs()[0])
+    page.evaluate("seen.long.length = seen.sent.length = 0")
+    chosen = (jobs() * rounds)[: max(rounds, len(jobs()))]
+    results = [measure(page, job) for job in chosen]
+    seen, times = page.evaluate("seen"), np.array([each.milliseconds for each in results])
+    print(f"pen up to verdict, {len(times)} drawings: median {np.median(times):.0f} ms, maximum {times.max():.0f} ms")
+    print(f"the first 50 of them: median {np.median(times[:50]):.0f} ms, maximum {times[:50].max():.0f} ms")
+    shortest = np.diff(seen["sent"]).min()
+    print(f"long tasks (over 50 ms): {len(seen['long'])}; shortest time between two requests: {shortest:.0f} ms")
+    for group in dict.fromkeys(job.group for job in jobs()):
+        members = [each for each in results[: len(jobs())] if each.job.group == group]
+        missed = [each for each in members if each.state != each.job.expected]
+        word = "accepted" if members[0].job.expected == "normal" else "flagged"
+        print(f"{group}, {word}: {len(members) - len(missed)} of {len(members)}")
+        for each in missed:
+            print(f"    {each.job.name}: {each.reason}")
+
+
+def measure_files(page: Page, count: int) -> None:
+    """Score `count` different files and remove them; print long tasks and the memory of the tab before, with and after them."""
+    pictures = [base64.b64encode(png(image)).decode() for image in stroke_images(min(count, 500), seed=7)]
+    page.goto(f"{page.url.partition('#')[0]}#files")
+    page.evaluate(WATCH.replace('getElementById("reason")', 'getElementById("files-summary")'))
+    page.locator("#files-summary").wait_for(state="attached")
+    memory = Memory(page)
+    print(f"memory of the tab before: {memory}")
+    page.evaluate(ADD_FILES.replace("COUNT", str(count)), pictures)
+    page.locator("#files-summary").get_by_text(f"{count:,} of {count:,} scored").wait_for(timeout=400_000)
+    long = page.evaluate("seen.long")
+    print(f"{count} files scored; long tasks (over 50 ms): {len(long)}, the longest {max(long, default=0):.0f} ms")
+    print(f"with the files: {memory}")
+    page.locator("#files-clear").click()
+    page.wait_for_timeout(1000)
+    print(f"after removing them: {memory}")
+
+
+class Memory:
+    """The memory of a tab, as text: after a garbage collection, JavaScript objects and the whole process."""
+
+    def __init__(self, page: Page) -> None:
+        assert page.context.browser is not None
+        self._tab = page.context.new_cdp_session(page)
+        self._browser = page.context.browser.new_browser_cdp_session()
+        self._tab.send("Performance.enable")
+
+    def __str__(self) -> str:
+        self._tab.send("HeapProfiler.collectGarbage")
+        metrics = {each["name"]: each["value"] for each in self._tab.send("Performance.getMetrics")["metrics"]}
+        processes = self._browser.send("SystemInfo.getProcessInfo")["processInfo"]
+        private = sum(private_mib(each["id"]) for each in processes if each["type"] == "renderer")
+        heap, nodes = metrics["JSHeapUsedSize"] / 2**20, metrics["Nodes"]
+        return f"{heap:.1f} MiB of objects, {nodes:.0f} nodes, {private:.0f} MiB in the tab's process"
+
+
+def private_mib(process: int) -> float:
+    """MiB that belong to a process alone; 0 where it cannot be read."""
+    try:
+        lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0.0
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) / 1024
+
+
+def measure_play(page: Page, url: str, drawings: int) -> None:
+    """Draw again and again; print what that left in /drift and in the metrics of verdicts."""
+    before, every = traffic(url), jobs()
+    for index in range(drawings):
+        draw(page, every[index % len(every)].strokes)
+    page.locator("#answer[aria-busy=false]").wait_for()
+    after, lines = traffic(url), httpx.get(f"{url}/metrics").text.splitlines()
+    answers = [line for line in lines if line.startswith('oddigit_requests_total{route="/inspect"')]
+    print(f"{drawings} drawings played:", *answers)
+    print("drift and metrics of verdicts: " + ("unchanged" if before == after else f"before {before}, after {after}"))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=50, help="drawings whose latency is measured")
-    rounds = parser.parse_args().rounds
-    jobs = [
-        (f"{digit}, {hand}", in_hand(strokes, **style), "normal")
-        for hand, style in HANDS.items()
-        for digit, strokes in DIGITS.items()
-    ]
-    jobs += [(name, strokes, "anomaly") for name, strokes in STRANGE.items()]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=50, help="drawings that are timed, each at least once; 0: none")
+    parser.add_argument("--files", type=int, default=2000, help="files that are dropped")
+    parser.add_argument("--play", type=int, default=0, help="drawings after which /drift is compared")
+    options = parser.parse_args()
     with (
         tempfile.TemporaryDirectory() as folder,
         serving(Path(folder) / "log", ODDIGIT_DRAIN_S="0") as server,
         sync_playwright() as playwright,
     ):
-        page = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=FLAGS).new_page(reduced_motion="reduce")
-        page.goto(server.url)
-        page.evaluate(WATCH)
-        measure(page, jobs[0][1])
-        chosen = (jobs * rounds)[: max(rounds, len(jobs))]
-        results = [(name, expected, *measure(page, strokes)) for name, strokes, expected in chosen]
-        seen = page.evaluate("seen")
-    report(results, seen, len(jobs))
+        browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=FLAGS)
 
+        def on_page(work: Callable[[Page], None]) -> None:
+            page = browser.new_page(reduced_motion="reduce")
+            page.goto(server.url)
+            work(page)
+            page.close()
 
-def report(results: list[tuple[str, str, float, str]], seen: dict[str, Any], drawings: int) -> None:
-    times = np.array([milliseconds for _, _, milliseconds, _ in results])
-    print(f"pen up to verdict, {len(times)} drawings: median {np.median(times):.0f} ms, maximum {times.max():.0f} ms")
-    shortest = np.diff(seen["sent"]).min()
-    print(f"long tasks (over 50 ms): {len(seen['long'])}; shortest time between two requests: {shortest:.0f} ms")
-    for expected, words in (("normal", "digits accepted"), ("anomaly", "other drawings flagged")):
-        group = [(name, state) for name, wanted, _, state in results[:drawings] if wanted == expected]
-        missed = [name for name, state in group if state != expected]
-        print(f"{words}: {len(group) - len(missed)} of {len(group)}" + (f"; not: {', '.join(missed)}" if missed else ""))
+        if options.rounds:
+            on_page(lambda page: measure_drawings(page, options.rounds))
+        if options.files:
+            on_page(lambda page: measure_files(page, options.files))
+        if options.play:
+            on_page(lambda page: measure_play(page, server.url, options.play))
+        browser.close()
 
 
 if __name__ == "__main__":

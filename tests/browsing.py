@@ -70,6 +70,14 @@ def final_state(page):
     return page.locator("#verdict").get_attribute("data-state")
 
 
+def traffic(url):
+    """Everything in which a server records the images that count as traffic: drift of each model, and metrics of verdicts."""
+    names = [model["name"] for model in httpx.get(f"{url}/models").json()["models"]]
+    drift = {name: httpx.get(f"{url}/drift", params={"model": name}).json() for name in names}
+    recorded = ("oddigit_images_total", "oddigit_score", "oddigit_p_value", "oddigit_drift")
+    return drift, [line for line in httpx.get(f"{url}/metrics").text.splitlines() if line.startswith(recorded)]
+
+
 class Proxy:
     """A reverse proxy. `mode` is ok, slow, dropped (no answer), html (an error page) or busy (503 with Retry-After)."""
 

@@ -156,6 +156,7 @@ class ServedModel(ResponsePart):
 
     name: str = Field(examples=["mnist"])
     version: int = Field(ge=1)
+    stored_versions: list[int] = Field(description="All versions in the store when it was last read, ascending.")
     scorer: str
     preprocess: Preparation = Field(description="What preprocess=auto means: none only resizes uploads.")
     alpha: float = Field(gt=0, lt=1, description="The model's own false-alarm rate.")

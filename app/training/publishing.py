@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from app.detection.bundle import Bundle
 from app.detection.detector import Detector
+from app.detection.imaging.upload_features import GROUPS, upload_groups
 from app.detection.model_card import Card, Preparation
 from app.detection.store import publish
 from app.network.autoencoder import Autoencoder
@@ -28,7 +29,9 @@ from app.training.calibration import (
 from app.training.datasets import DataError, DataSet, LabelledImages, Splits, load_dataset, split
 from app.training.progress import SILENT, Progress
 from app.training.reporting.report import Report
-from app.training.upload_fitting import fit_upload_scorer
+from app.training.upload_fitting import fit_upload_scorer, uploads_of
+
+_UPLOADS, _UPLOADS_SEED = 1_000, 20  # drawn from test images for a picture of the report, in 4 s
 
 
 class TrainingCurves(NamedTuple):
@@ -86,8 +89,18 @@ def publish_measured(
     bundle = with_card(bundle, metrics=measure(bundle, detections, test_name, fitted))
     steps, reconstructions = curves or (None, {})
     progress.begin("Drawing the report")
-    report = Report(bundle, test, detections, steps=steps, reconstructions=reconstructions)
+    drawn = bundle.uploads and bundle.card.preprocess == "digit"
+    uploads = flag_uploads(detector, test.take(np.arange(min(_UPLOADS, len(test))))) if drawn else {}
+    report = Report(bundle, test, detections, steps, reconstructions, uploads)
     return publish(bundle, root, report.write)
+
+
+def flag_uploads(detector: Detector, images: LabelledImages) -> dict[str, NDArray[np.bool_]]:
+    """Whether each upload is flagged, by the name of its group: the images themselves if they are uploads, else redrawn."""
+    uploads = uploads_of(images, _UPLOADS_SEED)
+    flagged = detector.detect(uploads.images, uploads.features).p_values <= detector.bundle.card.alpha
+    groups = upload_groups(uploads.features)
+    return {GROUPS[group]: flagged[groups == group] for group in np.unique(groups)}
 
 
 def describe_data(source: str, dataset: DataSet, parts: Splits, seed: int, calibration_share: float) -> dict[str, Any]:

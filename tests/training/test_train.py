@@ -31,6 +31,7 @@ def test_published_version(trained_version):
     assert len(bundle.card.losses.fit) == 4 and bundle.card.losses.fit[-1] < bundle.card.losses.fit[0]
     assert bundle.card.data["fit_images"] == 240 and bundle.card.training["epochs"] == 3
     assert {"reconstructions_003.png", "epochs.png", "epoch_images.png", "latent_images.png"} <= report
+    assert "uploads.png" in report
     assert {"loss.png", "loss_list.npy", "latent.png", "latent.npz", "errors.png", "extremes.png", "false_alarms.png"} <= report
     assert np.load(trained_version / "report" / "loss_list.npy").shape == (3 * 8,)
     assert np.load(trained_version / "report" / "latent.npz")["embeddings"].shape == (60, 2)

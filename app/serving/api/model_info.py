@@ -22,7 +22,7 @@ from app.serving.api.calibration_summary import CalibrationSummary, summarise_ca
 from app.serving.api.openapi import API_KEY, BINARY, ModelName, json_body, problems
 from app.serving.api.query import JSON, PNG
 from app.serving.api.responses import json_bytes, model_entry, picture_text, to_uint8
-from app.serving.engine.models import Models
+from app.serving.engine.models import Model, Models
 from app.serving.engine.thread_stage import Deadline, ThreadStage
 from app.serving.errors import DeadlinePassed, NotFound, OutOfRange, from_validation_error
 from app.serving.http.body import read_body
@@ -75,8 +75,8 @@ class ModelInfoEndpoints:
         )(self.decode)
 
     async def models(self) -> schemas.ModelList:
-        """The models in service, and the memory that the process takes with all of them."""
-        served = [_served_model(model.inference.detector) for model in self._models]
+        """The models in service, the versions of each in the store, and the memory of the process with all of them."""
+        served = [_served_model(model) for model in self._models]
         return schemas.ModelList(default=self._models.default.name, memory_bytes=resident_memory_bytes(), models=served)
 
     async def card(self, model: ModelName = None) -> schemas.ModelCard:
@@ -139,11 +139,13 @@ class ModelInfoEndpoints:
         return self._models.find(model).inference.detector
 
 
-def _served_model(detector: Detector) -> schemas.ServedModel:
+def _served_model(model: Model) -> schemas.ServedModel:
+    detector = model.inference.detector
     card = detector.bundle.card
     return schemas.ServedModel(
         name=card.name,
         version=card.version,
+        stored_versions=model.versions.stored,
         scorer=card.scorer,
         preprocess=card.preprocess,
         alpha=card.alpha,

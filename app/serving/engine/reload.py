@@ -36,6 +36,7 @@ class Versions:
     load: Callable[[Path], Detector]  # folder -> a detector that is ready to serve, or BundleError
     load_timeout_s: float = LOAD_TIMEOUT_S
     rejected: dict[int, str] = field(default_factory=dict)  # version -> why, without the store's path: clients can read it
+    stored: list[int] = field(default_factory=list)  # all versions, ascending, when the store was last read
     _fingerprints: dict[int, Fingerprint] = field(default_factory=dict)
     _loaded: Path | None = None
 
@@ -45,6 +46,7 @@ class Versions:
         Raises:
             StoreError: no version can serve.
         """
+        self.stored = sorted({int(folder.name) for folder in store.folders(self.root, self.name)})
         if self.pinned is None:
             found = store.current(self.root, self.name)[::-1]
         else:

@@ -30,6 +30,7 @@ class Report:
     detections: Detections  # of the test images
     steps: NDArray[np.float32] | None = None  # [steps], the loss of every iteration
     reconstructions: Mapping[int, NDArray[np.uint8]] = field(default_factory=dict)  # epoch -> [PICTURES, S, S]
+    flagged_uploads: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)  # group -> for each upload
 
     def write(self, folder: Path) -> None:
         """Write every file of the report into `folder`, which exists."""
@@ -82,6 +83,10 @@ class Report:
             by_class = {str(label): share(flagged[self.test.labels == label]) for label in classes}
             figure = plots.shares("False alarms by class of the test images", "flagged", by_class, card.alpha)
             plots.save(figure, folder / "false_alarms.png")
+        if self.flagged_uploads:
+            by_group = {f"{name} ({len(flags)})": share(flags) for name, flags in self.flagged_uploads.items()}
+            figure = plots.shares("False alarms by group of uploads made of test images", "flagged", by_group, card.alpha)
+            plots.save(figure, folder / "uploads.png")
 
 
 def _of_different_classes(images: LabelledImages, count: int) -> NDArray[np.intp]:

@@ -190,6 +190,8 @@ def test_a_reload_of_one_model_leaves_the_other_alone(client, root):
     wait_until(lambda: client.get("/readyz").json()["refused_versions"])
     (refused,) = client.get("/readyz").json()["refused_versions"]
     assert (refused["model"], refused["version"]) == ("other", 3)
+    listed = schemas.ModelList.model_validate(client.get("/models").json()).models
+    assert {model.name: model.stored_versions for model in listed} == {"mnist": [1], "other": [1, 2, 3]}
     assert served(client) == {"mnist": 1, "other": 2}
 
 

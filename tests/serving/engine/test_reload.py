@@ -308,6 +308,7 @@ def test_the_best_is_the_highest_good_one(bundles, root):
     known = versions(root)
     assert known.best().bundle.card.version == 2
     assert set(known.rejected) == {3}
+    assert known.stored == [1, 2, 3]
     assert known.best(serving=2) is None
     assert known.best(serving=1).bundle.card.version == 2
     assert versions(root, pinned=1).best().bundle.card.version == 1

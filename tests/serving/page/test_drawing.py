@@ -4,7 +4,7 @@ import re
 
 import httpx
 import pytest
-from browsing import draw, final_state, opened, state
+from browsing import draw, final_state, opened, state, traffic
 from drawings import DIGITS, HANDS, STRANGE, in_hand
 from PIL import Image
 from strokes import encoded
@@ -41,9 +41,8 @@ def test_other_drawings_are_flagged(page):
     assert states.count("anomaly") >= 7
 
 
-def test_a_drawing_asks_once_for_each_picture_and_is_not_counted(browser, server):
-    """While the pen moves, each picture is sent once, one request after the other, without counting as traffic."""
-    before = httpx.get(f"{server.url}/drift").json()["images"]
+def test_a_drawing_asks_once_for_each_picture(browser, server):
+    """While the pen moves, each picture is sent once, one request after the other."""
     with opened(browser, server.url) as page:
         bodies, running, most = [], set(), []
         page.on("request", lambda request: "inspect" in request.url and (running.add(request), most.append(len(running))))
@@ -54,8 +53,27 @@ def test_a_drawing_asks_once_for_each_picture_and_is_not_counted(browser, server
         page.wait_for_timeout(300)
         assert 1 <= len(bodies) == len(set(bodies))
         assert max(most) == 1
-        assert all("watch=0" in url for url in page.sent if "inspect" in url)
-    assert httpx.get(f"{server.url}/drift").json()["images"] == before
+
+
+def test_play_is_not_traffic(browser, server, samples):
+    """Drawings, files and all views leave drift and verdict metrics of every detector as they were; another client does not."""
+    before = traffic(server.url)
+    with opened(browser, server.url) as page:
+        for strokes in STRANGE.values():
+            page.locator("#clear").click()
+            draw(page, strokes)
+            final_state(page)
+        page.select_option("#models", "mnist-vae")
+        page.locator("#model").filter(has_text="mnist-vae/").wait_for()
+        page.set_input_files("#file", [samples / "seven.png", samples / "cat.png"])
+        page.locator("#files-summary").get_by_text("2 of 2 scored").wait_for()
+        for view, mark in (("Monitor", "#served td"), ("Model", ".report img")):
+            page.get_by_role("link", name=view, exact=True).click()
+            page.locator(mark).first.wait_for(state="attached")
+        assert sum("inspect" in url for url in page.sent) > len(STRANGE)
+    assert traffic(server.url) == before
+    httpx.post(f"{server.url}/score", files={"file": (samples / "cat.png").read_bytes()})
+    assert traffic(server.url) != before
 
 
 def test_clearing_takes_everything_back(page, samples):

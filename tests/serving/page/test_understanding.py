@@ -85,6 +85,47 @@ def test_the_ring_is_dragged_over_the_plane(page):
     page.locator("#zoom-reset").click()
 
 
+def test_two_fingers_zoom_and_move_the_plane(browser, server):
+    """What lies between the fingers stays between them; one finger alone does not zoom."""
+    with opened(browser, server.url, has_touch=True, viewport={"width": 400, "height": 800}) as page:
+        page.locator("#map").scroll_into_view_if_needed()
+        page.locator("#map[data-state=ready]").wait_for()
+        box = page.locator("#map").bounding_box()
+        x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+        middle, beside = place_at(page, x, y), place_at(page, x + 80, y)
+        pinch(page, [(x - 30, y), (x + 30, y)], [(x - 120, y), (x + 120, y)])
+        assert place_at(page, x, y) == pytest.approx(middle, abs=0.02)
+        zoomed = place_at(page, x + 80, y)
+        assert abs(zoomed[0] - middle[0]) < abs(beside[0] - middle[0])
+        pinch(page, [(x - 60, y), (x + 60, y)], [(x - 20, y - 70), (x + 100, y - 70)])
+        assert place_at(page, x + 40, y - 70) == pytest.approx(middle, abs=0.02)
+        pinch(page, [(x - 120, y), (x + 120, y)], [(x - 10, y), (x + 10, y)])
+        assert page.locator("#zoom-out").is_disabled()
+        assert place_at(page, x + 80, y) == pytest.approx(beside, abs=0.02)
+
+
+def pinch(page, start, end, steps=8):
+    """Two fingers, which the browser sees as touches, from two places to two others."""
+    touch = page.context.new_cdp_session(page)
+
+    def send(kind, places):
+        points = [{"x": x, "y": y, "id": number} for number, (x, y) in enumerate(places)]
+        touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+
+    send("touchStart", start[:1])
+    send("touchStart", start)
+    for step in range(1, steps + 1):
+        send("touchMove", (np.array(start) + (np.array(end) - np.array(start)) * step / steps).tolist())
+    send("touchEnd", [])
+    touch.detach()
+
+
+def place_at(page, x, y):
+    """The two numbers at a point of the map, which a tap moves the ring to."""
+    page.touchscreen.tap(x, y)
+    return [float(text.replace("−", "-")) for text in re.findall(r"[−\d.]+\d", page.locator("#place").inner_text())[:2]]
+
+
 def test_a_test_image_is_named_under_the_pointer(page):
     """Pointing at a numeral of the map finds a test image nearby and says its class."""
     page.locator("#map").scroll_into_view_if_needed()
@@ -129,6 +170,7 @@ def test_the_page_asks_the_chosen_model_and_is_not_counted(browser, tmp_path, sa
         draw(page, DIGITS[1])
         page.locator("#model").filter(has_text="wide/2").wait_for()
         page.get_by_role("link", name="Model", exact=True).click()
+        page.locator(".facts").get_by_text("wide/2 (in service), wide/1").wait_for()
         page.get_by_label("Epoch", exact=True).press("ArrowLeft")
         page.locator(".epochs figcaption").get_by_text("after 1 epochs").wait_for()
 

@@ -113,7 +113,9 @@ def test_the_model_is_shown_with_its_report(browser, server, client):
     card = client.get("/model").json()
     with opened(browser, f"{server.url}/#model") as page:
         page.locator(".report img").first.wait_for()
-        assert f"{card['name']}/{card['version']}" in page.locator(".facts").inner_text()
+        facts = page.locator(".facts").inner_text()
+        assert f"{card['name']}/{card['version']}, published" in facts
+        assert f"{card['name']}/{card['version']} (in service)" in facts
         assert page.locator(".report img").evaluate_all("all => all.every(one => one.complete && one.naturalWidth > 28)")
         for name in ("errors.png", "latent.png", "loss.png"):
             assert any(url.endswith(name) for url in page.sent)

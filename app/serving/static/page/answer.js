@@ -1,6 +1,6 @@
 // The server's answer about one image: verdict, pictures, the two numbers, error map.
 import { $, bitmapOf, clamp } from "./dom.js";
-import { decidingWarning, number, raritySentence, warningSentence } from "./words.js";
+import { decidingWarning, number, pValue, raritySentence, warningSentence } from "./words.js";
 
 const VERDICTS = { normal: "A digit", anomaly: "Not a digit", empty: "Nothing yet", error: "No answer" };
 const PICTURES = { input: "What the network sees", reconstruction: "Its reconstruction", error_map: "Error map" };
@@ -37,7 +37,7 @@ export function showVerdict(result, alpha, threshold) {
   setVerdict(isAnomaly || decided ? "anomaly" : "normal");
   if (decided) $("verdict").textContent = decided;
   const side = isAnomaly ? "above" : "not above";
-  $("reason").textContent = `${raritySentence(result.p_value)} Score ${number(result.score)}, ${side} the threshold ${number(threshold)}.`;
+  $("reason").textContent = `${raritySentence(result.p_value).slice(0, -1)}: p-value ${pValue(result.p_value)}. Score ${number(result.score)}, ${side} the threshold ${number(threshold)}.`;
   $("warnings").replaceChildren(...result.warnings.map((warning) => Object.assign(document.createElement("li"), { textContent: warningSentence(warning) })));
 }
 

@@ -2,6 +2,7 @@
 import { address, ask, askJson, chosenModel, events, modelCard, persistently } from "./api.js";
 import { DecodedGrid, decode } from "./decoded.js";
 import { $, bitmapOf, clamp, cssColour, reducedMotion } from "./dom.js";
+import { followPointers } from "./gestures.js";
 import { Plane } from "./plane.js";
 import { number } from "./words.js";
 
@@ -9,6 +10,7 @@ const GLIDE_MS = 280;
 const REST_MS = 250;  // until the exact image is asked for
 const NEAR_PX = 22;  // of the ring, for dragging
 const HOVER_PX = 9;
+const MOST_ZOOM = 12;
 const MARGIN = 0.03;  // of the map, around the places
 const SIZE = 28;
 const KEYS = { ArrowLeft: [-0.01, 0], ArrowRight: [0.01, 0], ArrowUp: [0, 0.01], ArrowDown: [0, -0.01] };
@@ -43,14 +45,13 @@ export function startAtlas(callback) {
   near.observe(map);
   new ResizeObserver(() => { layer = null; draw(); }).observe(map);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { layer = null; draw(); });
-  map.addEventListener("pointerdown", down);
-  map.addEventListener("pointermove", hover);
-  map.addEventListener("touchstart", (event) => { if (isNearRing(event.touches[0])) event.preventDefault(); }, { passive: false });
+  followPointers(map, { drag, pinch, hover });
+  map.addEventListener("touchstart", (event) => { if (event.touches.length > 1 || isNearRing(event.touches[0])) event.preventDefault(); }, { passive: false });
   map.addEventListener("wheel", wheel, { passive: false });
   map.addEventListener("keydown", key);
   $("zoom-in").addEventListener("click", () => zoom(1.6));
   $("zoom-out").addEventListener("click", () => zoom(1 / 1.6));
-  $("zoom-reset").addEventListener("click", () => { view = { zoom: 1, u: 0, v: 0 }; layer = null; draw(); });
+  $("zoom-reset").addEventListener("click", () => setView(1, 0, 0));
 }
 
 async function load() {
@@ -200,38 +201,41 @@ function isNearRing(event) {
 }
 
 // Drag the ring, or the view where it is enlarged; a click moves the ring.
-function down(event) {
-  if (!plane || event.button !== 0 || !event.isPrimary) return;
-  const start = toPlace(event), origin = { ...view }, pans = view.zoom > 1 && !isNearRing(event);
+function drag(event) {
+  if (!plane) return null;
+  const start = toPlace(event), { zoom: zoomed, ...origin } = view, pans = zoomed > 1 && !isNearRing(event), size = map.clientWidth * zoomed;
   let moved = false;
-  const move = (next) => {
-    moved = moved || Math.hypot(next.clientX - event.clientX, next.clientY - event.clientY) > 4;
-    if (!pans) moveRing(toPlace(next));
-    else if (moved) pan(next, event, origin);
+  return {
+    move(next) {
+      const right = next.clientX - event.clientX, below = next.clientY - event.clientY;
+      moved ||= Math.hypot(right, below) > 4;
+      if (!moved) return;
+      if (pans) setView(zoomed, origin.u - right / size, origin.v + below / size);
+      else moveRing(toPlace(next));
+    },
+    end() { if (!moved) moveRing(start); },
   };
-  const up = (last) => {
-    map.removeEventListener("pointermove", move);
-    if (last.type === "pointerup" && !moved) moveRing(start);
-  };
-  map.setPointerCapture(event.pointerId);
-  map.addEventListener("pointermove", move);
-  for (const name of ["pointerup", "pointercancel"]) map.addEventListener(name, up, { once: true });
 }
 
-function pan(event, start, origin) {
-  const size = map.clientWidth * origin.zoom;
-  setView(origin.zoom, origin.u - (event.clientX - start.clientX) / size, origin.v + (event.clientY - start.clientY) / size);
+// Two pointers zoom and pan: the place that was between them stays between them.
+function pinch(start) {
+  const origin = view.zoom, u = view.u + start.right / origin, v = view.v + start.up / origin;
+  return (now) => {
+    const zoomed = clamp(origin * now.distance / start.distance, 1, MOST_ZOOM);
+    setView(zoomed, u - now.right / zoomed, v - now.up / zoomed);
+  };
 }
 
 function setView(zoomed, u, v) {
   const most = 1 - 1 / zoomed;
   view = { zoom: zoomed, u: clamp(u, 0, most), v: clamp(v, 0, most) };
   layer = null;
+  for (const id of ["zoom-out", "zoom-reset"]) $(id).disabled = zoomed === 1;
   draw();
 }
 
 function zoom(factor, around = ring || [0.5, 0.5]) {
-  const zoomed = clamp(view.zoom * factor, 1, 12), ratio = view.zoom / zoomed;
+  const zoomed = clamp(view.zoom * factor, 1, MOST_ZOOM), ratio = view.zoom / zoomed;
   const [u, v] = around.map(onMap);
   setView(zoomed, u - (u - view.u) * ratio, v - (v - view.v) * ratio);
 }

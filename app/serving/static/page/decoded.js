@@ -38,12 +38,18 @@ export class DecodedGrid {
 
   // All images in the colour of the ink, transparent where they are black.
   background() {
+    const colour = cssColour("--ink");
+    if (this.painted?.colour !== colour) this.painted = { colour, canvas: this.paint(colour) };
+    return this.painted.canvas;
+  }
+
+  paint(colour) {
     const side = GRID * SIZE, canvas = Object.assign(document.createElement("canvas"), { width: side, height: side });
     const context = canvas.getContext("2d"), image = context.createImageData(side, side);
     this.pixels.forEach((grey, index) => { image.data[4 * index + 3] = grey; });
     context.putImageData(image, 0, 0);
     context.globalCompositeOperation = "source-in";
-    context.fillStyle = cssColour("--ink");
+    context.fillStyle = colour;
     context.fillRect(0, 0, side, side);
     return canvas;
   }

@@ -1,5 +1,5 @@
 // The card of the chosen detector as a page, with the pictures of its report; those over the epochs behind a slider.
-import { address, ask, chosenModel, events, modelCard } from "./api.js";
+import { address, ask, askJson, chosenModel, events, modelCard, persistently } from "./api.js";
 import { lineChart, short } from "./chart.js";
 import { make } from "./dom.js";
 import { count, number } from "./words.js";
@@ -24,7 +24,7 @@ export function start(element) {
 }
 
 async function draw() {
-  const name = chosenModel(), card = await modelCard();
+  const name = chosenModel(), [card, versions] = await Promise.all([modelCard(), storedVersions()]);
   if (name !== chosenModel()) return;
   for (const url of urls) URL.revokeObjectURL(url);
   urls = [];
@@ -32,6 +32,7 @@ async function draw() {
   const layers = [net.image_size ** 2, ...net.hidden, net.latent_dim].join(" – ");
   const facts = {
     Detector: `${card.name}/${card.version}, published ${card.created.slice(0, 10)}, runs on ${card.device}`,
+    "In the store": versions(card),
     Network: `${net.variational ? "variational autoencoder" : "autoencoder"}, ${layers} and back, ${count(net.parameters)} weights`,
     "Trained on": `${count(data.fit_images ?? 0)} images of ${data.name ?? data.source ?? "a data set"}, ${training.epochs ?? "?"} epochs, seed ${training.seed ?? "?"}`,
     Scorer: card.scorer,
@@ -45,6 +46,17 @@ async function draw() {
     make("details", {}, make("summary", { textContent: "The whole card" }), make("pre", { tabIndex: 0, textContent: JSON.stringify(card, null, 1) })),
     make("h3", { textContent: "Report" }), ...await pictures(card),
   );
+}
+
+// A function from the card to the versions in the store as text, the newest first, each with its state.
+async function storedVersions() {
+  const [{ models }, { refused_versions: refused }] = await persistently(() => Promise.all([askJson("models"), askJson("readyz")]));
+  return ({ name, version: served }) => {
+    const reasons = new Map(refused.filter(({ model }) => model === name).map(({ version, reason }) => [version, reason]));
+    const state = (version) => (version === served ? " (in service)" : reasons.has(version) ? ` (refused: ${reasons.get(version)})` : "");
+    const versions = models.find((model) => model.name === name)?.stored_versions ?? [served];
+    return versions.toReversed().map((version) => `${name}/${version}${state(version)}`).join(", ");
+  };
 }
 
 function lossTile({ fit, test }) {

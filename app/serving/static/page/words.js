@@ -46,6 +46,9 @@ export function raritySentence(p) {
   return rare.startsWith("fewer") ? `${start}${rare.slice(5)} look this unusual.` : `${start} normal digits looks this unusual.`;
 }
 
+// A p-value with one digit, as more are not known.
+export const pValue = (p) => (p < 1e-4 ? "below 0.0001" : Number(p.toPrecision(1)).toString());
+
 export function alphaSentence(alpha) {
   const perThousand = 1000 * alpha;
   if (perThousand >= 1) return `Of 1,000 normal digits about ${count(perThousand)} would be flagged.`;

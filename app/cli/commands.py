@@ -9,6 +9,7 @@ from app.cli.calibrate import calibrate
 from app.cli.evaluate import evaluate
 from app.cli.export import export
 from app.cli.models import models
+from app.cli.page import page
 from app.cli.push import pull, push
 from app.cli.score import score
 from app.cli.serve import serve
@@ -37,7 +38,7 @@ def root(
     """Tells digit images from other images: train a detector, measure it, score files, serve it over HTTP."""
 
 
-for command in (train, evaluate, calibrate, score, models, export, push, pull, serve):
+for command in (train, evaluate, calibrate, score, models, export, page, push, pull, serve):
     cli.command()(command)
 
 

@@ -4,7 +4,7 @@ import asyncio
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Concatenate, ParamSpec
+from typing import Any, Concatenate, ParamSpec
 
 import numpy as np
 from fastapi import APIRouter
@@ -175,13 +175,18 @@ def _report_file(bundle: Bundle, name: str) -> Path | None:
 def _latent_response(deadline: Deadline, path: Path, request: Request, etag: str) -> Response:
     """latent.npz -> JSON. Written by hand: pydantic would check all points on the event loop."""
     try:
-        arrays = read_npz(path.read_bytes(), path.name)
-        step = max(1, -(-len(arrays["labels"]) // _MAX_LATENT))
-        embeddings = arrays["embeddings"][::step].astype(np.float64).round(3)
-        content = {"embedding": embeddings.tolist(), "labels": arrays["labels"][::step].tolist()}
+        content = latent_points(path)
     except (OSError, KeyError, BundleError):
         raise NotFound("The map of this version's latent space cannot be read.") from None
     return cacheable(request, json_bytes(content), JSON, etag)
+
+
+def latent_points(path: Path) -> dict[str, Any]:
+    """The fields of schemas.Latent from a latent.npz. Raises OSError, KeyError or BundleError."""
+    arrays = read_npz(path.read_bytes(), path.name)
+    step = max(1, -(-len(arrays["labels"]) // _MAX_LATENT))
+    embeddings = arrays["embeddings"][::step].astype(np.float64).round(3)
+    return {"embedding": embeddings.tolist(), "labels": arrays["labels"][::step].tolist()}
 
 
 def _decode_response(deadline: Deadline, request: Request, detector: Detector, embeddings: NDArray[np.float32]) -> Response:

@@ -5,6 +5,7 @@ const LONGEST_PAUSE_S = 15;
 let key = stored("sessionStorage", "key") || "";
 let model = "";  // name of the chosen model, "" for the server's default
 let trouble = null;
+const isStatic = document.querySelector("meta[name=oddigit-static]") !== null;  // `oddigit page` wrote this page: there is no server
 
 export const events = new EventTarget();  // "key": a key was entered; "recovered": the server answers again; "model": another model
 export const chosenModel = () => model;
@@ -57,7 +58,8 @@ export const askJson = async (path, options) => (await ask(path, options)).json(
 async function send(path, { headers = {}, ...options }) {
   let response;
   try {
-    response = await fetch(path, { ...options, headers: key ? { ...headers, "X-API-Key": key } : headers });
+    if (isStatic) response = await (await import("./local.js")).respond(path, options);
+    else response = await fetch(path, { ...options, headers: key ? { ...headers, "X-API-Key": key } : headers });
   } catch {
     throw new Failure("offline", "The server does not answer. The page tries again by itself.", 1);
   }

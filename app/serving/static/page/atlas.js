@@ -59,6 +59,7 @@ async function load() {
   delete map.dataset.state;
   const name = chosenModel(), card = await modelCard(), article = map.closest("article");
   article.hidden = !("report/latent.npz" in card.files);
+  $("sample").hidden = !("report/latent_images.png" in card.files);
   if (article.hidden) return;
   const latent = await persistently(() => askJson(address("latent")));
   if (name !== chosenModel()) return;
@@ -72,7 +73,7 @@ async function load() {
   draw();
   showPlace(ring || [0.5, 0.5]);
   map.dataset.state = "ready";
-  if ("report/latent_images.png" in card.files) loadSprite(name);
+  if (!$("sample").hidden) loadSprite(name);
 }
 
 // The test images themselves, in the order of the points, fifty in a row.
@@ -275,6 +276,5 @@ function hover(event) {
 const imageOf = (index) => (plane.labels[index] === 255 ? "of no known class" : `a ${plane.labels[index]}`);
 
 function showSample(index) {
-  $("sample").hidden = !sprite;
   if (sprite) $("sample").getContext("2d").drawImage(sprite, index % 50 * SIZE, Math.floor(index / 50) * SIZE, SIZE, SIZE, 0, 0, SIZE, SIZE);
 }

@@ -183,9 +183,12 @@ def test_the_page_opens_with_an_example_until_it_is_touched(browser, server):
 
 
 def test_an_example_is_drawn_on_request(page):
-    """Each example leads to a verdict, the blank page to the word blank."""
-    page.get_by_label("Example: a seven").click()
-    state(page, "normal")
+    """Each example gets the verdict that its group promises, the blank page the word blank."""
+    for group, expected in (("Digits", "normal"), ("Something else", "anomaly"), ("What slips through", "normal")):
+        for example in page.locator("#examples div", has_text=group).get_by_role("button").all():
+            example.click()
+            state(page, expected)
+            assert final_state(page) == expected, example.get_attribute("title")
     page.get_by_label("Example: a blank page").click()
     page.locator("#warnings").get_by_text("Blank").wait_for()
     page.get_by_label("Example: a 42").click()

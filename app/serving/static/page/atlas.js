@@ -80,7 +80,9 @@ async function load() {
 async function loadSprite(name) {
   const response = await ask(address("model/report/latent_images.png"), { quiet: true }).catch(() => null);
   const bitmap = response && await createImageBitmap(await response.blob());
-  if (name === chosenModel()) sprite = bitmap;
+  if (name !== chosenModel() || !bitmap) return;
+  sprite = bitmap;
+  showSample(plane.nearest(ring || [0.5, 0.5]));
 }
 
 // ------------------------------------------------------------------------------------------------------------- drawing

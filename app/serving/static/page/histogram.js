@@ -1,8 +1,9 @@
 // The scores of the calibration images, the threshold for the chosen rate of false alarms, and the mark of the drawing.
 import { address, askJson, events, modelCard, persistently } from "./api.js";
-import { $, makeSvg } from "./dom.js";
+import { $, clamp, makeSvg } from "./dom.js";
 import { alphaSentence, count, number } from "./words.js";
 
+const NEAR = 90;  // of the edges, where the mark's text would stick out
 const WIDTH = 640, HEIGHT = 260, LEFT = 8, RIGHT = 632, BASE = 214, TOP = 44;
 
 let calibration = null;
@@ -96,7 +97,10 @@ function drawMark() {
   const mark = $("histogram").querySelector(".yours"), text = mark.querySelector("text");
   mark.setAttribute("visibility", score === null ? "hidden" : "visible");
   if (score !== null) {
-    mark.setAttribute("transform", `translate(${Math.max(LEFT + 24, Math.min(RIGHT - 32, toX(score)))} 0)`);
+    const x = clamp(toX(score), LEFT + 6, RIGHT - 6), isLeft = x < LEFT + NEAR, isRight = x > RIGHT - NEAR;
+    mark.setAttribute("transform", `translate(${x} 0)`);
+    text.setAttribute("text-anchor", isLeft ? "start" : isRight ? "end" : "middle");
+    text.setAttribute("x", isLeft ? LEFT - x : isRight ? RIGHT - x : 0);
     text.textContent = score > largest ? `yours ${number(score, 1)} →` : `yours ${number(score)}`;
   }
   label();

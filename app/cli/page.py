@@ -88,6 +88,7 @@ def _write_detector(bundle: "Bundle", folder: Path, to: Path) -> None:
         version=card.version,
         stored_versions=[card.version],
         scorer=card.scorer,
+        preprocess=card.preprocess,
         alpha=card.alpha,
         latent_dim=card.architecture.latent_dim,
         device="browser",

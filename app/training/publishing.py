@@ -89,8 +89,7 @@ def publish_measured(
     bundle = with_card(bundle, metrics=measure(bundle, detections, test_name, fitted))
     steps, reconstructions = curves or (None, {})
     progress.begin("Drawing the report")
-    drawn = bundle.uploads and bundle.card.preprocess == "digit"
-    uploads = flag_uploads(detector, test.take(np.arange(min(_UPLOADS, len(test))))) if drawn else {}
+    uploads = flag_uploads(detector, test.take(np.arange(min(_UPLOADS, len(test))))) if bundle.uploads else {}
     report = Report(bundle, test, detections, steps, reconstructions, uploads)
     return publish(bundle, root, report.write)
 

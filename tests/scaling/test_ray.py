@@ -7,7 +7,6 @@ import sys
 
 import pyarrow.parquet as pq
 import pytest
-from environments import installed
 from live import ROOT, environment, run
 from strokes import npy, stroke_images
 
@@ -18,13 +17,14 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def test_a_node_that_is_lost_costs_nothing(request, tiny_store, tmp_path):
+def test_a_node_that_is_lost_costs_nothing(ray_python, tiny_store, tmp_path):
     """Two nodes, one killed after the second part: every image is there once, with the same row as from one machine."""
-    python = installed("ray[data]", request.config.cache.mkdir("ray"), "onnxruntime", "pillow", "pebble", "pydantic")
     (tmp_path / "array.npy").write_bytes(npy(stroke_images(PART_IMAGES * PARTS, seed=4)))
     (tmp_path / "out").mkdir()
-    command = [python, ROOT / "tests/scaling/cluster.py", tiny_store / "mnist" / "1", tmp_path / "array.npy", tmp_path / "out"]
-    done = subprocess.run(command, env=environment(PYTHONPATH=str(ROOT)), capture_output=True, text=True, timeout=400)
+    command = [ray_python, ROOT / "tests/scaling/cluster.py", tiny_store / "mnist" / "1", tmp_path / "array.npy"]
+    done = subprocess.run(
+        [*command, tmp_path / "out", "2"], env=environment(PYTHONPATH=str(ROOT)), capture_output=True, text=True, timeout=400
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("[{")]  # Ray writes to standard output too
     parts = json.loads(line)

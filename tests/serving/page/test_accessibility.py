@@ -48,6 +48,7 @@ def test_everything_is_reached_by_keyboard(page, samples):
     assert page.locator("#alpha-value").inner_text() != before
     page.get_by_role("link", name="Files", exact=True).focus()
     page.keyboard.press("Enter")
+    page.locator("#view-files").wait_for()  # what is hidden takes no focus
     page.locator("#many").focus()
     with page.expect_file_chooser() as chooser:
         page.keyboard.press("Space")

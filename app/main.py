@@ -186,7 +186,7 @@ def _with_optional_middleware(app: ASGIApp, paths: set[str], settings: Settings)
             allow_origins=[origin.strip() for origin in settings.cors_origins.split(",")],
             allow_methods=["GET", "POST"],
             allow_headers=["*"],
-            expose_headers=["X-Request-ID", "Server-Timing", "Retry-After"],
+            expose_headers=["X-Request-ID", "Server-Timing", "Retry-After", "Oddigit-Result"],
         )
     app = with_tracing(app, paths, os.environ)
     if settings.trusted_proxies:

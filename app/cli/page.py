@@ -53,7 +53,8 @@ def page(
         for name in _RUNTIME:
             shutil.copy(runtime / name, to / "runtime" / name)
         _write_detector(bundle, folder, to)
-    typer.echo(f"Wrote the page with {bundle.label} to {to} ({sum(file.stat().st_size for file in to.rglob('*')):,} bytes).")
+    size = sum(file.stat().st_size for file in to.rglob("*") if file.is_file())
+    typer.echo(f"Wrote the page with {bundle.label} to {to} ({size:,} bytes).")
 
 
 def _write_page(to: Path) -> None:

@@ -4,7 +4,6 @@ import csv
 import enum
 import io
 import json
-import signal
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -18,6 +17,7 @@ from app.cli import options
 from app.cli.bulk import Engine, score_in_bulk
 from app.cli.progress import counted_on_terminal
 from app.cli.score_inputs import Input, Reading, read_all
+from app.training.interrupt import Interrupt
 
 if TYPE_CHECKING:
     from app.detection.detector import Detector
@@ -122,26 +122,15 @@ def _summary(counts: Counter[str]) -> str:
 
 def _counted(rows: Iterator[Row], counts: Counter[str]) -> Iterator[Row]:
     """Pass the rows on, and count those that were written. Ctrl-C ends them, but not in the middle of writing one."""
-
-    def wait(*_: object) -> None:
-        if counts["interrupted"]:  # the second time, because the writing hangs
-            raise KeyboardInterrupt
-        counts["interrupted"] = 1
-
-    handler = signal.getsignal(signal.SIGINT)
     try:
         for row in rows:
-            signal.signal(signal.SIGINT, wait)
-            yield row
+            with Interrupt(notice=b"") as interrupt:
+                yield row
             counts["failed" if "error" in row else "images"] += 1
             counts["anomalies"] += row.get("is_anomaly", False)
-            signal.signal(signal.SIGINT, handler)
-            if counts["interrupted"]:
-                break
+            interrupt.check()
     except KeyboardInterrupt:
         counts["interrupted"] = 1
-    finally:
-        signal.signal(signal.SIGINT, handler)
 
 
 def _score_all(detector: "Detector", inputs: Iterator[Input], alpha: float | None) -> Iterator[Row]:

@@ -4,6 +4,7 @@ import io
 import signal
 import subprocess
 import sys
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from live import ROOT
 
 from app.detection import store
 from app.training.checkpoint import FOLDER, CheckpointError
+from app.training.interrupt import Interrupt
 from app.training.progress import SilentProgress
 from app.training.train import TrainingInterrupted, train
 
@@ -122,3 +124,17 @@ def test_a_damaged_checkpoint_is_refused_with_a_sentence(short, interrupted):
         with pytest.raises(CheckpointError, match=r"\.pth is damaged; remove it") as caught:
             train(short(), resume=True)
         assert "\n" not in str(caught.value), name
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+def test_ctrl_c_waits_for_a_safe_moment_unless_it_is_ignored(ignored, capfd):
+    """Raised by `check`; where the shell had the program ignore it, as in the background of a script, never."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN if ignored else signal.default_int_handler)
+    try:
+        with Interrupt(notice=b"stopping\n") as interrupt:
+            signal.raise_signal(signal.SIGINT)
+            with nullcontext() if ignored else pytest.raises(KeyboardInterrupt):
+                interrupt.check()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert capfd.readouterr().err == ("" if ignored else "stopping\n")

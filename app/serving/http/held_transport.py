@@ -26,6 +26,12 @@ class HeldTransport(asyncio.Transport):
             self._reasons.discard(reason)
             self._update()
 
+    def hold_for(self, seconds: float) -> None:
+        """Read nothing for this time."""
+        if seconds:
+            self.hold("time")
+            asyncio.get_running_loop().call_later(seconds, self.release, "time")
+
     def pause_reading(self) -> None:
         self._paused = True
         self._update()

@@ -36,10 +36,9 @@ _EVICT_AFTER_S = 1.0  # a connection that has waited this long for a request mak
 _SLOW_WRITE_S = 20.0  # how long a client may read more slowly than _MIN_WRITE_RATE
 _MIN_WRITE_RATE = 16 * 1024  # bytes a second
 _HIGH_WATER_BYTES = 64 * 1024  # asyncio's: the transport pauses writing when more than this waits to be sent
-_PIECE_BYTES = 2048  # that are parsed at once; fifty of the smallest requests
+_PIECE_BYTES = 2048  # that are parsed at once: fifty of the smallest requests
 _FRAMING_ALLOWANCE = 8  # bytes of chunk framing for each byte of the body; chunks of one byte take six
 _DISCARD_TIMEOUT_S = 60.0  # for the rest of a body whose request has been answered
-_FRAMING_HEADERS = (b"content-length", b"transfer-encoding")
 
 
 class ConnectionLimits(NamedTuple):
@@ -51,12 +50,10 @@ class ConnectionLimits(NamedTuple):
     discard_rate: ByteRate = ByteRate()  # of all connections together
 
 
-class _TooManyFields(Exception):
-    """Stops the parser."""
+class _TooManyFields(Exception): ...  # these two stop the parser
 
 
-class _NoProbe(Exception):
-    """Stops the parser."""
+class _NoProbe(Exception): ...
 
 
 class _Phase(enum.Enum):
@@ -77,9 +74,8 @@ class LimitedProtocol(HttpToolsProtocol):
         self._timer: TimerHandle | None = None  # for the head, or for the rest of a body that is discarded
         self._active: RequestResponseCycle | None = None  # the request that is answered now, or was answered last
         self._failure: Problem | None = None  # the reply to a malformed request, sent after the responses before it
-        self._non_body_bytes = 0
-        self._body_bytes = 0
-        self._trailers = 0
+        self._non_body_bytes = self._body_bytes = self._trailers = 0
+        self._discarded_bytes = 0  # of the data that are parsed now
         self._unparsed = b""
         self._waiting_since = 0.0  # loop time since which no request is received or answered
         self._probes_only = False
@@ -127,6 +123,9 @@ class LimitedProtocol(HttpToolsProtocol):
             view = view[size:]
         self._unparsed = bytes(view) if self._failure is None else b""
         (self._reading.hold if self._unparsed else self._reading.release)("unparsed")
+        if self._discarded_bytes:
+            self._reading.hold_for(self._limits.discard_rate.delay(self._discarded_bytes))
+            self._discarded_bytes = 0
         if self._timer is None and not self._is_answering:
             self._start_timer()
 
@@ -134,8 +133,9 @@ class LimitedProtocol(HttpToolsProtocol):
         """How much to parse at once: the rest of a body whose length is known, or a piece that may hold whole requests."""
         if available <= _PIECE_BYTES or self._phase is not _Phase.BODY:
             return _PIECE_BYTES
-        declared = next((value for name, value in self.headers if name == b"content-length"), b"0")
-        return max(_PIECE_BYTES, int(declared) - self._body_bytes)
+        declared = dict(self.headers).get(b"content-length")
+        # chunked: larger, because uvicorn copies what it has of the body for each piece
+        return 8 * _PIECE_BYTES if declared is None else max(_PIECE_BYTES, int(declared) - self._body_bytes)
 
     def _parse_piece(self, piece: memoryview) -> None:
         self._non_body_bytes += len(piece)
@@ -183,9 +183,8 @@ class LimitedProtocol(HttpToolsProtocol):
             super().on_body(body)
         elif self._body_bytes > MAX_DISCARDED_BODY_BYTES:
             self.transport.close()
-        elif delay := self._limits.discard_rate.delay(len(body)):
-            self._reading.hold("rate")
-            get_running_loop().call_later(delay, self._reading.release, "rate")
+        else:
+            self._discarded_bytes += len(body)
 
     def on_message_complete(self) -> None:
         if self.parser.should_upgrade():
@@ -248,7 +247,7 @@ class LimitedProtocol(HttpToolsProtocol):
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as stop:
-            framing = [name + b": " + value for name, value in self.headers if name in _FRAMING_HEADERS]
+            framing = [b"%b: %b" % each for each in self.headers if each[0] in (b"content-length", b"transfer-encoding")]
             self.parser = httptools.HttpRequestParser(SkipFirstHead(self))
             self.parser.feed_data(b"\r\n".join([b"POST / HTTP/1.1", *(framing or [b"content-length: 0"]), b"\r\n"]))
             return data[stop.args[0] :]
@@ -281,10 +280,10 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def _on_timeout(self) -> None:
         """408 for a head that did not arrive in time; without a head there is nothing to reply to."""
-        if self._phase is not _Phase.HEAD or self.transport.is_closing():
+        if self._phase is _Phase.HEAD and not self.transport.is_closing():
+            self._send_failure(RequestTimeout(f"The request's head did not arrive within {self._limits.head_timeout_s:g} s."))
+        else:
             self.transport.close()
-            return
-        self._send_failure(RequestTimeout(f"The request's head did not arrive within {self._limits.head_timeout_s:g} s."))
 
 
 def _too_many_connections() -> Unavailable:

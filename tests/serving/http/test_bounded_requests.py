@@ -26,10 +26,11 @@ PHOTO = encoded(Image.fromarray(stroke_images(1, seed=0, size=300)[0]), "JPEG")
 
 
 @contextmanager
-def server_in_this_process(store, **variables):
+def server_in_this_process(store, discard_rate=None, **variables):
     """The port of a server that runs on a thread of the test's process."""
+    discard_rate = discard_rate or ByteRate(rate=8 * 2**20, burst=2**16)
     variables = {"ODDIGIT_STORE": str(store), "ODDIGIT_RELOAD": "false", "ODDIGIT_ACCESS_LOG": "false", **variables}
-    limits = ConnectionLimits(max_connections=40, head_timeout_s=60, discard_rate=ByteRate(rate=8 * 2**20, burst=2**16))
+    limits = ConnectionLimits(max_connections=40, head_timeout_s=60, discard_rate=discard_rate)
     http = partial(LimitedProtocol, limits=limits)
     config = uvicorn.Config(create_app(read_settings(variables)), http=http, ws="none", log_config=None, access_log=False)
     server = uvicorn.Server(config)
@@ -87,6 +88,23 @@ def test_what_follows_a_body_that_was_dropped_at_a_rate_is_answered(port):
     assert re.findall(rb"HTTP/1.1 (\d+)", answer) == [b"401", b"200"]
 
 
+def test_a_chunked_body_is_dropped_at_a_rate_too(tiny_store):
+    """What was read at once counts once, however many chunks it had."""
+    sizes = []
+
+    class Recorder(ByteRate):
+        def delay(self, size):
+            sizes.append(size)
+            return 1e-3
+
+    chunks = b"".join(b"400\r\n%b\r\n" % bytes(1024) for _ in range(1024)) + b"0\r\n\r\n"
+    with server_in_this_process(tiny_store, ODDIGIT_API_KEYS="test:" + 40 * "k", discard_rate=Recorder()) as port:
+        request = head("/score", content_type=PNG, transfer_encoding="chunked", x_api_key="wrong") + chunks
+        answer = talk(port, request + ask("/livez", method="GET"))
+    assert re.findall(rb"HTTP/1.1 (\d+)", answer)[0] == b"401"
+    assert sum(sizes) > 2**19 and len(sizes) < 200
+
+
 def test_requests_that_come_at_once_are_parsed_a_few_at_a_time(port):
     """All are answered. As long as nobody reads the answers, most of the requests are bytes."""
     count, cycles = 300, 0
@@ -95,7 +113,7 @@ def test_requests_that_come_at_once_are_parsed_a_few_at_a_time(port):
             ask("/openapi.json", method="GET", connection="keep-alive") * (count - 1) + ask("/openapi.json", method="GET")
         )
         answer = line.recv(65536)
-        cycles = sum(isinstance(each, RequestResponseCycle) for each in gc.get_objects())
+        cycles = sum(type(each) is RequestResponseCycle for each in gc.get_objects())
         while piece := line.recv(2**20):
             answer += piece
     assert answer.count(b"HTTP/1.1 200 OK") == count

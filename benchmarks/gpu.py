@@ -6,15 +6,16 @@
 Prints the card's name, then
 - parity: the largest relative difference of a score, and how many verdicts differ, on the MNIST test images and on each .npz
   under anomalies/ of the data folder;
-- speed of `Detector.detect` for several batch sizes, the two runtimes in turn, and what `ODDIGIT_DEVICE` makes of the server:
-  an .npy of 10,000 images over HTTP;
+- speed of `Detector.detect` for several batch sizes, the two runtimes in turn;
+- what `ODDIGIT_DEVICE` makes of the server: an .npy of 10,000 images over HTTP and, where `wrk` is installed, one 28x28 PNG a
+  request with 1, 32 and 256 connections, server and load on one core each;
 - with --train, the seconds of the tutorial's 100 epochs on 60,000 images.
 """
 
 import argparse
 import io
+import shutil
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from pathlib import Path
 
 import httpx
 import numpy as np
+import serve
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -72,36 +74,27 @@ def seconds(call: Callable[[], object], times: int) -> float:
     return time.perf_counter() - began
 
 
-def served(device: str, images: np.ndarray) -> float:
-    """Images a second of /score for one .npy, over HTTP on this machine."""
+def served(device: str, images: np.ndarray) -> None:
+    """What a server on `device` answers in a second, over HTTP on this machine."""
+    command = ("{python}", "-m", "app", "serve", "--port", "{port}", "--device", device)
+    contender = serve.Contender(f"server on {device}", command, "/score", "raw", PORT, folder=ROOT)
     body = io.BytesIO()
     np.save(body, images)
-    command = [sys.executable, "-m", "app", "serve", "--port", str(PORT), "--device", device]
-    server = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
-    try:
-        wait_until_ready(server)
-        with httpx.Client(timeout=120, headers={"content-type": "application/x-npy", "accept": "application/x-npy"}) as client:
-            ask = lambda: client.post(f"http://127.0.0.1:{PORT}/score", content=body.getvalue()).raise_for_status()  # noqa: E731
-            ask()
-            return 10 * len(images) / seconds(ask, 10)
-    finally:
-        server.terminate()
-        server.wait()
-
-
-def wait_until_ready(server: subprocess.Popen[bytes]) -> None:
-    while server.poll() is None:
-        try:
-            httpx.get(f"http://127.0.0.1:{PORT}/readyz").raise_for_status()
-            return
-        except httpx.HTTPError:
-            time.sleep(0.1)
-    sys.exit("The server did not start.")
+    headers = {"content-type": "application/x-npy", "accept": "application/x-npy"}
+    with serve.running(contender) as (process, ready_s), httpx.Client(timeout=120, headers=headers) as client:
+        ask = lambda: client.post(f"http://127.0.0.1:{PORT}/score", content=body.getvalue()).raise_for_status()  # noqa: E731
+        ask()
+        rates = [f".npy of 10,000 images {10 * len(images) / seconds(ask, 10):,.0f} images/s"]
+        for connections in (1, 32, 256) if shutil.which("wrk") else ():
+            load = serve.wrk(contender, connections, seconds=4)
+            rates.append(f"{connections} connections {load.requests_per_s:,.0f} requests/s, p50 {load.p50_ms:.2f} ms")
+        print(f"{contender.name}: ready after {ready_s:.1f} s, {serve.resident_mib(process.pid):,.0f} MiB; {'; '.join(rates)}")
 
 
 def training_seconds(images: np.ndarray, device: torch.device) -> float:
     """100 epochs over all training images."""
-    training, config = Training(TrainConfig(device=str(device)), device), TrainConfig(device=str(device))
+    config = TrainConfig(device=str(device))
+    training = Training(config, device)
     pixels = flatten(images, device)
     began = time.perf_counter()
     for _ in range(100):
@@ -126,11 +119,10 @@ def main() -> None:
     files = sorted((options.data_dir / "anomalies").glob("*.npz"))
     parity(cpu, other, {"mnist test": mnist.test_or_all.images, **{file.stem: np.load(file)["images"] for file in files}})
     speed({"ONNX Runtime, cpu": cpu, f"torch, {device}": other}, mnist.test_or_all.images)
-    if device.type != "cpu":
-        for name in ("cpu", str(device)):
-            print(
-                f"\n/score of one .npy of 10,000 images, {name}: {served(name, mnist.test_or_all.images):,.0f} images a second"
-            )
+    serve.write_requests(serve.BUILD)
+    print()
+    for name in dict.fromkeys(("cpu", str(device))):
+        served(name, mnist.test_or_all.images)
     if options.train:
         print(f"\n100 epochs of 60,000 images: {training_seconds(mnist.train.images, device):.1f} s")
 

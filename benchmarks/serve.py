@@ -30,7 +30,7 @@ from PIL import Image, ImageDraw
 ROOT = Path(__file__).parents[1]
 RIVALS = ROOT / "benchmarks" / "rivals"
 BUILD = ROOT / "build" / "rivals"
-WEIGHTS = ROOT / "model_store" / "mnist" / "2" / "autoencoder.pth"
+WEIGHTS = max((ROOT / "model_store" / "mnist").glob("[0-9]*"), key=lambda folder: int(folder.name)) / "autoencoder.pth"
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,8 @@ This is the only file of `detection` that imports `app.network`.
 import ctypes
 import os
 import sys
-import threading
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,9 +24,9 @@ from app.detection.bundle import (
 )
 
 if TYPE_CHECKING:
-    import torch
     from onnxruntime import InferenceSession
 
+    from app.network.cuda_graphs import CudaNetwork
     from app.network.detector_network import DetectorNetwork
 
 Images = NDArray[np.uint8]
@@ -48,11 +47,6 @@ class NetworkOutputs(NamedTuple):
     embedding: Floats  # [N, latent_dim]
     reconstruction: Floats | None = None  # [N, S, S] in [0, 1]; None without maps
     error_map: Floats | None = None  # [N, S, S]; None without maps
-
-    @classmethod
-    def join(cls, first: Self, second: Self) -> Self:
-        """Two batches as one, in order."""
-        return cls._make(None if a is None else np.concatenate([a, b]) for a, b in zip(first, second, strict=True))
 
 
 class Runtime(Protocol):
@@ -102,47 +96,35 @@ class TorchRuntime:
     name = "torch"
 
     def __init__(self, bundle: Bundle, device: str, threads: int = 1) -> None:
-        """Load the weights onto `device`. Raises BundleError."""
+        """Load the weights onto `device`. Raises BundleError, DeviceError."""
         import torch
 
         self.device = device
         torch.set_num_threads(threads)
         torch.set_float32_matmul_precision("highest")  # no TF32: scores must agree between devices
-        self._network = load_network(bundle).to(device).eval()
-        self._pinned_buffers = threading.local()  # one per thread
+        network = load_network(bundle)
+        try:
+            self._network = network.to(device).eval()
+            self._cuda_network = _capture(self._network, device)
+        except torch.OutOfMemoryError as error:
+            raise DeviceError(f"{device} has too little free memory: {first_line(error)}") from error
 
     def run(self, images: Images, *, with_maps: bool) -> NetworkOutputs:
-        """As `Runtime.run`. If the device runs out of memory, the two halves of the batch run one after the other."""
         import torch
 
-        try:
-            with torch.inference_mode():
-                batch = self._copy_to_device(images)
-                return NetworkOutputs(*_copy_to_host(self._network(batch) if with_maps else self._network.score(batch)))
-        except torch.OutOfMemoryError:
-            if len(images) == 1:
-                raise
-        torch.cuda.empty_cache()
-        half = len(images) // 2
-        return NetworkOutputs.join(self.run(images[:half], with_maps=with_maps), self.run(images[half:], with_maps=with_maps))
+        if self._cuda_network is not None:
+            return NetworkOutputs(*self._cuda_network.run(images, with_maps=with_maps))
+        with torch.inference_mode():
+            batch = torch.tensor(images).to(self.device)  # copied, because it may be a read-only view of a request
+            outputs = self._network(batch) if with_maps else self._network.score(batch)
+            return NetworkOutputs(*(output.cpu().numpy() for output in outputs))
 
     def decode(self, embeddings: Floats) -> Floats:
         import torch
 
         with torch.inference_mode():
-            return _copy_to_host([self._network.decode(torch.from_numpy(embeddings).to(self.device))])[0]
-
-    def _copy_to_device(self, images: Images) -> "torch.Tensor":
-        """Copy images to the device; on CUDA through a pinned buffer, without waiting."""
-        import torch
-
-        if not self.device.startswith("cuda"):
-            return torch.tensor(images).to(self.device)  # copied, because it may be a read-only view of a request
-        buffer = getattr(self._pinned_buffers, "buffer", None)
-        if buffer is None or len(buffer) < len(images):
-            buffer = self._pinned_buffers.buffer = torch.empty(images.shape, dtype=torch.uint8, pin_memory=True)
-        buffer.numpy()[: len(images)] = images
-        return buffer[: len(images)].to(self.device, non_blocking=True)
+            images: Floats = self._network.decode(torch.from_numpy(embeddings).to(self.device)).cpu().numpy()
+            return images
 
 
 def make_runtime(bundle: Bundle, device: str = "auto", runtime: str = "auto", threads: int = 1) -> Runtime:
@@ -229,17 +211,15 @@ def _open_session(bundle: Bundle, name: str, threads: int) -> "InferenceSession"
     return session
 
 
-def _copy_to_host(tensors: Any) -> list[Floats]:  # noqa: ANN401 - a tuple of tensors
-    """Copy tensors to the host, waiting for the device once."""
+def _capture(network: "DetectorNetwork", device: str) -> "CudaNetwork | None":
+    """The network as CUDA graphs, where `device` is CUDA."""
     import torch
 
-    if tensors[0].is_cuda:
-        pinned = [torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True) for tensor in tensors]
-        for host, tensor in zip(pinned, tensors, strict=True):
-            host.copy_(tensor, non_blocking=True)
-        torch.cuda.current_stream(tensors[0].device).synchronize()
-        return [host.numpy() for host in pinned]
-    return [tensor.cpu().numpy() for tensor in tensors]
+    if not device.startswith("cuda"):
+        return None
+    from app.network.cuda_graphs import CudaNetwork
+
+    return CudaNetwork(network, torch.device(device))
 
 
 def _cuda_driver_present() -> bool:

@@ -84,8 +84,12 @@ class Autoencoder(nn.Module):
             hidden, embeddings = images[:, :0], self.encode(images)
         return ForwardPass(images, hidden, embeddings, self.decode(embeddings))
 
-    def training_loss(self, images: Tensor, rng: Generator | None = None) -> Tensor:
-        """[N, pixels] -> the mean squared error of the reconstructions. `rng` is unused."""
+    def draw_noise(self, count: int, rng: Generator | None = None) -> Tensor | None:
+        """What `training_loss` needs besides `count` images: nothing."""
+        return None
+
+    def training_loss(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
+        """[N, pixels] -> the mean squared error of the reconstructions. `noise` is unused."""
         return F.mse_loss(self(images), images)
 
 
@@ -99,16 +103,20 @@ class VariationalAutoencoder(Autoencoder):
         super().__init__(config)
         self.log_variance = nn.Linear(config.widths[-2], config.latent_dim)
 
-    def training_loss(self, images: Tensor, rng: Generator | None = None) -> Tensor:
+    def draw_noise(self, count: int, rng: Generator | None = None) -> Tensor:
+        """Standard normal numbers [count, latent_dim] on the CPU, from `rng` or else torch's global generator."""
+        return torch.randn((count, self.config.latent_dim), generator=rng)
+
+    def training_loss(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
         """[N, pixels] -> the negative evidence lower bound, up to a constant, divided by pixels / 2.
 
-        The likelihood of a pixel is normal with variance 1, so the first term is the mean squared error. One embedding of
-        each image is drawn with `rng`, a generator of the CPU; the global generator if it is None.
+        The likelihood of a pixel is normal with variance 1, so the first term is the mean squared error. `noise`
+        [N, latent_dim] draws one embedding of each image; without it the distribution's mean is taken.
         """
         hidden = self.encoder[:-1](images)
         mean, log_variance = self.encoder[-1](hidden), self.log_variance(hidden)  # [N, latent_dim] each
-        noise = torch.randn(mean.shape, generator=rng).to(mean.device)
-        reconstructions = self.decode(mean + (log_variance / 2).exp() * noise)
+        drawn = mean if noise is None else mean + (log_variance / 2).exp() * noise
+        reconstructions = self.decode(drawn)
         divergence = (mean.square() + log_variance.exp() - log_variance - 1).sum(1) / 2  # Kullback-Leibler, from N(0, 1)
         loss: Tensor = F.mse_loss(reconstructions, images) + 2 * divergence.mean() / self.config.pixels
         return loss

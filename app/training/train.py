@@ -24,6 +24,7 @@ from app.training.interrupt import Interrupt
 from app.training.progress import SILENT, Progress
 from app.training.publishing import TrainingCurves, describe_data, fit_and_publish
 from app.training.reporting.report import PICTURES
+from app.training.training_step import TrainingStep
 
 FIT_SAMPLE = 10_000  # fit images that the loss after an epoch is measured on; all of them would add 50 % to an epoch
 
@@ -51,8 +52,13 @@ class Training:
             network = ModelConfig(latent_dim=config.latent_dim, variational=config.variational)
             self.model = make_autoencoder(network).to(device)
         self.optimizer = torch.optim.Adam(
-            self.model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+            self.model.parameters(),
+            lr=config.learning_rate,
+            weight_decay=config.weight_decay,
+            fused=True,
+            capturable=device.type == "cuda",
         )
+        self.step = TrainingStep(self.model, self.optimizer)
         self.rng = torch.Generator().manual_seed(config.seed)
         self.history = History()
 
@@ -145,7 +151,7 @@ def run_epoch(training: Training, config: TrainConfig, images: Tensor, progress:
     """
     order = torch.randperm(len(images), generator=training.rng).to(images.device)
     batches = torch.split(order, config.batch_size)
-    losses = train_one_epoch(training.model, training.optimizer, images, batches, progress.advance, training.rng)
+    losses = train_one_epoch(training.model, training.step, images, batches, progress.advance, training.rng)
     if not bool(torch.isfinite(losses).all()):
         raise TrainingError(
             f"The loss is no longer a number in epoch {training.epoch + 1}; use a smaller --learning-rate than "
@@ -156,7 +162,7 @@ def run_epoch(training: Training, config: TrainConfig, images: Tensor, progress:
 
 def train_one_epoch(
     model: Autoencoder,
-    optimizer: torch.optim.Optimizer,
+    step: TrainingStep,
     images: Tensor,
     batches: Iterable[Tensor],
     advance: Callable[[int], None] = lambda images: None,
@@ -168,12 +174,8 @@ def train_one_epoch(
     """
     losses = []
     for batch in batches:
-        originals = images[batch]  # [B, pixels]
-        loss = model.training_loss(originals, rng)
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        losses.append(loss.detach())  # loss.item() would wait for the device
+        noise = model.draw_noise(len(batch), rng)
+        losses.append(step(images[batch], None if noise is None else noise.to(images.device)))  # loss.item() would wait
         advance(len(batch))
     return torch.stack(losses)
 

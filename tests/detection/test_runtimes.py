@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +13,7 @@ from strokes import stroke_images
 
 from app.detection import runtimes, store
 from app.detection.detector import Detector
-from app.detection.runtimes import DeviceError, OnnxRuntime, TorchRuntime, choose_device
+from app.detection.runtimes import DeviceError, OnnxRuntime, TorchRuntime, choose_device, load_network
 
 IMAGES = stroke_images(40, seed=21)
 
@@ -49,35 +50,6 @@ def test_a_score_does_not_depend_on_the_batch(shipped):
     for size in (1, 3, 7):
         parts = [runtime.run(IMAGES[start : start + size], with_maps=False).score for start in range(0, len(IMAGES), size)]
         np.testing.assert_allclose(np.concatenate(parts), together, rtol=2e-6)
-
-
-def test_a_batch_that_exhausts_the_devices_memory_is_halved(shipped, monkeypatch):
-    """The halves run one after the other, and their outputs come in order."""
-    runtime = TorchRuntime(shipped, "cpu")
-    expected, upload, sizes = runtime.run(IMAGES, with_maps=True), runtime._copy_to_device, []
-
-    def upload_at_most_ten(images):
-        sizes.append(len(images))
-        if len(images) > 10:
-            raise torch.OutOfMemoryError
-        return upload(images)
-
-    monkeypatch.setattr(runtime, "_copy_to_device", upload_at_most_ten)
-    for found, wanted in zip(runtime.run(IMAGES, with_maps=True), expected, strict=True):
-        np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
-    assert sizes == [40, 20, 10, 10, 20, 10, 10]
-
-
-def test_an_image_that_does_not_fit_alone_is_an_error(shipped, monkeypatch):
-    """Halving ends at one image."""
-
-    def exhausted(images):
-        raise torch.OutOfMemoryError
-
-    runtime = TorchRuntime(shipped, "cpu")
-    monkeypatch.setattr(runtime, "_copy_to_device", exhausted)
-    with pytest.raises(torch.OutOfMemoryError):
-        runtime.run(IMAGES[:2], with_maps=False)
 
 
 @pytest.mark.parametrize("name", ["gpu", "", "cuda:99", "cuda:x", "meta", "xpu", "cpu:1:2", "CPU!", "cuda:-1"])
@@ -137,3 +109,46 @@ def test_cuda_scores_as_the_cpu_does(shipped, data_root):
     np.testing.assert_allclose(cuda.reconstructions, cpu.reconstructions, atol=1e-3)
     clear = np.abs(cpu.scores / shipped.card.threshold - 1) > 1e-3
     assert np.array_equal((cuda.scores > shipped.card.threshold)[clear], (cpu.scores > shipped.card.threshold)[clear])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("with_maps", [False, True])
+def test_a_batch_of_any_size_runs_in_cuda_graphs(shipped, with_maps):
+    """Smaller, equal and larger than the captured sizes: the outputs are those of the uncaptured network."""
+    network, runtime = load_network(shipped).to("cuda").eval(), TorchRuntime(shipped, "cuda")
+    images = np.concatenate([IMAGES] * 110)
+    with torch.inference_mode():
+        expected = (network if with_maps else network.score)(torch.from_numpy(images).to("cuda"))
+    for size in (0, 1, 2, 8, 33, 512, 513, 2048, 2049, len(images)):
+        found = runtime.run(images[:size], with_maps=with_maps)
+        for ours, theirs in zip([each for each in found if each is not None], expected, strict=True):
+            np.testing.assert_allclose(ours, theirs[:size].cpu().numpy(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.gpu
+def test_threads_share_the_cuda_graphs(shipped):
+    """Eight threads with images of their own, while other versions are loaded and dropped: each gets its own scores."""
+    runtime = TorchRuntime(shipped, "cuda")
+    batches = [stroke_images(20, seed=seed) for seed in range(8)]
+    expected = [runtime.run(batch, with_maps=False).score for batch in batches]
+
+    def ask(number):
+        if number % 50 == 0:
+            TorchRuntime(shipped, "cuda")
+        return runtime.run(batches[number % 8], with_maps=False).score
+
+    with ThreadPoolExecutor(8) as pool:
+        for number, scores in enumerate(pool.map(ask, range(400))):
+            np.testing.assert_array_equal(scores, expected[number % 8])
+
+
+@pytest.mark.gpu
+def test_a_device_without_free_memory_is_refused_with_a_sentence(shipped):
+    """All memory is allocated while loading, so it is there that it can be too little."""
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(1e-6)
+    try:
+        with pytest.raises(DeviceError, match="too little free memory"):
+            TorchRuntime(shipped, "cuda")
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)

@@ -78,10 +78,12 @@ def test_the_variational_loss_is_the_evidence_lower_bound():
         torch.testing.assert_close(model.training_loss(images) - at_prior, torch.tensor(2 * 3 * 4.5 / 64))
 
 
-def test_the_variational_loss_draws_from_its_generator():
-    """The same generator state gives the same loss; detection draws nothing."""
+def test_the_variational_loss_depends_on_its_noise():
+    """The noise comes from a generator; detection draws nothing, and the plain network needs none."""
     model = make_autoencoder(ModelConfig(variational=True))
     images = torch.rand(4, 784, generator=torch.Generator().manual_seed(0))
-    one, same, other = (model.training_loss(images, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+    noises = [model.draw_noise(4, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)]
+    one, same, other = (model.training_loss(images, noise) for noise in noises)
     assert torch.equal(one, same) and not torch.equal(one, other)
     assert torch.equal(model(images), model(images))
+    assert make_autoencoder(ModelConfig()).draw_noise(4) is None

@@ -56,6 +56,15 @@ def test_interrupted_training_resumes_to_the_same_bits(short, interrupted, train
     assert not interrupted.parent.exists()
 
 
+@pytest.mark.gpu
+def test_interrupted_training_on_cuda_resumes_to_the_same_bits(short, tmp_path):
+    """Although a resumed training captures its CUDA graphs anew."""
+    whole = train(short(device="cuda", root=tmp_path / "whole"))
+    with pytest.raises(TrainingInterrupted):
+        train(short(device="cuda"), progress=InterruptAfter(1))
+    assert_same_training(train(short(device="cuda"), resume=True), whole)
+
+
 def test_killed_training_resumes_to_the_same_bits(short, strokes_file, tmp_path):
     """kill -9 in a training process, then a resumed training: the bits of an uninterrupted one."""
     root = tmp_path / "store"

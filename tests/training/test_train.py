@@ -16,6 +16,7 @@ from app.training.checkpoint import FOLDER
 from app.training.config import TrainConfig, TrainingError
 from app.training.datasets import DataError
 from app.training.train import train, train_one_epoch
+from app.training.training_step import TrainingStep
 
 
 def same_weights(one, other):
@@ -98,7 +99,8 @@ def test_loop_is_the_tutorials():
     models = [Autoencoder(), Autoencoder()]
     models[1].load_state_dict(models[0].state_dict())
     settings = {"lr": 1e-3, "weight_decay": 1e-5}
-    train_one_epoch(models[0], torch.optim.Adam(models[0].parameters(), fused=True, **settings), images, batches)
+    step = TrainingStep(models[0], torch.optim.Adam(models[0].parameters(), fused=True, **settings))
+    train_one_epoch(models[0], step, images, batches)
     optimizer, criterion = torch.optim.Adam(models[1].parameters(), **settings), torch.nn.MSELoss()
     for batch in batches:
         loss = criterion(models[1](images[batch]), images[batch])
@@ -114,3 +116,34 @@ def test_real_mnist_learns(data_root, tmp_path):
     card = store.load_card(train(TrainConfig(data_dir=data_root, root=tmp_path, epochs=1, device="cpu", scorer="mse")))
     assert card.losses.fit[0] > 0.9 and card.losses.test[-1] < 0.25
     assert 0.006 <= card.metrics["normal_test"]["false_alarm_rate"]["0.01"] <= 0.015
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("variational", [False, True])
+def test_a_training_on_cuda_is_reproducible_and_learns_as_on_the_cpu(short, variational):
+    """The same bits twice, although most steps are replayed from CUDA graphs; losses as on the CPU."""
+    cuda = [store.load_card(train(short(device="cuda", variational=variational))) for _ in range(2)]
+    cpu = store.load_card(train(short(variational=variational)))
+    assert cuda[0].files["autoencoder.pth"] == cuda[1].files["autoencoder.pth"]
+    assert cuda[0].losses == cuda[1].losses
+    np.testing.assert_allclose(cuda[0].losses.fit, cpu.losses.fit, rtol=1e-3)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("sizes", [[32] * 8, [32, 32, 32, 8] * 5], ids=["equal batches", "a smaller last batch"])
+def test_captured_steps_are_the_steps(sizes):
+    """Weights after steps that were captured equal those after the tutorial's own lines."""
+    images = (torch.rand(sum(sizes), 784, generator=torch.Generator().manual_seed(1)) * 2 - 1).cuda()
+    models = [Autoencoder().cuda(), Autoencoder().cuda()]
+    models[1].load_state_dict(models[0].state_dict())
+    settings = {"lr": 1e-3, "weight_decay": 1e-5}
+    step = TrainingStep(models[0], torch.optim.Adam(models[0].parameters(), fused=True, capturable=True, **settings))
+    optimizer = torch.optim.Adam(models[1].parameters(), **settings)
+    for batch in images.split(sizes):
+        loss = torch.nn.functional.mse_loss(models[1](batch), batch)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        torch.testing.assert_close(step(batch), loss.detach(), rtol=1e-4, atol=1e-6)
+    for mine, theirs in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-5)

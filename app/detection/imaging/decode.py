@@ -19,7 +19,7 @@ from app.detection.imaging.centring import centre_image
 from app.detection.imaging.decoding_cost import MAX_TIFF_SHARE, tiff_pixels
 from app.detection.imaging.display_mode import to_display_mode
 from app.detection.imaging.errors import ImageError, ImageTooLarge, TooManyImages, UndecodableImage
-from app.detection.imaging.file_headers import declared_size, read_npy_header, sniff, strip_png
+from app.detection.imaging.file_headers import declared_size, read_npy_header, sniff, strip_gif, strip_png
 from app.detection.imaging.preprocess import WORKING_SIDE, PreprocessedImage, preprocess_digit
 
 Preprocess = Literal["auto", "none", "digit"]
@@ -109,6 +109,8 @@ def _open(data: bytes, kind: str, max_pixels: int) -> Image.Image:
         _check_size(*declared, max_pixels)
     if kind == "PNG":
         data = strip_png(data)
+    elif kind == "GIF":
+        data = strip_gif(data)
     elif kind == "WEBP":
         _check_webp(data, max_pixels)
     elif kind == "TIFF" and tiff_pixels(data) > MAX_TIFF_SHARE * max_pixels:

@@ -1,6 +1,6 @@
 """Checks on the header of an image file, made before any decoder runs.
 
-Input: the bytes of an upload. Output: file type, width and height, a PNG without its metadata, or the fields of a .npy
+Input: the bytes of an upload. Output: file type, width and height, a PNG or GIF without its metadata, or the fields of a .npy
 header. Every check raises an `ImageError` for a file that is damaged. Uses the standard library only.
 """
 
@@ -120,6 +120,33 @@ def _text_length(name: bytes, body: bytes) -> int:
         return len(zlib.decompressobj().decompress(packed, _MAX_TEXT_BYTES + 1))
     except zlib.error:
         return _MAX_TEXT_BYTES // 16  # damaged data cost time too
+
+
+_GIF_BLOCK = re.compile(rb"[!,;]")  # begins an extension, begins a picture, ends the file
+
+
+def strip_gif(data: bytes) -> bytes:
+    """Return the GIF without what precedes its first picture, except the header and the last graphic control extension.
+
+    Pillow would gather all comments byte by byte, and copy what it has for each block of 255. A damaged file is cut where its
+    blocks cannot be followed, and the decoder refuses it.
+    """
+    flags = data[10] if len(data) > 10 else 0
+    position = 13 + (3 << (flags & 7) + 1 if flags & 0x80 else 0)  # after the colour table
+    header, control = data[:position], b""
+    while (found := _GIF_BLOCK.search(data, position)) and found[0] == b"!":
+        position, end = found.start(), _after_gif_blocks(data, found.start() + 2)
+        if data[position + 1 : position + 2] == b"\xf9":
+            control = data[position:end]
+        position = end
+    return header + control + (data[found.start() :] if found else b"")
+
+
+def _after_gif_blocks(data: bytes, position: int) -> int:
+    """Return the position after a sequence of data sub-blocks, which an empty one ends (GIF89a, section 15)."""
+    while position < len(data) and data[position]:
+        position += 1 + data[position]
+    return position + 1
 
 
 def declared_size(data: bytes, kind: str) -> tuple[int, int] | None:

@@ -195,6 +195,28 @@ def test_the_first_frame_stands_for_an_animation():
         assert np.array_equal(decode_image(file).image, seven())
 
 
+COMMENTS = b"!\xfe" + (b"\xff" + b"x" * 255) * 16_000 + b"\x00"  # 4 MiB
+
+
+@pytest.mark.parametrize(
+    "junk", [COMMENTS, COMMENTS * 2, b"x" + COMMENTS, b"\x00" * 1000, b"!\xff\x0bNETSCAPE2.0\x03\x01\x00\x00\x00"]
+)
+@pytest.mark.parametrize("place", ["before the control extension", "after it"])
+def test_what_precedes_a_gifs_picture_is_not_gathered(junk, place):
+    """Comments, other extensions and stray bytes cost no memory; colours and transparency stay."""
+    image = Image.fromarray(np.where(seven(60) > 99, 1, 0).astype(np.uint8), "P")
+    image.putpalette([255, 255, 255, 0, 0, 0])
+    file = saved(image, "GIF", transparency=0)
+    position = file.index(b"!\xf9") + (0 if place.startswith("before") else 8)
+    padded = file[:position] + junk + file[position:]
+    tracemalloc.start()
+    found = decode_image(padded)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert np.array_equal(found.image, decode_image(file).image) and found.preprocess == decode_image(file).preprocess
+    assert peak < 2**20
+
+
 def test_cmyk_is_read():
     """Print colours are shown as colours: white paper is white."""
     file = saved(Image.new("RGB", (28, 28), "white").convert("CMYK"), "JPEG", quality=100)

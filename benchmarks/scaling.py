@@ -29,13 +29,12 @@ IMAGES = 1_000
 CONNECTIONS = 64
 
 BARE = """
-import sys, time, torch, numpy
+import sys, time, numpy
 from pathlib import Path
 from app.detection import store
 from app.detection.detector import Detector
-torch.set_num_threads(1)
 detector = Detector(store.load(store.find(Path("model_store"), "mnist")), "cpu")
-images = numpy.load(sys.argv[1]).astype(numpy.float32)[:, None] / 127.5 - 1
+images = numpy.load(sys.argv[1])
 for _ in range(20):
     detector.detect(images)
 began, passes = time.perf_counter(), 0

@@ -1,9 +1,9 @@
 """The walls between the rooms of `app/`, read off its source."""
 
 import ast
+from functools import cache, wraps
 from pathlib import Path
 
-import pytest
 from live import ROOT
 
 APP = ROOT / "app"
@@ -11,6 +11,27 @@ FILES = sorted(path.relative_to(ROOT) for path in APP.rglob("*.py"))
 OFFLINE = {"torchvision", "matplotlib", "sklearn", "scipy", "typer", "rich", "onnx", "ray", "sympy"}
 
 
+def for_each(paths):
+    """Make a test of a check of one file: it fails with all of `paths` that break the rule. One test a file takes 20 s."""
+
+    def decorate(check):
+        @wraps(check)
+        def test():
+            broken = {}
+            for path in paths:
+                try:
+                    check(path)
+                except AssertionError as error:
+                    broken[str(path)] = str(error)
+            assert not broken
+
+        del test.__wrapped__  # pytest would read its argument
+        return test
+
+    return decorate
+
+
+@cache
 def tree(path):
     return ast.parse((ROOT / path).read_text(), str(path))
 
@@ -47,7 +68,7 @@ def used(path):
     return {dotted(node) for node in ast.walk(tree(path)) if isinstance(node, ast.Attribute | ast.Name)}
 
 
-@pytest.mark.parametrize("path", FILES, ids=str)
+@for_each(FILES)
 def test_rooms_know_only_what_they_may(path):
     """Detection knows neither side; training and serving know detection, and never each other."""
     forbidden = {
@@ -60,21 +81,21 @@ def test_rooms_know_only_what_they_may(path):
     assert imports_any(path, *forbidden) == []
 
 
-@pytest.mark.parametrize("path", FILES, ids=str)
+@for_each(FILES)
 def test_the_web_framework_stays_in_serving(path):
     """FastAPI and Starlette are imported in main.py and serving/ alone."""
     if room(path) not in ("serving", "main.py"):
         assert imports_any(path, "fastapi", "starlette", "pydantic_core", "python_multipart") == []
 
 
-@pytest.mark.parametrize("path", FILES, ids=str)
+@for_each(FILES)
 def test_the_server_needs_nothing_of_the_offline_side(path):
     """What a server imports names no library that only training, plots or the terminal need."""
     if room(path) in ("serving", "detection", "main.py"):
         assert imports_any(path, *OFFLINE) == []
 
 
-@pytest.mark.parametrize("path", FILES, ids=str)
+@for_each(FILES)
 def test_only_the_entry_points_read_the_environment(path):
     """`os.environ` and the settings are read in main.py and cli/ alone; everything else takes plain arguments."""
     if room(path) not in ("main.py", "cli"):
@@ -83,14 +104,14 @@ def test_only_the_entry_points_read_the_environment(path):
         assert "read_settings" not in names
 
 
-@pytest.mark.parametrize("path", FILES, ids=str)
+@for_each(FILES)
 def test_only_the_entry_points_set_logging_up(path):
     """Handlers and levels are set in serving/logs.py, which main.py and cli/serve.py call; everyone else only logs."""
     if path != Path("app/serving/telemetry/log_setup.py"):
         assert not used(path) & {"logging.basicConfig", "logging.config.dictConfig", "logging.StreamHandler"}
 
 
-@pytest.mark.parametrize("path", FILES, ids=str)
+@for_each(FILES)
 def test_untrusted_images_are_decoded_in_one_place(path):
     """Pillow opens files in detection/imaging/decode.py alone; the modules beside it work on pixels, and drawn in training."""
     pixels = (
@@ -113,7 +134,7 @@ def test_untrusted_images_are_decoded_in_one_place(path):
         assert imports_any(path, "PIL.Image.open", "cv2", "imageio", "torchvision.io") == []
 
 
-@pytest.mark.parametrize("path", FILES, ids=str)
+@for_each(FILES)
 def test_nothing_is_unpickled(path):
     """No file reads a pickle; torch loads weights only, numpy no objects."""
     assert imports_any(path, "dill", "joblib", "shelve", "marshal") == []
@@ -127,7 +148,7 @@ def test_nothing_is_unpickled(path):
             assert safe.value is (dotted(node.func) == "torch.load")
 
 
-@pytest.mark.parametrize("path", [path for path in FILES if "telemetry" in path.parts], ids=str)
+@for_each([path for path in FILES if "telemetry" in path.parts])
 def test_telemetry_knows_neither_http_nor_images(path):
     """Telemetry gets plain numbers and arrays; it imports no web framework, and of serving only telemetry itself."""
     assert imports_any(path, "starlette", "fastapi", "uvicorn", "PIL", "app.detection.imaging") == []
@@ -138,7 +159,7 @@ def test_telemetry_knows_neither_http_nor_images(path):
 SERVING_LAYERS = ("telemetry", "engine", "http", "api")  # a layer imports those before it
 
 
-@pytest.mark.parametrize("path", FILES, ids=str)
+@for_each(FILES)
 def test_layers_of_serving_import_downwards(path):
     """api -> http -> engine -> telemetry; the engine imports no web framework, and http no images."""
     layer = path.parts[2] if room(path) == "serving" else ""
@@ -151,7 +172,7 @@ def test_layers_of_serving_import_downwards(path):
         assert imports_any(path, "app.detection", "PIL", "numpy") == []
 
 
-@pytest.mark.parametrize("path", FILES, ids=str)
+@for_each(FILES)
 def test_private_names_of_uvicorn_stay_in_two_files(path):
     """The protocol and the supervisor of the workers. Elsewhere only the command and the proxy middleware."""
     allowed = {"uvicorn", "uvicorn.middleware.proxy_headers.ProxyHeadersMiddleware"}
@@ -167,13 +188,13 @@ def test_the_batcher_knows_no_torch():
     assert imports_any(Path("app/serving/engine/batcher.py"), "torch", "numpy", "fastapi", "starlette", "app") == []
 
 
-@pytest.mark.parametrize("path", FILES, ids=str)
+@for_each(FILES)
 def test_names_say_what_things_are(path):
     """No file is called after what it is to its author rather than after what it does."""
     assert not {*path.parts, path.stem} & {"utils", "util", "helpers", "helper", "manager", "base", "core", "common", "misc"}
 
 
-@pytest.mark.parametrize("path", FILES, ids=str)
+@for_each(FILES)
 def test_files_stay_of_a_size_that_is_read(path):
     """Up to 300 lines a file and 60 a function."""
     assert len((ROOT / path).read_text().splitlines()) <= 300
@@ -182,13 +203,13 @@ def test_files_stay_of_a_size_that_is_read(path):
             assert node.end_lineno - node.lineno < 60, f"{path}: {node.name}"
 
 
-@pytest.mark.parametrize("path", FILES, ids=str)
+@for_each(FILES)
 def test_every_file_says_what_it_is(path):
     """A module begins with its docstring."""
     assert ast.get_docstring(tree(path)), path
 
 
-@pytest.mark.parametrize("path", FILES, ids=str)
+@for_each(FILES)
 def test_torch_stays_where_a_cpu_server_never_goes(path):
     """The network and training import torch; detection imports both inside the functions of runtimes.py alone."""
     if room(path) in ("network", "training"):
@@ -200,7 +221,7 @@ def test_torch_stays_where_a_cpu_server_never_goes(path):
     assert not [name for name in names if str(name).startswith(("torch", "app.network", "onnxruntime"))]
 
 
-@pytest.mark.parametrize("path", [path for path in FILES if room(path) == "network"], ids=str)
+@for_each([path for path in FILES if room(path) == "network"])
 def test_the_network_knows_torch_alone(path):
     """Its modules can be read, and exported, without the rest of the program."""
     ours = [name for name in imports(path) if name.startswith("app.") and not name.startswith("app.network.")]

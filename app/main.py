@@ -41,7 +41,7 @@ from app.serving.http.body import ByteBudget, ByteRate
 from app.serving.http.middleware import RequestLimits, RequestMiddleware
 from app.serving.http.problem_responses import ProblemResponses
 from app.serving.http.shutdown import Draining
-from app.serving.settings import Settings, read_settings, unknown_variables
+from app.serving.settings import Settings, missing_stores, read_settings, unknown_variables
 from app.serving.telemetry.log_setup import set_up_logging
 from app.serving.telemetry.metrics import Metrics
 from app.serving.telemetry.tracing import with_tracing
@@ -244,7 +244,7 @@ def __getattr__(name: str) -> ASGIApp:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     settings = read_settings(os.environ)
     set_up_logging(settings.log_format, access_log=settings.access_log)
-    for sentence in unknown_variables(os.environ):
+    for sentence in unknown_variables(os.environ) + missing_stores(settings, os.environ):
         logger.warning(sentence)
     app = globals()["app"] = create_app(settings)  # uvicorn asks more than once
     return app

@@ -73,8 +73,11 @@ class Settings(BaseModel):
         pattern=r"^(/[^/?#\s]+)*$",
         description="Path prefix under which a reverse proxy publishes the server, for instance /digits.",
     )
-    api_keys: SecretStr | None = Field(None, description="NAME:KEY entries, separated by commas; unset, no key is needed.")
-    api_keys_file: Path | None = Field(None, description="File with a NAME:KEY entry a line.")
+    api_keys: SecretStr | None = Field(
+        None,
+        description="NAME:KEY entries, separated by commas, KEY of at least 16 ASCII characters; unset, none is needed.",
+    )
+    api_keys_file: Path | None = Field(None, description="File with a NAME:KEY entry a line, as in ODDIGIT_API_KEYS.")
     cors_origins: str = Field("", description="Origins that browsers may call from, separated by commas; * for all.")
     reload: bool = Field(True, description="Put new versions of the store in service as they appear.")
     drift_level: float = Field(100.0, gt=1, description="Drift is announced at this capital; false alarms: 1 in this many.")
@@ -112,6 +115,14 @@ def unknown_variables(environment: Mapping[str, str]) -> list[str]:
         hint = f"; did you mean {PREFIX}{near[0].upper()}?" if near else "."
         sentences.append(f"{PREFIX}{field.upper()} is not a setting and has no effect{hint}")
     return sentences
+
+
+def missing_stores(settings: Settings, environment: Mapping[str, str]) -> list[str]:
+    """A sentence for each folder of ODDIGIT_STORE that does not exist. It may be made later, so this is not an error."""
+    if not environment.get(f"{PREFIX}STORE"):
+        return []
+    missing = [root for root in settings.store.roots if not root.is_dir()]
+    return [f"The store {root} does not exist; its detectors are served once it does." for root in missing]
 
 
 def _values(environment: Mapping[str, str]) -> dict[str, str]:

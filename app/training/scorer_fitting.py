@@ -85,7 +85,9 @@ def fit_residual_scorer(model: Autoencoder, images: Tensor, *, seed: int, progre
         synthetic(synthetic_anomaly, 0.4, 1.0),
     )
     advance = progress.begin("Fitting the scorer", steps)
-    network = dict(zip(SHAPE_NETWORK, train_classifier(sources, HIDDEN, steps, g, advance=advance), strict=True))
+    layers = dense_layers((sources[0].inputs.shape[1], *HIDDEN, 1), g)
+    trained = train_classifier(sources, layers, dense_log_odds, steps, g, advance=advance)
+    network = dict(zip(SHAPE_NETWORK, trained, strict=True))
     scorer = _replace(scorer, network)
     unscaled = _in_chunks(scorer.unscaled_score, fitted)
     return _replace(scorer, {"centre": unscaled.median(), "spread": unscaled.std()})
@@ -164,7 +166,8 @@ def _band_statistics(fitted: ForwardPass, scorer: ResidualScorer) -> Tensors:
 
 def train_classifier(
     sources: Sequence[Source],
-    hidden: Sequence[int],
+    parameters: list[Tensor],
+    log_odds: Callable[[Tensor, Sequence[Tensor]], Tensor],
     steps: int,
     g: Generator,
     *,
@@ -173,14 +176,13 @@ def train_classifier(
     weight_decay: float = WEIGHT_DECAY,
     advance: Advance = no_steps,
 ) -> list[Tensor]:
-    """Logistic regression by a network with ReLU -> its weights and biases in turn, those of the first layer first.
+    """Logistic regression: changes the parameters of `log_odds`, which maps inputs [N, I] to log-odds [N], and returns them.
 
     Each batch draws from the sources by their shares; `prepare` turns the examples of a batch into inputs.
     """
-    widths = (sources[0].inputs.shape[1], *hidden, 1)
-    weights = [(torch.randn(i, o, generator=g) * math.sqrt(2 / i)).requires_grad_() for i, o in pairwise(widths)]
-    biases = [torch.zeros(o, requires_grad=True) for o in widths[1:]]
-    optimizer = torch.optim.AdamW(weights + biases, weight_decay=weight_decay, fused=True)
+    for parameter in parameters:
+        parameter.requires_grad_()
+    optimizer = torch.optim.AdamW(parameters, weight_decay=weight_decay, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps)
     counts = [int(BATCH * source.share) for source in sources]
     labels = torch.cat([torch.full((n,), source.label) for n, source in zip(counts, sources, strict=True)])
@@ -190,15 +192,26 @@ def train_classifier(
             for n, source in zip(counts, sources, strict=True)
         ]
         values = torch.cat(drawn) if prepare is None else prepare(torch.cat(drawn))
-        for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
-            values = torch.relu(values @ weight + bias)
-        loss = F.binary_cross_entropy_with_logits((values @ weights[-1] + biases[-1])[:, 0], labels)
+        loss = F.binary_cross_entropy_with_logits(log_odds(values, parameters), labels)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule.step()
         advance(1)
-    return [tensor.detach() for pair in zip(weights, biases, strict=True) for tensor in pair]
+    return [parameter.detach() for parameter in parameters]
+
+
+def dense_layers(widths: Sequence[int], g: Generator) -> list[Tensor]:
+    """Weights and biases in turn of a fully connected network, those of the first layer first (He et al., 2015)."""
+    weights = [torch.randn(i, o, generator=g) * math.sqrt(2 / i) for i, o in pairwise(widths)]
+    return [tensor for weight in weights for tensor in (weight, torch.zeros(weight.shape[1]))]
+
+
+def dense_log_odds(values: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+    """The output [N] of a fully connected network with ReLU for inputs [N, I]."""
+    for weight, bias in zip(parameters[:-2:2], parameters[1:-2:2], strict=True):
+        values = torch.relu(values @ weight + bias)
+    return (values @ parameters[-2] + parameters[-1])[:, 0]
 
 
 def _shape_inputs(scorer: ResidualScorer, fitted: ForwardPass) -> Tensor:

@@ -4,19 +4,24 @@ The networks learn from synthetic uploads: normal images and synthetic anomalies
 and pictures of things.
 """
 
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Generator, Tensor
 
 from app.detection.imaging.upload_features import SCORED_FEATURES
-from app.detection.upload_networks import WEIGHTS, SmallNetwork, UploadNetworks, scale_features
+from app.detection.upload_networks import STRIDE, WEIGHTS, ConvolutionalNetwork, SmallNetwork, UploadNetworks, scale_features
 from app.detection.upload_scorer import UploadScorer
 from app.network.detector_network import DetectorNetwork
 from app.network.mse_scorer import MseScorer
 from app.training.datasets import LabelledImages
 from app.training.progress import SILENT, Advance, Progress, no_steps
-from app.training.scorer_fitting import Source, score_images, train_classifier
+from app.training.scorer_fitting import Source, dense_layers, dense_log_odds, score_images, train_classifier
 from app.training.synthetic.anomalies import Transform, augment_normal, synthetic_anomaly, vary_pen
 from app.training.synthetic.uploads import Uploads, synthesise_pictures, synthesise_uploads
 
@@ -26,11 +31,13 @@ UPLOADS = 16_000  # synthetic uploads of normal images, and the same number of s
 MAX_COPIES = 4  # largest number of uploads of one image
 PICTURES = 3_000
 UNPREPARED_COPIES = 2  # of each image as it is, varied
-DIGIT_LAYERS, PICTURE_LAYERS = (256, 64), (32, 16)
+CHANNELS, KERNELS, DIGIT_LAYERS = (16, 32), (5, 3), (64,)  # of the digit network
+PICTURE_LAYERS = (32, 16)
 MIN_STEPS, UPLOADS_PER_STEP = 300, 4  # fewer steps for small sets, which would be overfitted
 PICTURE_STEPS = 1_500
 PIXEL_NOISE, FEATURE_NOISE = 0.05, 0.1  # added to the inputs in training, so that the networks do not learn single examples
-TRAINING = {"learning_rate": 2e-3, "weight_decay": 0.3}
+LEARNING_RATE = 2e-3
+DIGIT_DECAY, PICTURE_DECAY = 0.05, 0.3  # weight decay
 MIN_FEATURE_STD = 0.05
 _CHUNK = 10_000
 
@@ -64,7 +71,7 @@ def uploads_of(images: LabelledImages, seed: int, advance: Advance = no_steps) -
 
 def _fit_digit_network(
     images: Pixels, uploads: Pixels, anomalies: Pixels, pictures: Pixels, g: Generator, advance: Advance
-) -> SmallNetwork:
+) -> ConvolutionalNetwork:
     """Fit on prepared uploads with other pens, and on unprepared images, which vary more."""
     unprepared = np.concatenate([images] * UNPREPARED_COPIES)
     sources = (
@@ -78,15 +85,46 @@ def _fit_digit_network(
     def prepare(pixels: Tensor) -> Tensor:
         return pixels.float() / 255 + PIXEL_NOISE * torch.randn(pixels.shape, generator=g)
 
-    steps = _digit_steps(len(uploads))
-    return _small_network(train_classifier(sources, DIGIT_LAYERS, steps, g, prepare=prepare, advance=advance, **TRAINING))
+    side, channels = images.shape[-1], (1, *CHANNELS)
+    for size in KERNELS:
+        side = (side - size) // STRIDE + 1
+    parameters = []
+    for size, (given, made) in zip(KERNELS, pairwise(channels), strict=True):
+        deviation = math.sqrt(2 / (given * size * size))
+        parameters += [torch.randn(given, size, size, made, generator=g) * deviation, torch.zeros(made)]
+    parameters += dense_layers((side * side * CHANNELS[-1], *DIGIT_LAYERS, 1), g)
+    trained = train_classifier(
+        sources,
+        parameters,
+        _convolutional_log_odds,
+        _digit_steps(len(uploads)),
+        g,
+        prepare=prepare,
+        learning_rate=LEARNING_RATE,
+        weight_decay=DIGIT_DECAY,
+        advance=advance,
+    )
+    first = 2 * len(KERNELS)
+    arrays = [tensor.numpy() for tensor in trained[:first]]
+    return ConvolutionalNetwork(tuple(arrays[0::2]), tuple(arrays[1::2]), _small_network(trained[first:]))
+
+
+def _convolutional_log_odds(pixels: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+    """The output [N] of a `ConvolutionalNetwork` for pixels [N, S * S]."""
+    side, first = math.isqrt(pixels.shape[1]), 2 * len(KERNELS)
+    values = pixels.view(-1, 1, side, side)
+    for kernel, bias in zip(parameters[0:first:2], parameters[1:first:2], strict=True):
+        values = torch.relu(F.conv2d(values, kernel.permute(3, 0, 1, 2), bias, stride=STRIDE))
+    return dense_log_odds(values.permute(0, 2, 3, 1).flatten(1), parameters[first:])
 
 
 def _digit_steps(uploads: int) -> int:
     return max(MIN_STEPS, uploads // UPLOADS_PER_STEP)
 
 
-def _fit_networks(digit: SmallNetwork, uploads: Uploads, pictures: Uploads, g: Generator, advance: Advance) -> UploadNetworks:
+def _fit_networks(
+    digit: ConvolutionalNetwork, uploads: Uploads, pictures: Uploads, g: Generator, advance: Advance
+) -> UploadNetworks:
     """Fit the picture network, and put it together with the digit network."""
     features = uploads.features[:, SCORED_FEATURES]
     mean, std = features.mean(axis=0), np.maximum(features.std(axis=0), MIN_FEATURE_STD)
@@ -96,10 +134,18 @@ def _fit_networks(digit: SmallNetwork, uploads: Uploads, pictures: Uploads, g: G
         return inputs + FEATURE_NOISE * torch.randn(inputs.shape, generator=g)
 
     sources = (Source(normal, 0.6, 0.0), Source(unusual, 0.4, 1.0))
-    picture = _small_network(
-        train_classifier(sources, PICTURE_LAYERS, PICTURE_STEPS, g, prepare=prepare, advance=advance, **TRAINING)
+    trained = train_classifier(
+        sources,
+        dense_layers((normal.shape[1], *PICTURE_LAYERS, 1), g),
+        dense_log_odds,
+        PICTURE_STEPS,
+        g,
+        prepare=prepare,
+        learning_rate=LEARNING_RATE,
+        weight_decay=PICTURE_DECAY,
+        advance=advance,
     )
-    return UploadNetworks(digit, picture, mean, std, np.asarray(WEIGHTS, np.float32))
+    return UploadNetworks(digit, _small_network(trained), mean, std, np.asarray(WEIGHTS, np.float32))
 
 
 def _small_network(trained: list[Tensor]) -> SmallNetwork:

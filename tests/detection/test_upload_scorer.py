@@ -2,13 +2,14 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from app.detection.conformal import Calibration, CalibrationError
 from app.detection.imaging.upload_features import FEATURE_NAMES, SCORED_FEATURES, upload_groups
-from app.detection.upload_networks import WEIGHTS, SmallNetwork, UploadNetworks
+from app.detection.upload_networks import STRIDE, WEIGHTS, ConvolutionalNetwork, SmallNetwork, UploadNetworks
 from app.detection.upload_scorer import MAX_DEVIATION, QuantileMap, UploadCalibration, UploadScorer
 
 N, K = 500, len(FEATURE_NAMES)
@@ -22,8 +23,8 @@ def normal_uploads(seed=0, count=N):
     return scores, random.randint(0, 256, (count, 28, 28), np.uint8), features.astype(np.float32)
 
 
-def make_networks(seed=0):
-    """Networks with random weights."""
+def make_networks(seed=0, convolutional=True):
+    """Networks with random weights; the digit network of older releases is fully connected."""
     random = np.random.RandomState(seed)
 
     def network(*widths):
@@ -33,16 +34,19 @@ def make_networks(seed=0):
 
     count = int(SCORED_FEATURES.sum())
     mean, std = np.arange(K)[SCORED_FEATURES].astype(np.float32), np.ones(count, np.float32)
-    return UploadNetworks(network(784, 8, 4, 1), network(count, 8, 4, 1), mean, std, np.asarray(WEIGHTS, np.float32))
+    kernels = tuple(random.randn(*shape).astype(np.float32) / 5 for shape in ((1, 5, 5, 3), (3, 3, 3, 4)))
+    biases = tuple(random.randn(kernel.shape[-1]).astype(np.float32) for kernel in kernels)
+    digit = ConvolutionalNetwork(kernels, biases, network(5 * 5 * 4, 8, 1)) if convolutional else network(784, 8, 4, 1)
+    return UploadNetworks(digit, network(count, 8, 4, 1), mean, std, np.asarray(WEIGHTS, np.float32))
 
 
 BLANK = np.zeros((1, 28, 28), np.uint8)
 
 
-@pytest.fixture(scope="module", params=[True, False], ids=["networks", "none"])
+@pytest.fixture(scope="module", params=[True, False, None], ids=["networks", "networks of an older release", "none"])
 def scorer(request):
     scores, _, features = normal_uploads()
-    return UploadScorer.fit(scores, features, make_networks() if request.param else None)
+    return UploadScorer.fit(scores, features, None if request.param is None else make_networks(convolutional=request.param))
 
 
 @pytest.fixture(scope="module")
@@ -110,10 +114,31 @@ def test_arrays_there_and_back_are_the_same_scorer(scorer):
     assert np.array_equal(again.combine(*normal_uploads(3)), scorer.combine(*normal_uploads(3)))
     assert (again.networks is None) == (scorer.networks is None)
     for name in scorer.arrays():
-        if name in ("evidence_digit_w0", "evidence_network_weights"):  # older releases do not write them
+        if name in ("evidence_digit_w0", "evidence_digit_kernel0", "evidence_network_weights"):  # not in every older release
             continue
-        with pytest.raises(KeyError):
+        with pytest.raises((KeyError, ValueError)):
             UploadScorer.from_arrays({key: value for key, value in scorer.arrays().items() if key != name})
+
+
+def test_a_convolutional_network_computes_what_torch_does():
+    """Alone and in any company; and arrays whose shapes do not fit each other are refused."""
+    network = make_networks().digit
+    pixels = np.random.RandomState(1).rand(1200, 784).astype(np.float32)
+    values = torch.from_numpy(pixels).view(-1, 1, 28, 28)
+    for kernel, bias in zip(network.kernels, network.biases, strict=True):
+        values = torch.relu(torch.conv2d(values, torch.from_numpy(kernel).permute(3, 0, 1, 2), torch.from_numpy(bias), STRIDE))
+    expected = network.head.log_odds(values.permute(0, 2, 3, 1).flatten(1).numpy())
+    np.testing.assert_allclose(network.log_odds(pixels), expected, atol=1e-4)
+    np.testing.assert_allclose(network.log_odds(pixels[7:8]), expected[7:8], atol=1e-4)
+    assert network.log_odds(pixels[:0]).shape == (0,)
+    stored = network.arrays("digit")
+    for name, wrong in (
+        ("digit_kernel0", np.ones((2, 5, 5, 3))),
+        ("digit_kernel1", np.ones((3, 3))),
+        ("digit_head_w1", np.ones((9, 1))),
+    ):
+        with pytest.raises(ValueError, match="do not fit"):
+            ConvolutionalNetwork.from_arrays({**stored, name: wrong}, "digit")
 
 
 def test_the_scorer_of_an_older_release_is_read():

@@ -4,7 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from app.detection.store_path import Stores
-from app.serving.settings import PREFIX, Settings, SettingsError, read_settings, unknown_variables
+from app.serving.settings import PREFIX, Settings, SettingsError, missing_stores, read_settings, unknown_variables
 
 GOOD = {
     "store": ("/tmp/store", Stores((Path("/tmp/store"),))),
@@ -70,6 +70,14 @@ def test_a_misspelt_variable_is_a_warning_that_names_the_nearest_setting():
     (sentence,) = unknown_variables({"ODDIGIT_TREADS": "2", "ODDIGIT_THREADS": "2", "ODDIGIT_DATA": "/data"})
     assert sentence.startswith("ODDIGIT_TREADS ")
     assert "did you mean ODDIGIT_THREADS?" in sentence
+
+
+def test_a_store_that_does_not_exist_is_a_warning_that_names_it(tmp_path):
+    """Where it was asked for: a misspelt folder would leave the shipped detector in service."""
+    environment = {"ODDIGIT_STORE": f"{tmp_path / 'nothing'}:{tmp_path}:shipped"}
+    (sentence,) = missing_stores(read_settings(environment), environment)
+    assert str(tmp_path / "nothing") in sentence
+    assert missing_stores(read_settings({}), {}) == []
 
 
 def test_empty_and_foreign_variables_do_not_count():

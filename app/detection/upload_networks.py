@@ -20,11 +20,9 @@ Images = NDArray[np.uint8]
 Values = NDArray[np.floating[Any]]
 Floats = NDArray[np.float32]
 
-# Of the log-odds of the digit and the picture network, beside an image score and feature distance of about 1. With 0.2 or 0.5
-# for the first, 1 to 2 % fewer anomalies are caught; with 0.1 for the second, 93 % of photographs of things are flagged instead
-# of 97 %.
-WEIGHTS = (0.3, 0.25)
-OLD_WEIGHTS = (0.2, 0.25)  # of versions that do not hold them
+# Of the log-odds of the digit and the picture network, beside an image score and feature distance of about 1. With 0.3 for the
+# first or 0.1 for the second, 93 % of photographs of things are flagged instead of 97 %.
+WEIGHTS = (0.2, 0.25)
 LARGEST_LOG_ODDS = 8.0  # of the digit network: it is more certain only of images unlike those that it was trained on
 FEATURE_RANGE = (-4.0, 6.0)  # in standard deviations
 STRIDE = 2  # of the convolutions
@@ -159,7 +157,7 @@ class UploadNetworks:
         if not convolutional and f"{prefix}_digit_w0" not in arrays:
             return None
         mean, std = (arrays[f"{prefix}_feature_{name}"].astype(np.float32) for name in ("mean", "std"))
-        weights = arrays.get(f"{prefix}_network_weights", np.asarray(OLD_WEIGHTS)).astype(np.float32)
+        weights = arrays.get(f"{prefix}_network_weights", np.asarray(WEIGHTS)).astype(np.float32)
         count = int(SCORED_FEATURES.sum())
         if mean.shape != (count,) or std.shape != (count,) or weights.shape != (len(WEIGHTS),):
             raise ValueError(f"the upload networks are not for {count} features")

@@ -57,6 +57,9 @@ def container(config, *arguments, volumes="", **variables):
         try:
             yield process
         finally:
+            if process.poll() is None:
+                for first in children(process):  # it changed its user, after which --kill-child has no effect
+                    os.kill(int(first), signal.SIGKILL)
             process.kill()
 
 

@@ -26,7 +26,7 @@ WEIGHTS = (0.2, 0.25)
 LARGEST_LOG_ODDS = 8.0  # of the digit network: it is more certain only of images unlike those that it was trained on
 FEATURE_RANGE = (-4.0, 6.0)  # in standard deviations
 STRIDE = 2  # of the convolutions
-_CHUNK_IMAGES = 500  # convolved at a time: 8 MB
+_CHUNK_IMAGES = 16  # convolved at a time: 0.5 MB
 
 
 class SmallNetwork(NamedTuple):

@@ -206,17 +206,21 @@ def test_a_killed_worker_is_counted_in_the_metrics(tiny_store, tmp_path):
     with serving(tmp_path / "log", "--workers", "2", ODDIGIT_STORE=str(tiny_store), ODDIGIT_DRAIN_S="0") as server:
         while len(children(server.pid)) < 2:
             time.sleep(0.1)
-        assert "oddigit_worker_deaths_total 0.0" in httpx.get(f"{server.url}/metrics").text
+        _wait_for_deaths(server, 0)
         os.kill(int(children(server.pid)[0]), signal.SIGKILL)
-        until = time.monotonic() + 60
-        while not _reports_a_death(server):
-            assert time.monotonic() < until, server.log.read_text()
-            time.sleep(0.2)
+        _wait_for_deaths(server, 1)
         assert "died: signal SIGKILL" in server.log.read_text()
 
 
-def _reports_a_death(server):
+def _wait_for_deaths(server, count):
+    until = time.monotonic() + 60
+    while not _reports_deaths(server, count):
+        assert time.monotonic() < until, server.log.read_text()
+        time.sleep(0.2)
+
+
+def _reports_deaths(server, count):
     try:
-        return "oddigit_worker_deaths_total 1.0" in httpx.get(f"{server.url}/metrics", timeout=5).text
+        return f"oddigit_worker_deaths_total {count}.0" in httpx.get(f"{server.url}/metrics", timeout=5).text
     except httpx.TransportError:
         return False

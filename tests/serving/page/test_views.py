@@ -5,6 +5,7 @@ import io
 import json
 
 import httpx
+import pytest
 from browsing import opened, state
 from strokes import png, stroke_images
 
@@ -49,7 +50,8 @@ def test_many_files_are_scored_sorted_filtered_and_downloaded(browser, server, s
         sent = httpx.post(f"{server.url}/score?watch=0", files={"file": (samples / "cat.png").read_bytes()}).json()["results"][
             0
         ]
-        assert (cat["score"], cat["p_value"], cat["is_anomaly"]) == (sent["score"], sent["p_value"], sent["is_anomaly"])
+        assert cat["score"] == pytest.approx(sent["score"], rel=1e-6)  # sums differ in the last bit between batches
+        assert (cat["p_value"], cat["is_anomaly"]) == (pytest.approx(sent["p_value"]), sent["is_anomaly"])
         page.locator("#files-search").fill("broken")
         assert page.locator("#files-rows tr").count() == 1
         assert page.locator("#files-rows").get_by_text("not readable").count() == 1

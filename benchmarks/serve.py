@@ -27,10 +27,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from app.detection import store
+
 ROOT = Path(__file__).parents[1]
 RIVALS = ROOT / "benchmarks" / "rivals"
 BUILD = ROOT / "build" / "rivals"
-WEIGHTS = max((ROOT / "model_store" / "mnist").glob("[0-9]*"), key=lambda folder: int(folder.name)) / "autoencoder.pth"
+WEIGHTS = store.find(ROOT / "model_store", "mnist") / "autoencoder.pth"
 
 
 @dataclass(frozen=True)

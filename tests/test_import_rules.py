@@ -12,7 +12,7 @@ OFFLINE = {"torchvision", "matplotlib", "sklearn", "scipy", "typer", "rich", "on
 
 
 def for_each(paths):
-    """Make a test of a check of one file: it fails with all of `paths` that break the rule. One test a file takes 20 s."""
+    """Make one test of a check of one file; it names all of `paths` that break the rule."""
 
     def decorate(check):
         @wraps(check)

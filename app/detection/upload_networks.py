@@ -153,8 +153,7 @@ class UploadNetworks:
         Raises:
             KeyError, ValueError: an array is missing, or has another shape.
         """
-        convolutional = f"{prefix}_digit_kernel0" in arrays
-        if not convolutional and f"{prefix}_digit_w0" not in arrays:
+        if not any(name.startswith(f"{prefix}_digit") for name in arrays):
             return None
         mean, std = (arrays[f"{prefix}_feature_{name}"].astype(np.float32) for name in ("mean", "std"))
         weights = arrays.get(f"{prefix}_network_weights", np.asarray(WEIGHTS)).astype(np.float32)
@@ -162,7 +161,7 @@ class UploadNetworks:
         if mean.shape != (count,) or std.shape != (count,) or weights.shape != (len(WEIGHTS),):
             raise ValueError(f"the upload networks are not for {count} features")
         picture = SmallNetwork.from_arrays(arrays, f"{prefix}_picture", count)
-        kind = ConvolutionalNetwork if convolutional else SmallNetwork
+        kind = SmallNetwork if f"{prefix}_digit_w0" in arrays else ConvolutionalNetwork
         return cls(kind.from_arrays(arrays, f"{prefix}_digit"), picture, mean, std, weights)
 
 

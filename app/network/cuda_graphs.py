@@ -1,9 +1,10 @@
 """The detector's network on a CUDA device, captured as CUDA graphs.
 
-The kernels of a forward pass are so small that starting them one by one takes five to ten times as long as running them. A CUDA
-graph starts all of them, and the copies to and from the device, in one call. It is captured for fixed addresses and a fixed
-number of images, so there is one graph for each of several batch sizes; a batch runs in the smallest one that holds it, and a
-batch larger than all of them runs in parts. All memory is allocated while capturing: no batch can exhaust the device later.
+The kernels of a forward pass are so small that starting them one by one takes longer than running them. A CUDA graph starts
+all of them, and the copies to and from the device, in one call: a batch of up to 64 images takes a sixth to a ninth of the
+time. It is captured for fixed addresses and a fixed number of images, so there is one graph for each of several batch sizes. A
+batch runs in the smallest one that holds it, and a batch larger than all of them runs in parts. All memory of a forward pass
+is allocated while capturing, so no batch can exhaust the device later.
 See https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs.
 """
 

@@ -1,4 +1,4 @@
-"""One step of the training. On CUDA it is captured as a CUDA graph, which makes an epoch eight times as fast.
+"""One step of the training. On CUDA it is captured as a CUDA graph, which makes an epoch seven times as fast.
 
 A step has about a hundred small kernels, and starting them one by one takes longer than running them; a graph starts all of
 them in one call. The arithmetic is the same. See https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs.

@@ -128,7 +128,7 @@ _GIF_BLOCK = re.compile(rb"[!,;]")  # begins an extension, begins a picture, end
 def strip_gif(data: bytes) -> bytes:
     """Return the GIF without what precedes its first picture, except the header and the last graphic control extension.
 
-    Pillow would gather all comments byte by byte, and copy what it has for each block of 255. A damaged file is cut where its
+    Pillow would gather all comments, and copy what it has for each further block of 255 bytes. A damaged file is cut where its
     blocks cannot be followed, and the decoder refuses it.
     """
     flags = data[10] if len(data) > 10 else 0

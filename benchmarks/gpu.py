@@ -10,15 +10,18 @@ Prints the card's name, then
 - what `ODDIGIT_DEVICE` makes of the server: an .npy of 10,000 images over HTTP and, where `wrk` is installed, one 28x28 PNG a
   request with 1, 32 and 256 connections, server and load on one core each;
 - with --train, the seconds of the tutorial's 100 epochs on 60,000 images.
+"GPU busy" is the share of time in which a kernel ran, as `nvidia-smi` samples it.
 """
 
 import argparse
 import io
 import shutil
 import statistics
+import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -39,6 +42,7 @@ from app.training.train import Training, run_epoch
 
 ROOT, PORT = Path(__file__).parents[1], 8099
 BATCHES = (1, 8, 16, 32, 64, 256, 2048)
+ARRAYS = 30  # of 10,000 images, sent to a server
 ROUNDS = 7  # the two runtimes in turn; the median is printed
 
 
@@ -74,6 +78,27 @@ def seconds(call: Callable[[], object], times: int) -> float:
     return time.perf_counter() - began
 
 
+@contextmanager
+def gpu_load() -> Iterator[list[float]]:
+    """Yields a list that holds, after the block, the share of time in [0, 1] in which a kernel ran, ten samples a second."""
+    shares: list[float] = []
+    if not shutil.which("nvidia-smi"):
+        yield shares
+        return
+    command = ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", "--loop-ms=100"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as sampler:
+        try:
+            yield shares
+        finally:
+            sampler.terminate()
+            printed, _ = sampler.communicate()
+    shares += [float(line) / 100 for line in printed.splitlines() if line.strip().isdigit()]
+
+
+def in_words(shares: list[float]) -> str:
+    return f", GPU busy {100 * statistics.mean(shares):.0f} %" if shares else ""
+
+
 def served(device: str, images: np.ndarray) -> None:
     """What a server on `device` answers in a second, over HTTP on this machine."""
     command = ("{python}", "-m", "app", "serve", "--port", "{port}", "--device", device)
@@ -84,10 +109,14 @@ def served(device: str, images: np.ndarray) -> None:
     with serve.running(contender) as (process, ready_s), httpx.Client(timeout=120, headers=headers) as client:
         ask = lambda: client.post(f"http://127.0.0.1:{PORT}/score", content=body.getvalue()).raise_for_status()  # noqa: E731
         ask()
-        rates = [f".npy of 10,000 images {10 * len(images) / seconds(ask, 10):,.0f} images/s"]
+        with gpu_load() as shares:
+            rates = [f".npy of 10,000 images {ARRAYS * len(images) / seconds(ask, ARRAYS):,.0f} images/s"]
+        rates[0] += in_words(shares)
         for connections in (1, 32, 256) if shutil.which("wrk") else ():
-            load = serve.wrk(contender, connections, seconds=4)
-            rates.append(f"{connections} connections {load.requests_per_s:,.0f} requests/s, p50 {load.p50_ms:.2f} ms")
+            with gpu_load() as shares:
+                load = serve.wrk(contender, connections, seconds=4)
+            told = f"{connections} connections {load.requests_per_s:,.0f} requests/s, p50 {load.p50_ms:.2f} ms"
+            rates.append(told + in_words(shares))
         print(f"{contender.name}: ready after {ready_s:.1f} s, {serve.resident_mib(process.pid):,.0f} MiB; {'; '.join(rates)}")
 
 
@@ -124,7 +153,9 @@ def main() -> None:
     for name in dict.fromkeys(("cpu", str(device))):
         served(name, mnist.test_or_all.images)
     if options.train:
-        print(f"\n100 epochs of 60,000 images: {training_seconds(mnist.train.images, device):.1f} s")
+        with gpu_load() as shares:
+            taken = training_seconds(mnist.train.images, device)
+        print(f"\n100 epochs of 60,000 images: {taken:.1f} s{in_words(shares)}")
 
 
 if __name__ == "__main__":

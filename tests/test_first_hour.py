@@ -102,10 +102,10 @@ def test_the_first_section_works_in_a_fresh_clone(clone, tmp_path):
 def test_training_one_s_own_works_in_a_fresh_clone(clone, tmp_path):
     """The three commands, with the environment of the tests; the last one serves what the first one published."""
     (clone / ".venv").symlink_to(sys.prefix)
-    for name, seed, count in (("my_digits", 0, 360), ("my_things", 1, 20)):
+    for name, seed, count in (("my_images", 0, 360), ("my_things", 1, 20)):
         (clone / name).mkdir()
         for index, image in enumerate(stroke_images(count, seed=seed)):
-            (clone / name / f"{index}.png").write_bytes(png(image if name == "my_digits" else 255 - image))
+            (clone / name / f"{index}.png").write_bytes(png(image if name == "my_images" else 255 - image))
     train, evaluate, serve = lines("Train your own")
     train = train.replace("make train", "make train -o .venv/installed-train")
     for line in (train, evaluate.replace(".venv/bin/oddigit", ".venv/bin/python -m app")):

@@ -69,6 +69,34 @@ def outline(response):
     return response.status_code, response.headers["content-type"], text
 
 
+def test_the_configuration_file_serves(ray_python, tmp_path):
+    """deploy/ray-serve.yaml, with another port, on a cluster of one machine with two CPUs."""
+    port, cluster, log, config = free_port(), free_port(), tmp_path / "log", tmp_path / "ray-serve.yaml"
+    text = (ROOT / "deploy/ray-serve.yaml").read_text()
+    assert text.count("port: 8000") == 1
+    config.write_text(text.replace("port: 8000", f"port: {port}"))
+    programs = Path(ray_python).parent
+    start = [programs / "ray", "start", "--head", "--block", "--num-cpus=2", f"--port={cluster}", "--include-dashboard=false"]
+    serve = [programs / "serve", "run", f"--address=127.0.0.1:{cluster}", str(config)]
+    with running(start, log), running(serve, log) as process:
+        wait_for(lambda: "'oddigit' is ready" in log.read_text() or process.poll() is not None)
+        answer = httpx.post(f"http://127.0.0.1:{port}/score", content=GOOD, headers=PNG, timeout=60)
+        assert answer.json()["results"][0]["is_anomaly"] is False, log.read_text()
+        assert len(replicas("oddigit")) == 2  # min_replicas of the file
+
+
+@contextmanager
+def running(command, log):
+    """The program in a process, which is asked to end as Ctrl-C does; its output is appended to `log`."""
+    with log.open("ab") as output:
+        process = subprocess.Popen(command, env=environment(PYTHONPATH=str(ROOT), **PATIENCE), stdout=output, stderr=output)
+    try:
+        yield process
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(60)
+
+
 def test_it_does_what_its_description_says(ray_python, tmp_path):
     """The contract test of the ordinary server, through Ray's HAProxy."""
     with behind_ray(ray_python, "contract", 1, **HAPROXY) as ray_client:

@@ -20,7 +20,7 @@ from app.detection.imaging.morphology import dilate, erode
 from app.detection.imaging.preprocess import PreprocessedImage, preprocess_digit
 from app.detection.imaging.upload_features import FEATURE_NAMES
 from app.training.progress import Advance, no_steps
-from app.training.synthetic.damage import MUTILATED, damage
+from app.training.synthetic.damage import damage
 from app.training.synthetic.pictures import draw_picture
 
 Pixels = NDArray[np.uint8]
@@ -32,6 +32,7 @@ CROPPED_SHARE = 0.25  # tightly cropped
 SMALL_SHARE = 0.4  # digits of 12 to 24 pixels
 BILEVEL_SHARE = 0.35  # at one bit a pixel
 
+READABLE = 0.05  # largest damage by the preparation
 _TRIES = 5  # to draw a readable upload of one image
 _CHUNK = 100  # images that a process prepares at a time, in about a second
 _LEAST_CHUNKS = 4  # for which processes are started
@@ -62,7 +63,7 @@ def synthesise_pictures(count: int, *, size: int, seed: int, advance: Advance = 
 def _upload(image: Pixels, rng: Rng, *, readable: bool) -> PreprocessedImage:
     for _ in range(_TRIES if readable else 1):
         prepared = preprocess_digit(draw_upload(image, rng), size=len(image))
-        if not readable or damage(prepared.image, image / np.float32(255)) <= MUTILATED:
+        if not readable or damage(prepared.image, image / np.float32(255)) <= READABLE:
             break
     return prepared
 

@@ -185,7 +185,8 @@ function showPlace(place) {
   const pixels = grid.at(place), nearest = plane.nearest(place), numbers = plane.embeddingAt(place).slice(0, 4).map((value) => number(value));
   decoded.putImageData(pixels, 0, 0);
   showSample(nearest);
-  $("place").textContent = `The network's drawing at the ring: ${numbers.join(", ")}. The nearest test image is ${imageOf(nearest)}.`;
+  const where = ring ? "The network's drawing at the ring" : "Draw, or click on the map: a ring appears. The network's drawing in the middle";
+  $("place").textContent = `${where}: ${numbers.join(", ")}. The nearest test image is ${imageOf(nearest)}.`;
   return pixels;
 }
 

@@ -54,7 +54,7 @@ export function strokesOf(name) {
 // A button for each example; `choose` gets its name.
 export function makeExamples(element, choose) {
   for (const [title, names] of GROUPS) element.append(make("div", {}, make("span", { textContent: title }), ...names.map((name) => button(name, choose))));
-  const blank = make("button", { type: "button", "aria-label": "Example: a blank page", title: "a blank page" }, makeSvg("svg", { viewBox: "0 0 280 280" }));
+  const blank = make("button", { type: "button", "aria-label": "Example: a blank page", title: "a blank page", className: "blank", textContent: "blank" });
   blank.addEventListener("click", () => choose("blank"));
   element.children[1].append(blank);
 }

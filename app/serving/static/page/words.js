@@ -32,7 +32,7 @@ export const count = (value) => Math.round(value).toLocaleString("en");
 // How rare a p-value is, without false precision: "one in five", "about one in 300", "fewer than one in 10,000".
 export function rarity(p) {
   if (p > 0.5) return null;
-  const times = 1 / p;
+  const times = 1 / Number(p.toPrecision(1)); // agrees with the p-value as it is written
   if (times >= 10_000) return "fewer than one in 10,000";
   if (times < 10.5) return `one in ${NUMBERS[Math.round(times)]}`;
   const unit = 10 ** Math.floor(Math.log10(times));

@@ -1,7 +1,7 @@
 """The demo page in Chromium: how fast it answers, how many drawings it judges as they should be, what files and play leave.
 
     python benchmarks/page.py --rounds 50 --files 2000
-    python benchmarks/page.py --rounds 0 --files 0 --play 720     # an hour of play: a drawing every five seconds
+    python benchmarks/page.py --rounds 0 --files 0 --play 720     # as many drawings as in an hour of one every five seconds
 
 Needs Chromium at /usr/bin/chromium and the environment of `make test`. The mouse rests after each drawing, and times are taken
 inside the page, because a script that looks at the page keeps it from being idle.

@@ -1,7 +1,7 @@
 // A small line chart: several lines over one axis of time or epochs, linear or logarithmic.
 import { makeSvg } from "./dom.js";
 
-const WIDTH = 320, HEIGHT = 130, LEFT = 44, RIGHT = 312, TOP = 12, BOTTOM = 108;
+const WIDTH = 320, HEIGHT = 140, LEFT = 44, RIGHT = 312, TOP = 22, BOTTOM = 118;
 
 // `lines`: [{values, name}]; values may be null. `limit`: {value, name}, a dashed line. Returns an <svg>.
 export function lineChart(label, lines, { log = false, zero = true, limit = null, unit = "", start = "", end = "" } = {}) {

@@ -21,9 +21,15 @@ def damage(prepared: Pixels, ink: NDArray[np.floating]) -> float:
     truth, found = _canonical(ink, len(prepared)) > 0.4, prepared > 100
     if not found.any():
         return 1.0
-    shifts = [np.roll(found, (down, right), (0, 1)) for down in (-1, 0, 1) for right in (-1, 0, 1)]
-    wide = _grown(truth)
-    return float(min(max((truth & ~_grown(each)).sum() / truth.sum(), (each & ~wide).sum() / each.sum()) for each in shifts))
+    strokes, wide = truth.sum(), _grown(truth)
+    found = np.pad(found, 1)
+    inked, grown = found.sum(), _grown(found)
+    worse = []
+    for down in range(3):  # a prepared image may lie a pixel off
+        for right in range(3):
+            part = np.s_[down : down + len(truth), right : right + len(truth)]
+            worse.append(max((truth & ~grown[part]).sum() / strokes, 1 - (found[part] & wide).sum() / inked))
+    return float(min(worse))
 
 
 def _canonical(ink: NDArray[np.floating], size: int) -> Floats:

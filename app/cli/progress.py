@@ -1,4 +1,4 @@
-"""The progress of long work, shown to a person: bars on a terminal; elsewhere a line for each epoch and stage of a training."""
+"""The progress of long work, shown to a person: bars on a terminal; elsewhere lines for the epochs and stages of a training."""
 
 import sys
 import time
@@ -15,6 +15,8 @@ from app.training.progress import SILENT, Advance, Progress, no_steps
 
 Item = TypeVar("Item")
 
+_LINE_INTERVAL_S = 20.0  # between lines of one stage
+
 
 def counted_on_terminal(items: Iterator[Item]) -> Iterator[Item]:
     """Pass `items` on; where standard error is a terminal, count them there meanwhile."""
@@ -30,7 +32,7 @@ def counted_on_terminal(items: Iterator[Item]) -> Iterator[Item]:
 
 
 class LineProgress:
-    """Prints a line an epoch, for logs and pipes."""
+    """Prints a line an epoch, and of a stage a line every 20 seconds, for logs and pipes."""
 
     def start(self, epoch: int, epochs: int, images: int) -> None:
         self._first_epoch = epoch
@@ -50,7 +52,23 @@ class LineProgress:
 
     def begin(self, stage: str, steps: int | None = None) -> Advance:
         print(f"{stage} ...", flush=True)
-        return no_steps
+        return no_steps if steps is None else _StageLines(stage, steps).advance
+
+
+class _StageLines:
+    """Prints how far a stage is, at most every 20 seconds."""
+
+    def __init__(self, stage: str, steps: int) -> None:
+        self._stage, self._steps, self._done = stage, steps, 0
+        self._began = self._printed = time.perf_counter()
+
+    def advance(self, count: int) -> None:
+        self._done += count
+        now = time.perf_counter()
+        if now - self._printed >= _LINE_INTERVAL_S:
+            self._printed = now
+            left = (now - self._began) * (self._steps / self._done - 1)
+            print(f"{self._stage}: {self._done:,} of {self._steps:,}, {left:.0f} s left", flush=True)
 
 
 class BarProgress:

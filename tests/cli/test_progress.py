@@ -26,6 +26,16 @@ def test_a_bar_on_a_terminal_and_lines_elsewhere_show_the_same(is_terminal, kind
     assert "0.1234" in output and "0.4321" in output and "Drawing the report" in output
 
 
+def test_a_long_stage_prints_how_far_it_is(monkeypatch, capsys):
+    """Without a terminal: a line after 20 seconds, with the time that is left at the speed until then."""
+    now = iter([0.0, 10.0, 20.0, 30.0])
+    monkeypatch.setattr("app.cli.progress.time.perf_counter", lambda: next(now))
+    advance = LineProgress().begin("Drawing uploads", 4_000)
+    for _ in range(3):
+        advance(500)
+    assert capsys.readouterr().out.splitlines() == ["Drawing uploads ...", "Drawing uploads: 1,000 of 4,000, 60 s left"]
+
+
 def test_bars_fit_into_eighty_columns(monkeypatch):
     """Every line, with the longest name of a stage."""
     monkeypatch.setenv("TERM", "xterm")

@@ -56,15 +56,16 @@ def _routing_problem(scope: Scope, error: Exception) -> Problem | None:
     """The problem for a path or a method that the application does not have, with those that it has; None for other errors."""
     if not isinstance(error, HTTPException) or "app" not in scope:
         return None
-    route = scope["path"].removeprefix(scope.get("root_path", ""))
+    root = scope.get("root_path", "")
+    route = scope["path"].removeprefix(root)
     if error.status_code == 405 and (allowed := dict(error.headers or {}).get("Allow")):
         return MethodNotAllowed(f"{route} takes {allowed}, not {scope['method']}.", {"Allow": allowed})
     if error.status_code != 404 or error.detail != "Not Found":
         return None
     paths = [each.path for each in scope["app"].routes if getattr(each, "include_in_schema", False)]
     near = difflib.get_close_matches(route[:100], paths, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(paths)}."
-    return NotFound(f"There is no such path; {hint} /docs describes all.")
+    hint = f"did you mean {root}{near[0]}?" if near else f"there are: {', '.join(root + path for path in paths)}."
+    return NotFound(f"There is no such path; {hint} {root}/docs describes all.")
 
 
 def problem_for(error: Exception) -> Problem:

@@ -136,6 +136,7 @@ def test_everything_works_under_a_path_prefix(tiny_store, tmp_path):
             assert ask(headers={"content-type": "image/png"}).status_code == (200 if public else 401)
         refused = httpx.get(f"{own.url}/odd/nowhere", headers={"x-api-key": key}).json()
         assert (refused["type"], refused["instance"]) == ("/odd/problems/not-found", "/odd/nowhere")
+        assert "/odd/score" in refused["detail"] and refused["detail"].endswith("/odd/docs describes all.")
 
 
 def test_forwarded_addresses_are_used_from_trusted_proxies_only(tiny_store, tmp_path):

@@ -118,7 +118,7 @@ class InferInput(_RequestPart):
     """The images as a tensor, 0 = background: integers to 255, floats to 1, or BYTES with one image file each."""
 
     name: str = Field(max_length=256, examples=["images"], description="Any name; there is one input.")
-    shape: list[Annotated[int, Field(ge=1)]] = Field(
+    shape: list[Annotated[int, Field(ge=1, lt=2**31)]] = Field(
         min_length=1,
         max_length=4,
         description="[N, 28, 28], [N, 784], [N, 1, 28, 28], [N, 28, 28, 1] or one image; BYTES: [N].",

@@ -27,6 +27,7 @@ DTYPES = {
     "INT64": "<i8", "FP16": "<f2", "FP32": "<f4", "FP64": "<f8",
 }  # fmt: skip
 _CHUNK_IMAGES = 1024  # that are converted between two looks at the deadline
+_MAX_DIGITS = 10  # of a length
 _LENGTH_BYTES = 4  # before each element of a binary BYTES tensor
 _MAX_COMMAS = 16_384  # in the JSON beside the numbers, which is parsed in one call: 2 ms
 
@@ -52,7 +53,7 @@ def split_body(body: bytes, header_length: bytes | None) -> tuple[bytes, memoryv
     """The JSON of a body and the binary data after it. `header_length`: the value of Inference-Header-Content-Length."""
     if header_length is None:
         return body, memoryview(b"")
-    if not header_length.isdigit() or int(header_length) > len(body):
+    if not header_length.isdigit() or len(header_length) > _MAX_DIGITS or int(header_length) > len(body):
         raise BadRequest("Inference-Header-Content-Length is not the length of the JSON at the start of the body.")
     return body[: int(header_length)], memoryview(body)[int(header_length) :]
 

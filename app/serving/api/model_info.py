@@ -95,7 +95,10 @@ class ModelInfoEndpoints:
         if path is None:
             pictures = sorted(name.removeprefix(f"{REPORT}/") for name in bundle.card.files if name.endswith(".png"))
             raise NotFound(f"The report has no such picture; it has: {', '.join(pictures) or 'none'}.")
-        return PngFile(path)
+        try:  # a version may be deleted at any time; without its size the response would fail when it is sent
+            return PngFile(path, stat_result=path.stat())
+        except OSError:
+            raise NotFound("This version was deleted from the store.") from None
 
     async def latent(self, request: Request, model: ModelName = None) -> Response:
         """Coordinates of test images in the latent space, with their labels."""

@@ -13,6 +13,7 @@ from app.serving.api.query import JSON, Options, check_rate
 from app.serving.api.responses import Entry
 from app.serving.engine.inference import InferenceResult
 from app.serving.engine.thread_stage import Deadline
+from app.serving.errors import OutOfRange
 from app.serving.infer_schemas import InferRequest
 
 OCTETS = "application/octet-stream"
@@ -42,7 +43,10 @@ def output_shapes(size: int, latent: int) -> dict[str, tuple[str, list[int]]]:
 
 
 def requested_outputs(request: InferRequest, *, pictures: bool) -> list[Output]:
-    """The outputs of a response: all where the request names none. `pictures`: JSON may hold the reconstructions too."""
+    """The outputs of a response: all where the request names none. `pictures`: JSON may hold the reconstructions too.
+
+    Raises OutOfRange for an output that is requested twice.
+    """
     binary = request.parameters is not None and request.parameters.binary_data_output
     if not request.outputs:
         return [Output(name, binary) for name in output_shapes(0, 0) if name != "reconstruction" or pictures or binary]
@@ -50,6 +54,8 @@ def requested_outputs(request: InferRequest, *, pictures: bool) -> list[Output]:
     for output in request.outputs:
         own = output.parameters.binary_data if output.parameters else None
         outputs.append(Output(output.name, binary if own is None else own))
+    if len({output.name for output in outputs}) < len(outputs):
+        raise OutOfRange("outputs names one output more than once.")
     return outputs
 
 

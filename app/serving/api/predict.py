@@ -195,7 +195,12 @@ class Endpoints:
     def _check_upload(self, upload: Upload, spec: EndpointSpec, media: str) -> None:
         if media != JSON and upload.failed:
             raise combine_problems([problem for _, problem in upload.failed.values()])
-        if not spec.outputs.error_maps or media == NPY:
+        if not spec.outputs.error_maps:
+            return
+        if media == NPY:
+            size = upload.images.size * np.dtype(np.float32).itemsize
+            if size > (most := self._settings.max_answers_bytes):
+                raise TooLarge(f"The reconstructions of so many images take {size:,} bytes; at most {most:,} are answered.")
             return
         most = self._settings.max_pictures if media == JSON else min(self._settings.max_pictures, self._settings.max_images)
         if len(upload.infos) > most:

@@ -8,6 +8,7 @@ import atexit
 import sys
 import time
 from asyncio import get_running_loop
+from contextlib import suppress
 from functools import lru_cache
 from typing import TextIO
 
@@ -79,12 +80,13 @@ class AccessLog:
             get_running_loop().call_later(_FLUSH_S, self._flush_scheduled)
 
     def flush(self) -> None:
-        """Write all waiting lines."""
+        """Write all waiting lines; those that cannot be written, because a disk is full or a pipe closed, are lost."""
         if self._lines:
+            lines, self._lines = self._lines, []
             stream = self._stream or sys.stderr
-            stream.write("".join(self._lines))
-            stream.flush()
-            self._lines.clear()
+            with suppress(OSError, ValueError):
+                stream.write("".join(lines))
+                stream.flush()
 
     def _flush_scheduled(self) -> None:
         self._scheduled = False

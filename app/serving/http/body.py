@@ -1,6 +1,7 @@
 """Request bodies: an ASGI `receive` in, complete bytes and form parts out, under limits of size, memory and time."""
 
 import asyncio
+import re
 import time
 from collections.abc import Callable, Coroutine, Generator, Mapping
 from types import coroutine
@@ -20,9 +21,11 @@ if TYPE_CHECKING:
 
 MAX_DISCARDED_BODY_BYTES = 2**30  # of a request that was answered before its body was complete
 
+_MIN_RATE, _SLOW_S = 4 * 1024, 20.0  # bytes a second of a body, and how long a client may send fewer
 _SMALL_BODY_BYTES = 64 * 1024  # of each body that need no reservation
 _RATE, _BURST = 64 * 2**20, 16 * 2**20  # bytes a second, which take a fifth of a core, and bytes that are read without a pause
 _MAX_NAME_LENGTH = 255
+_MAX_TYPE_LENGTH = 1024  # of a Content-Type or Content-Disposition header
 
 
 class ByteBudget:
@@ -65,7 +68,7 @@ class ByteRate:
 class LimitedReceive:
     """The ASGI `receive` of one request, with a timeout on progress, limits of size and rate, and a share of the budget."""
 
-    __slots__ = ("_budget", "_limit", "_rate", "_receive", "_reserved", "_timeout_s", "complete", "received")
+    __slots__ = ("_budget", "_due", "_limit", "_rate", "_receive", "_reserved", "_timeout_s", "complete", "received")
 
     def __init__(self, receive: Receive, budget: ByteBudget, rate: ByteRate, *, limit: int | None, timeout_s: float) -> None:
         """`limit`: most bytes of the body, None for no limit here; `timeout_s`: longest time in which nothing is received."""
@@ -75,6 +78,7 @@ class LimitedReceive:
         self._limit = limit
         self._timeout_s = timeout_s
         self._reserved = 0
+        self._due = 0.0  # time by which more must have been received; 0 before the first part of a body
         self.received = 0
         self.complete = False
 
@@ -82,21 +86,26 @@ class LimitedReceive:
         """The next message.
 
         Raises:
-            RequestTimeout: the client sent nothing for `timeout_s` seconds.
+            RequestTimeout: the client sent nothing for `timeout_s` seconds, or less than _MIN_RATE for _SLOW_S.
             TooLarge: the body exceeds the limit.
             Unavailable: the budget is exhausted.
         """
         if self.complete:  # what follows is the disconnect, however long that takes
             return await self._receive()
-        message = await _receive_within(self._receive, self._timeout_s)
+        timeout_s = self._timeout_s if not self._due else min(self._timeout_s, max(0.0, self._due - time.monotonic()))
+        message = await _receive_within(self._receive, timeout_s)
         self.complete = not message.get("more_body", False)
         size = len(message.get("body", b""))
         self.received += size
+        if not self.complete:
+            latest = time.monotonic() + _SLOW_S
+            self._due = min((self._due or latest) + size / _MIN_RATE, latest)
         if self._limit is not None and self.received > self._limit:
             raise too_large(self._limit)
         if self.received > _SMALL_BODY_BYTES:
             self._reserve()
             if delay := self._rate.delay(size):
+                self._due += delay
                 await asyncio.sleep(delay)
         return message
 
@@ -128,7 +137,7 @@ async def _receive_within(receive: Receive, timeout_s: float) -> Message:
         async with asyncio.timeout(timeout_s):
             return await _resume(pending, first)
     except TimeoutError:
-        raise RequestTimeout(f"Nothing of the body was received for {timeout_s:g} seconds.") from None
+        raise RequestTimeout(f"Nothing of the body was received for {timeout_s:.3g} seconds.") from None
 
 
 @coroutine
@@ -182,6 +191,8 @@ def parse_form(body: bytes, content_type: str, *, max_parts: int) -> list[Part]:
         InvalidBody: the form is malformed or has no such part.
         TooLarge: it has more than `max_parts` parts.
     """
+    if len(content_type) > _MAX_TYPE_LENGTH:  # parsing 32 KiB takes 80 ms
+        raise InvalidBody(f"The content type is longer than {_MAX_TYPE_LENGTH:,} characters.")
     _, options = parse_options_header(content_type)
     boundary = options.get(b"boundary")
     if not boundary:
@@ -240,19 +251,22 @@ class _FormReader:
         self._data.append(data[start:end])
 
     def _end(self) -> None:
-        _, options = parse_options_header(self._headers.get(b"content-disposition", b""))
+        disposition = self._headers.get(b"content-disposition", b"")[:_MAX_TYPE_LENGTH]
+        _, options = parse_options_header(disposition)
         if options.get(b"name") != b"file":
             return
-        name = printable_name(_file_name(options)) or f"file {len(self.parts) + 1}"
+        name = printable_name(_file_name(disposition, options)) or f"file {len(self.parts) + 1}"
         content_type = self._headers.get(b"content-type", b"").decode("latin-1")
         self.parts.append(Part(name, media_type(content_type), b"".join(self._data)))
 
 
-def _file_name(options: Mapping[bytes, bytes]) -> str:
-    """`filename`, or `filename*` as RFC 8187 writes names that are not ASCII."""
-    extended = options.get(b"filename*", b"").decode("latin-1")
-    if extended.lower().startswith("utf-8'"):
-        return unquote(extended.rpartition("'")[2], errors="replace")
+_EXTENDED_NAME = re.compile(rb";\s*filename\*\s*=\s*utf-8'[^']*'([^;\s]*)", re.IGNORECASE)
+
+
+def _file_name(disposition: bytes, options: Mapping[bytes, bytes]) -> str:
+    """`filename*` as RFC 8187 writes names that are not ASCII, which python-multipart leaves out; else `filename`."""
+    if extended := _EXTENDED_NAME.search(disposition):
+        return unquote(extended[1].decode("latin-1"), errors="replace")
     return options.get(b"filename", b"").decode("utf-8", "replace")
 
 

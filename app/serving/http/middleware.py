@@ -3,6 +3,7 @@
 It holds the one short cut past the framework: `fast_endpoints` are called here, without FastAPI's middleware and routing.
 """
 
+import asyncio
 import random
 import re
 import time
@@ -33,6 +34,7 @@ _VALID_ID = re.compile(rb"[A-Za-z0-9._:-]{1,64}")
 _NO_SNIFFING = (b"x-content-type-options", b"nosniff")
 _CLOSE = (b"connection", b"close")
 _PIECE_BYTES = 64 * 1024  # of a response: the next one is sent when the client has read most of this one
+_MAX_SEND_S = 600.0  # for a response that takes a share of the budget
 _CLIENT_CLOSED_REQUEST = 499  # nginx's status for a client that left before its response
 
 
@@ -79,7 +81,7 @@ class RequestMiddleware:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        route = scope["path"]
+        route = path = scope["path"]
         if self._root_path or scope.get("root_path"):
             scope, route = without_root_path(scope, self._root_path)
         endpoint = self._fast_endpoints.get(route) if scope["method"] == "POST" else None
@@ -89,6 +91,9 @@ class RequestMiddleware:
         context = RequestContext(scope, body, send, limits.answers, closing=self._draining.on)
         try:
             context.check_head()
+            if path == self._root_path != "" and scope["method"] in ("GET", "HEAD"):  # the page's links are relative
+                await context.respond(Response(status_code=308, headers={"location": f"{path}/"}))
+                return
             if not self._auth.disabled and route not in PUBLIC_PATHS and not route.startswith(_PUBLIC_PREFIXES):
                 context.key_name = self._authenticate(scope)
             if endpoint is not None:
@@ -201,17 +206,23 @@ class RequestContext:
         self.complete = True
 
     async def _send_body(self, start: Message | None, body: bytes | memoryview, *, more: bool) -> None:
-        """Send the head, if there is one, and a body. `send` waits until the client has read most of the pieces before."""
+        """Send the head, if there is one, and a body. `send` waits until the client has read most of the pieces before.
+
+        Raises ClientDisconnect if the client has not read a body that takes a share of the budget within _MAX_SEND_S.
+        """
         size = min(len(body), self._budget.size) if len(body) > _PIECE_BYTES else 0
         if not self._budget.acquire(size):
             raise Unavailable("Too many large responses are being sent.", {"retry-after": "1"})
         try:
             if start is not None:
                 await self._send_head(start)
-            while len(body) > _PIECE_BYTES:
-                piece, body = body[:_PIECE_BYTES], memoryview(body)[_PIECE_BYTES:]
-                await self._send({"type": "http.response.body", "body": bytes(piece), "more_body": True})
-            await self._send({"type": "http.response.body", "body": bytes(body), "more_body": more})
+            async with asyncio.timeout(_MAX_SEND_S if size else None):
+                while len(body) > _PIECE_BYTES:
+                    piece, body = body[:_PIECE_BYTES], memoryview(body)[_PIECE_BYTES:]
+                    await self._send({"type": "http.response.body", "body": bytes(piece), "more_body": True})
+                await self._send({"type": "http.response.body", "body": bytes(body), "more_body": more})
+        except TimeoutError:
+            raise ClientDisconnect from None
         finally:
             self._budget.release(size)
         self.complete = not more
@@ -258,7 +269,7 @@ def without_root_path(scope: Scope, configured: str = "") -> tuple[Scope, str]:
     A proxy may strip the prefix or keep it, and uvicorn's --root-path puts it in front of whatever was sent.
     """
     root, route = configured or scope["root_path"].rstrip("/"), scope["path"]
-    while route == root or route.startswith(root + "/"):
+    while root and (route == root or route.startswith(root + "/")):
         route = route[len(root) :] or "/"
     return {**scope, "root_path": root, "path": root + route}, route
 

@@ -169,10 +169,10 @@ class LimitedProtocol(HttpToolsProtocol):
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
+        super().on_headers_complete()  # raises for a target that is no URL: then there is no cycle, and the head is refused
         self._phase = _Phase.BODY
         self._non_body_bytes = self._body_bytes = self._trailers = 0
         self._stop_timer()
-        super().on_headers_complete()
         if not self._is_answering:
             self._active = self.cycle
 

@@ -194,7 +194,7 @@ def test_binary_data_that_are_no_images_are_refused(client, blob, shape, datatyp
     assert infer_schemas.InferError.model_validate(response.json()).error
 
 
-@pytest.mark.parametrize("length", ["", "x", "-1", "1e3", "99999999", "10", "0"])
+@pytest.mark.parametrize("length", ["", "x", "-1", "1e3", "99999999", "10", "0", "9" * 5000])
 def test_a_wrong_length_of_the_json_is_refused(client, length):
     """The header must say where the JSON ends."""
     text = json.dumps({"inputs": [tensor()]}).encode()
@@ -224,6 +224,12 @@ def test_only_the_outputs_that_are_named_come_and_in_that_order(client):
     assert list(found) == ["reconstruction", "score"]
     assert found["reconstruction"].shape == (5, 28, 28)
     assert 0 <= found["reconstruction"].min() <= found["reconstruction"].max() <= 1
+
+
+def test_an_output_is_given_once(client):
+    """Sixteen copies of the reconstructions of 13,000 images would take half a gigabyte."""
+    response = infer(client, tensor(), outputs=[{"name": "score"}, {"name": "embedding"}, {"name": "score"}])
+    assert (response.status_code, "more than once" in response.json()["error"]) == (422, True)
 
 
 def test_alpha_is_a_parameter_and_the_id_comes_back(client):
@@ -304,6 +310,7 @@ def test_a_model_that_is_not_served_is_not_found(client, path):
         ({"datatype": "BYTES", "shape": [2], "data": ["AAAA"]}, 422),
         ({"datatype": "COMPLEX64"}, 422),
         ({"shape": [100_001, 784]}, 413),
+        ({"shape": [10**4000, 10**4000], "datatype": "BYTES", "data": ["AAAA"]}, 422),
         ({"data": [256] * 3920}, 422),
         ({"data": [-1] * 3920}, 422),
         ({"data": [0.5] * 3920}, 422),

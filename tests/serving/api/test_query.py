@@ -45,6 +45,7 @@ def test_the_answer_is_what_the_client_prefers(accept, expected):
 def test_any_accept_header_gets_an_offer(accept):
     """Whatever the header says, something is chosen."""
     assert choose(accept, ALL) in ALL
+    assert choose(accept + ", image/png" * 100, ALL) == ALL[0]  # too long to be read
 
 
 @given(st.permutations(["application/json;q=0.3", "image/png;q=0.6", "application/x-npy;q=0.9", "text/html"]))

@@ -68,3 +68,20 @@ def test_many_lines_do_not_wait():
 
     asyncio.run(log())
     assert stream.getvalue().count("\n") == 200
+
+
+def test_lines_that_cannot_be_written_are_lost():
+    """A full disk costs the lines and nothing else: no error, and no memory."""
+
+    class Full(io.StringIO):
+        def write(self, text):
+            raise OSError(28, "No space left on device")
+
+    async def log():
+        access_log = AccessLog(as_json=False, stream=Full())
+        for _ in range(450):
+            access_log.write(*REQUEST)
+        access_log.flush()
+        return access_log
+
+    assert asyncio.run(log())._lines == []

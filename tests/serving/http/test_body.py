@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from starlette.requests import ClientDisconnect
 
 from app.serving.errors import InvalidBody, RequestTimeout, TooLarge, Unavailable
+from app.serving.http import body as body_module
 from app.serving.http.body import ByteBudget, ByteRate, LimitedReceive, Part, media_type, parse_form, printable_name, read_body
 
 CHUNKS = st.lists(st.binary(max_size=40), min_size=1, max_size=8)
@@ -101,6 +102,22 @@ def test_the_timeout_is_on_progress_and_not_on_the_whole_body():
     assert asyncio.run(read_body(limited(slow, timeout_s=0.15), {}, limit=100)) == b"x" * 10
 
 
+def test_a_body_that_trickles_is_not_waited_for(monkeypatch):
+    """A client may be slow for a while; then it has to send more than the least rate."""
+    monkeypatch.setattr(body_module, "_SLOW_S", 0.3)
+
+    async def trickling():
+        await asyncio.sleep(0.02)
+        return {"type": "http.request", "body": b"x" * size, "more_body": True}
+
+    size = 1  # 50 bytes a second
+    with pytest.raises(RequestTimeout):
+        asyncio.run(asyncio.wait_for(read_body(limited(trickling), {}, limit=10**6), 5))
+    size = 400  # 20 KB a second: until the limit of the body
+    with pytest.raises(TooLarge):
+        asyncio.run(asyncio.wait_for(read_body(limited(trickling), {}, limit=15_000), 5))
+
+
 def test_large_bodies_share_a_budget():
     """A body beyond the budget is refused, small bodies need none of it, and what was reserved is given back."""
     budget, large = ByteBudget(100_000), bytes(120_000)
@@ -190,6 +207,19 @@ def test_any_content_type_is_read_or_refused(text):
     """The content type is the client's too: any of them gives parts or a InvalidBody."""
     with suppress(InvalidBody):
         parse_form(form(file_part("a.png", b"data")), "multipart/form-data" + text, max_parts=3)
+
+
+def test_a_long_content_type_is_refused():
+    """Its parser takes 80 ms for 32 KiB."""
+    with pytest.raises(InvalidBody, match="longer than"):
+        parse_form(form(file_part("a.png", b"data")), TYPE + ";" * 2000, max_parts=3)
+
+
+def test_a_name_that_is_not_ascii_comes_in_either_form():
+    """As UTF-8, or as RFC 8187 writes it, which precedes the other."""
+    part = b'Content-Disposition: form-data; name="file"; filename="a.png"; filename*=UTF-8\'en\'%C3%A4%201.png', b"data"
+    (found,) = parse_form(form(part), TYPE, max_parts=1)
+    assert found.name == "ä 1.png"
 
 
 def test_a_part_has_one_set_of_headers():

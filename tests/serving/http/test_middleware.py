@@ -12,14 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from live import head, serving, speak
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response
 from strokes import png, stroke_images
 
 from app.main import create_app
 from app.serving import schemas
 from app.serving.errors import Unavailable
-from app.serving.http.middleware import PUBLIC_PATHS, request_id
+from app.serving.http import middleware
+from app.serving.http.body import ByteBudget
+from app.serving.http.middleware import PUBLIC_PATHS, RequestContext, request_id, without_root_path
 from app.serving.settings import Settings
 
 BODY = png(stroke_images(1, seed=0)[0])
@@ -134,6 +136,8 @@ def test_everything_works_under_a_path_prefix(tiny_store, tmp_path):
             assert allowed.status_code == 200, (prefix, path, allowed.text)
             public = path in PUBLIC_PATHS or path.startswith("/problems/")
             assert ask(headers={"content-type": "image/png"}).status_code == (200 if public else 401)
+        moved = httpx.get(f"{own.url}/odd")  # below it, the page's links would lead nowhere
+        assert (moved.status_code, moved.headers["location"]) == (308, "/odd/")
         refused = httpx.get(f"{own.url}/odd/nowhere", headers={"x-api-key": key}).json()
         assert (refused["type"], refused["instance"]) == ("/odd/problems/not-found", "/odd/nowhere")
         assert "/odd/score" in refused["detail"] and refused["detail"].endswith("/odd/docs describes all.")
@@ -226,3 +230,29 @@ def test_requests_on_one_connection_are_answered_in_order(server):
         text.index(f"x-request-id: id-{index}".encode()) for index in range(5)
     )
     assert [part[:3] for part in text.split(b"HTTP/1.1 ")[1:]] == [b"200", b"404", b"200", b"404", b"200"]
+
+
+@pytest.mark.parametrize(
+    ("root", "path", "route"), [("/", "/score", "/score"), ("", "/", "/"), ("/odd", "/odd/odd/score", "/score")]
+)
+def test_the_path_below_the_prefix(root, path, route):
+    """A root path of one slash is none."""
+    assert without_root_path({"root_path": root, "path": path})[1] == route
+
+
+def test_a_large_response_that_is_not_read_gives_its_memory_back(monkeypatch):
+    """A client that reads slowly keeps a share of the budget for a while, and not for hours."""
+    monkeypatch.setattr(middleware, "_MAX_SEND_S", 0.1)
+    budget = ByteBudget(10**6)
+
+    async def send(message):
+        if message.get("more_body"):
+            await asyncio.sleep(10)
+
+    async def respond():
+        context = RequestContext({"type": "http", "headers": []}, None, send, budget, closing=True)
+        with pytest.raises(ClientDisconnect):
+            await context.respond(Response(bytes(300_000)))
+
+    asyncio.run(asyncio.wait_for(respond(), 5))
+    assert budget.acquire(10**6)

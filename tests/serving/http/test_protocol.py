@@ -249,6 +249,15 @@ def test_what_is_not_http_gets_a_problem(server, noise):
     assert "HTTP" in problem.detail
 
 
+@pytest.mark.parametrize("line", [b"GET http://host HTTP/1.1", b"GET http://h?x=1 HTTP/1.1", b"CONNECT host:443 HTTP/1.1"])
+def test_a_target_that_is_no_path_gets_a_problem(server, line):
+    """The parser accepts it and its URL parser does not. The two good requests before it are answered."""
+    bad = line + b"\r\nHost: a\r\n\r\n"
+    assert speak(server, bad).status in (400, 404, 405)
+    good = head(content_type=PNG, content_length=len(GOOD)) + GOOD
+    assert asked(server, good + good + bad, 3)[:2] == [200, 200]
+
+
 def test_a_good_question_is_answered_though_noise_follows_it(server):
     """What was asked properly gets its own answer first; the refusal belongs to what came behind."""
     good = head(content_type=PNG, content_length=len(GOOD)) + GOOD

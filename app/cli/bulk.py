@@ -34,7 +34,7 @@ def score_in_bulk(sources: list[str], job: "Job", engine: Engine, processes: int
     with options.errors_as_sentences():
         _check_packages(engine)
         from app.scaling.scoring import remove_others
-        from app.scaling.sources import divide
+        from app.scaling.sources import SourceError, divide
 
         # Each process works on one core; numpy's library would start threads for all cores in each.
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -46,8 +46,12 @@ def score_in_bulk(sources: list[str], job: "Job", engine: Engine, processes: int
             found = _reported(ray_data.score(job, parts))
         else:
             from app.scaling import local
+            from app.scaling.scoring import PartScorer
 
+            PartScorer(job)  # raises here, and not in each process, what is wrong with the device or the version
             found = _reported(local.score(job, parts, processes or os.cpu_count() or 1))
+        if not found:
+            raise SourceError(f"There are no images in {', '.join(sources)}; {job.destination} stays as it is.")
         remove_others(job, found)
 
 

@@ -43,7 +43,7 @@ def evaluate(
         with stages_on_terminal() as progress:
             normal_images = evaluation.normal_test_images(card, normal, data_dir, progress)
             sets = [evaluation.named_images(source, data_dir, card.preprocess, progress) for source in anomalies or ()]
-            result = evaluation.evaluate(detector, normal_images, _with_distinct_names(sets), out, progress)
+            result = evaluation.evaluate(detector, normal_images, _with_distinct_names(sets, normal_images.name), out, progress)
         content = json.dumps(result.as_json(), indent=2, allow_nan=False)
         (out / "evaluation.json").write_text(content + "\n")
         if as_json:
@@ -53,9 +53,9 @@ def evaluate(
             typer.echo(f"Pictures and figures: {out}")
 
 
-def _with_distinct_names(sets: "list[NamedImages]") -> "list[NamedImages]":
-    """Add a number to repeated names, so that no picture overwrites another."""
-    names: set[str] = set()
+def _with_distinct_names(sets: "list[NamedImages]", taken: str) -> "list[NamedImages]":
+    """Add a number to repeated names, so that no picture overwrites another, or that of the normal images."""
+    names = {taken}
     result = []
     for images in sets:
         candidates = chain([images.name], (f"{images.name}-{number}" for number in count(2)))

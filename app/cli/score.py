@@ -62,9 +62,10 @@ def score(
 ) -> None:
     """Score images: how anomalous is each, and is it an anomaly?
 
-    Ends with 0; with 1 for an anomaly where --fail-on-anomaly asks for that; with 2 when a file cannot be read, though the
-    others are scored all the same; with 130 after Ctrl-C, when the rows so far are written. With --to, an unreadable image
-    is a row with its error, and what an interrupted job has written is not scored again.
+    Ends with 0; with 1 for an anomaly where --fail-on-anomaly asks for that; with 2 when an image cannot be read, or is of a
+    kind of which too few were calibrated for --alpha, though the others are scored all the same; with 130 after Ctrl-C, when
+    the rows so far are written. With --to, such an image is a row with its error, and what an interrupted job has written is
+    not scored again.
     """
     if alpha is not None and not 0 < alpha < 1:
         raise typer.BadParameter("must lie between 0 and 1, both excluded", param_hint="--alpha")
@@ -144,7 +145,7 @@ def _score_all(detector: "Detector", inputs: Iterator[Input], alpha: float | Non
 def _score_batch(detector: "Detector", batch: Sequence[Input], alpha: float | None) -> list[Row]:
     import numpy as np
 
-    from app.detection.conformal import check_images
+    from app.detection.conformal import too_few_images
     from app.detection.detector import stack_features
     from app.detection.imaging.upload_warnings import UNCALIBRATED
 
@@ -154,9 +155,11 @@ def _score_batch(detector: "Detector", batch: Sequence[Input], alpha: float | No
     features = stack_features([image.features for image in images])
     detections = detector.detect(np.stack([image.image for image in images]), features)
     alpha = detector.bundle.card.alpha if alpha is None else alpha
-    check_images(alpha, int(detections.calibration_sizes.min()))
+    unknown = {size: too_few_images(alpha, size) for size in set(detections.calibration_sizes.tolist())}
     return [
-        {
+        {"name": each.name, "error": error}
+        if (error := unknown[int(detections.calibration_sizes[index])])
+        else {
             "name": each.name,
             "score": float(detections.scores[index]),
             "p_value": float(detections.p_values[index]),

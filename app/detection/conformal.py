@@ -94,6 +94,15 @@ def check_images(alpha: float, images: int) -> None:
         )
 
 
+def too_few_images(alpha: float, images: int) -> str | None:
+    """The message of `check_images`, None where it raises nothing."""
+    try:
+        check_images(alpha, images)
+    except CalibrationError as error:
+        return str(error)
+    return None
+
+
 def images_needed(alpha: float) -> int:
     """Return the smallest number n of calibration images with a threshold at `alpha`: 1 / (n + 1) <= alpha."""
     if alpha < 1e-9:  # the loop below would take too long

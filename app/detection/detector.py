@@ -119,14 +119,14 @@ class Detector:
 
     def _map_uploads(self, scores: Floats, images: Images, features: Floats | None) -> MappedUploads:
         """Scores [N] of unprepared images stay; those of prepared images are combined with their features [N, K]."""
-        sizes, calibrated = np.full(len(scores), self.bundle.calibration.n), np.ones(len(scores), np.bool_)
-        if features is not None and self.bundle.card.preprocess == "none":
-            calibrated = np.isnan(features[:, 0])  # prepared all the same, because a request asked for it
-        if features is None or self.bundle.uploads is None:
+        card, uploads = self.bundle.card, self.bundle.uploads
+        sizes = np.full(len(scores), self.bundle.calibration.n)
+        prepared = np.zeros(len(scores), np.bool_) if features is None else ~np.isnan(features[:, 0])
+        calibrated = prepared == (card.uploads == "own")  # else on unprepared images
+        if features is None or uploads is None:
             return MappedUploads(scores, sizes, calibrated)
-        prepared = ~np.isnan(features[:, 0])
         scores = scores.copy()
-        scores[prepared], sizes[prepared], calibrated[prepared] = self.bundle.uploads.score(
+        scores[prepared], sizes[prepared], calibrated[prepared] = uploads.score(
             scores[prepared], images[prepared], features[prepared]
         )
         return MappedUploads(scores, sizes, calibrated)

@@ -60,7 +60,8 @@ class Card(_Strict):
     alpha: float = Field(gt=0, lt=1)
     threshold: float
     calibration_images: int = Field(ge=1)
-    uploads: str | None = None  # the uploads that scores of prepared images are calibrated on: `own` or `synthesised`
+    # What prepared images are calibrated on: the `own` calibration images, which were prepared, or `synthesised` uploads.
+    uploads: str | None = None
     training: dict[str, Any]  # the training configuration and seed
     data: dict[str, Any]  # the training data, with digests
     libraries: dict[str, str]

@@ -66,9 +66,11 @@ def versions(root: Path | Stores, name: str) -> list[int]:
 
 def _versions(folder: Path) -> list[int]:
     """The versions in the folder of a detector, ascending. Unfinished and foreign folders do not count."""
-    if not folder.is_dir():
+    try:
+        entries = list(folder.iterdir())
+    except (NotADirectoryError, FileNotFoundError, PermissionError):  # as lost+found, where the store is a whole disk
         return []
-    return sorted(int(entry.name) for entry in folder.iterdir() if re.fullmatch("[1-9][0-9]*", entry.name) and entry.is_dir())
+    return sorted(int(entry.name) for entry in entries if re.fullmatch("[1-9][0-9]*", entry.name) and entry.is_dir())
 
 
 def names(root: Path | Stores) -> list[str]:

@@ -2,7 +2,7 @@
 
 Preparing an upload (crop, flatten, centre) removes much of what distinguishes an anomaly; the upload features keep it. Their
 Mahalanobis distance to the features of normal uploads is added to the image score, each in units of its own 99 % quantile
-over normal uploads, and so are the log-odds of two small networks (upload_networks.py). An upload that is cleaner than usual
+over normal uploads, and so are the log-odds of small networks (upload_networks.py). An upload that is cleaner than usual
 is not anomalous, so most features count on one side only.
 
 Uploads are calibrated by kind (Mondrian conformal prediction: Vovk, Gammerman & Shafer, Algorithmic Learning in a Random
@@ -186,7 +186,7 @@ class UploadCalibration:
         combined = self.scorer.combine(scores, images, features)
         mapped = self.pooled.map_scores(combined)
         sizes = np.full(len(mapped), self.pooled.n, np.intp)
-        own_group = np.full(len(mapped), not self.groups)
+        own_group = np.full(len(mapped), not len(self.group_of))
         groups = upload_groups(features)
         for group, quantiles in self.groups.items():
             members = groups == group

@@ -3,7 +3,6 @@
 import multiprocessing
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures.process import BrokenProcessPool
 
 from pebble import ProcessExpired, ProcessFuture, ProcessPool
 
@@ -59,7 +58,7 @@ def _result(pool: ProcessPool, job: Job, index: int, part: Sequence[Slice], futu
     """The result of a part. Where its process ended, the image that is the cause gets an error, and the others are scored."""
     try:
         return future.result()
-    except (ProcessExpired, BrokenProcessPool):
+    except ProcessExpired:
         return write(job, index, part, _isolate(pool, part))
 
 
@@ -67,7 +66,7 @@ def _isolate(pool: ProcessPool, part: Sequence[Slice]) -> list[Row]:
     """The rows of a part, in halves until the slice is found that ends a process."""
     try:
         return pool.schedule(_score_rows, args=(part,)).result()
-    except (ProcessExpired, BrokenProcessPool):
+    except ProcessExpired:
         if len(part) == 1:
             return [{"name": part[0].path, "error": "reading it ended the process"}]
         half = len(part) // 2

@@ -7,20 +7,21 @@ that are complete, and a part that is scored twice is there once.
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from app.detection.conformal import check_images
+from app.detection.conformal import too_few_images
 from app.detection.detector import Detector, stack_features
 from app.detection.imaging.centring import centre_image
 from app.detection.imaging.decode import Preprocess
 from app.detection.imaging.errors import ImageError
 from app.detection.imaging.preprocess import PreprocessedImage
-from app.detection.imaging.upload_warnings import UNCALIBRATED, decode_upload
-from app.detection.store import load
+from app.detection.imaging.upload_warnings import LOOKS_INVERTED, UNCALIBRATED, decode_upload, looks_inverted
+from app.detection.store import CARD, load
 from app.scaling.sources import Item, Slice, names, read
 
 _BATCH = 256  # images in memory at a time, and in a forward pass
@@ -78,15 +79,19 @@ class PartScorer:
     def _detect(self, images: list[PreprocessedImage]) -> Iterator[Row]:
         pixels = np.stack([image.image for image in images])
         detections = self._detector.detect(pixels, stack_features([image.features for image in images]))
-        check_images(self._alpha, int(detections.calibration_sizes.min()))
+        unknown = {size: too_few_images(self._alpha, size) for size in set(detections.calibration_sizes.tolist())}
         columns = (
+            [unknown[size] for size in detections.calibration_sizes.tolist()],
             detections.scores.tolist(),
             detections.p_values.tolist(),
             detections.reconstruction_errors.tolist(),
             detections.embeddings.tolist(),
             detections.calibrated.tolist(),
         )
-        for image, score, p_value, error, embedding, calibrated in zip(images, *columns, strict=True):
+        for image, refusal, score, p_value, error, embedding, calibrated in zip(images, *columns, strict=True):
+            if refusal:
+                yield {"error": refusal}
+                continue
             yield {
                 "score": score,
                 "p_value": p_value,
@@ -109,7 +114,14 @@ class PartScorer:
         if self._job.preprocess == "none":
             return PreprocessedImage(item.content)
         image, moved = centre_image(item.content)
-        return PreprocessedImage(image, ("centred",) if moved else ())
+        warnings = (LOOKS_INVERTED,) if looks_inverted(item.content[None])[0] else ()
+        return PreprocessedImage(image, ("centred",) if moved else (), warnings)
+
+
+@cache
+def _card_digest(version: str) -> str:
+    """Of the card, which lists the digests of the detector's files: versions of one name and number may be different ones."""
+    return hashlib.sha256((Path(version) / CARD).read_bytes()).hexdigest()
 
 
 def path_of(job: Job, index: int) -> Path:
@@ -167,5 +179,5 @@ def remove_others(job: Job, parts: int) -> None:
 
 
 def _digest(job: Job, part: Sequence[Slice]) -> bytes:
-    options = (Path(job.version).parts[-2:], job.preprocess, job.alpha)
+    options = (_card_digest(job.version), job.preprocess, job.alpha)
     return hashlib.sha256(repr((options, names(part))).encode(errors="backslashreplace")).hexdigest().encode()

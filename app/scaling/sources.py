@@ -4,6 +4,7 @@ A path is local, or an address of fsspec (s3://bucket/scans). The same sources g
 """
 
 import glob
+import math
 import os
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -36,6 +37,7 @@ class Slice(NamedTuple):
     start: int = 0  # array: the first image; member: its offset in bytes; rows: the row group
     stop: int = 1  # array: after the last image; member: after its last byte; rows: the number of rows
     name: str = ""  # of a member
+    stamp: str = ""  # size and time of the file, or what its file system has instead: a file with another one is another file
 
     @property
     def images(self) -> int:
@@ -99,25 +101,38 @@ def _limited(name: str, content: bytes) -> Item:
 
 def _slices(path: str) -> Iterator[Slice]:
     """The slices of one source: a file, a folder, a glob."""
-    files = _remote_files(path) if "://" in path else _local_files(path)
-    for file in files:
-        suffix = Path(file).suffix.lower()
+    files = _remote_files(path) if "://" in path else ((file, _stamp(file)) for file in _local_files(path))
+    for file, stamp in files:
         try:
-            if suffix == ".npy":
-                yield from _array_slices(file)
-            elif suffix == ".tar":
-                yield from _member_slices(file)
-            elif suffix == ".parquet":
-                yield from _row_slices(file)
-            else:
-                yield Slice("file", file)
+            for found in _slices_of_file(file):
+                yield found._replace(stamp=stamp)
         except (OSError, ImageError, ValueError, tarfile.TarError):
-            yield Slice("file", file)  # whose reading gives the row with the error
+            yield Slice("file", file, stamp=stamp)  # whose reading gives the row with the error
+
+
+def _slices_of_file(file: str) -> Iterator[Slice]:
+    suffix = Path(file).suffix.lower()
+    if suffix == ".npy":
+        yield from _array_slices(file)
+    elif suffix == ".tar":
+        yield from _member_slices(file)
+    elif suffix == ".parquet":
+        yield from _row_slices(file)
+    else:
+        yield Slice("file", file)
+
+
+def _stamp(path: str) -> str:
+    try:
+        status = os.stat(path)  # noqa: PTH116 - a Path takes longer
+    except OSError:
+        return ""
+    return f"{status.st_size} {status.st_mtime_ns}"
 
 
 def _local_files(path: str) -> Iterator[str]:
     if Path(path).is_dir():
-        yield from _walk(path)
+        yield from _walk(path)  # raises where there is nothing, as a folder may not be mounted
     elif Path(path).exists():
         yield path
     elif glob.has_magic(path):
@@ -130,27 +145,42 @@ def _local_files(path: str) -> Iterator[str]:
 
 
 def _walk(folder: str) -> Iterator[str]:
-    """The image files below a folder, one folder at a time, so that memory stays small."""
-    for root, folders, files in os.walk(folder):
+    """The image files below a folder, one folder at a time, so that memory stays small. Raises SourceError."""
+
+    def refuse(error: OSError) -> None:
+        raise SourceError(f"{error.filename} cannot be read: {error.strerror}.") from error
+
+    empty = True
+    for root, folders, files in os.walk(folder, onerror=refuse):
         folders.sort()
         for name in sorted(files):
             if Path(name).suffix.lower() in _SUFFIXES:
+                empty = False
                 yield str(Path(root) / name)
+    if empty:
+        raise SourceError(f"{folder} holds no image, no array, no .tar and no .parquet file.")
 
 
-def _remote_files(address: str) -> list[str]:
+_STAMPS = ("size", "mtime", "ETag", "etag", "LastModified", "last_modified", "updated", "md5Hash")  # of fsspec's file systems
+
+
+def _remote_files(address: str) -> list[tuple[str, str]]:
+    """The files of an address with their stamps, sorted."""
     try:
         from fsspec.core import url_to_fs
 
         files, path = url_to_fs(address)
-        found = files.glob(path) if glob.has_magic(path) else files.find(path)
+        found = (files.glob if glob.has_magic(path) else files.find)(path, detail=True)
     except ImportError as error:
         raise SourceError(f'{address}: {error}; fsspec is in the extra `remote`: pip install "oddigit[remote]"') from None
     except Exception as error:  # of any of fsspec's implementations
         raise SourceError(f"{address}: {error or type(error).__name__}") from None
     if not found:
         raise SourceError(f"There are no files at {address}.")
-    return sorted(files.unstrip_protocol(file) for file in found if Path(file).suffix.lower() in _SUFFIXES)
+    stamps = {name: " ".join(str(about[key]) for key in _STAMPS if key in about) for name, about in found.items()}
+    return sorted(
+        (files.unstrip_protocol(name), stamp) for name, stamp in stamps.items() if Path(name).suffix.lower() in _SUFFIXES
+    )
 
 
 def _open(path: str) -> BinaryIO:
@@ -163,16 +193,23 @@ def _open(path: str) -> BinaryIO:
 
 def _array_slices(path: str) -> Iterator[Slice]:
     with _open(path) as file:
-        shape, _, _ = read_npy_header(file.read(_HEADER_BYTES))
-    count = shape[0] if len(shape) == 3 else 1
+        count, _ = _images_of(*read_npy_header(file.read(_HEADER_BYTES))[:2])
     for start in range(0, count, PART_IMAGES):
         yield Slice("array", path, start, min(start + PART_IMAGES, count))
 
 
+def _images_of(shape: tuple[int, ...], order: str) -> tuple[int, int]:
+    """How many images an array in C order holds, and of how many pixels. Raises ValueError."""
+    if order != "C":
+        raise ValueError("the array is not in C order; save np.ascontiguousarray(images)")
+    square = len(shape) == 2 and shape[0] == shape[1]  # one image
+    return (1, math.prod(shape)) if square else (shape[0], math.prod(shape[1:])) if shape else (1, 1)
+
+
 def _read_array(piece: Slice, file: BinaryIO, size: int) -> Iterator[Item]:
     shape, order, offset = read_npy_header(file.read(_HEADER_BYTES))
-    if order != "C" or shape[-2:] != (size, size) or len(shape) not in (2, 3):
-        raise ValueError(f"the array is not [N, {size}, {size}] in C order")
+    if _images_of(shape, order)[1] != size * size:
+        raise ValueError(f"the array is not [N, {size}, {size}] or [N, {size * size}]")
     count = piece.stop - piece.start
     file.seek(offset + piece.start * size * size)
     content = file.read(count * size * size)

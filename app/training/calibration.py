@@ -108,7 +108,7 @@ def make_bundle(
         uploads = UploadCalibration.calibrated(upload_scorer, combined, groups, calibration, images_needed(provenance.alpha))
     progress.begin("Exporting to ONNX")
     card = _first_card(network, calibration, provenance)
-    if uploads is not None:
+    if normal.features is not None or uploads is not None:
         card = card.model_copy(update={"uploads": "synthesised" if normal.features is None else "own"})
     bundle = Bundle(card, calibration, uploads, bundle_files(network, calibration, uploads))
     detector = Detector(bundle, "cpu", "onnx")

@@ -50,14 +50,19 @@ class TrainConfig:
         _require(0 < self.learning_rate < math.inf, "learning_rate must be a number above 0")
         _require(0 <= self.weight_decay < math.inf, "weight_decay must be a number of at least 0")
         _require(self.preprocess in get_args(Preprocess), f"preprocess must be one of {', '.join(get_args(Preprocess))}")
-        _require(0 < self.alpha < 1, "alpha must lie between 0 and 1; 0.01 is 1 %")
-        _require(0 < self.calibration_share < 1, "calibration_share must lie between 0 and 1")
-        valid_name = self.name is None or re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,63}", self.name)
-        _require(bool(valid_name), "name must consist of at most 64 of a-z, 0-9, - and _")
+        check_common(self.name, self.alpha, self.calibration_share)
 
     def described(self) -> dict[str, Any]:
         """The configuration as the card states it, without paths of this machine."""
         return {key: value for key, value in asdict(self).items() if key not in _LOCAL_PATHS}
+
+
+def check_common(name: str | None, alpha: float, calibration_share: float) -> None:
+    """Raise TrainingError if one of the values that training and calibrating share is not acceptable."""
+    _require(0 < alpha < 1, "alpha must lie between 0 and 1; 0.01 is 1 %")
+    _require(0 < calibration_share < 1, "calibration_share must lie between 0 and 1")
+    valid_name = name is None or re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,63}", name)
+    _require(bool(valid_name), "name must consist of at most 64 of a-z, 0-9, - and _")
 
 
 def _require(condition: bool, sentence: str) -> None:

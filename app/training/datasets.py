@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.detection.detector import stack_features
+from app.detection.imaging.centring import centre_images
 from app.detection.imaging.decode import Preprocess, decode_image
 from app.detection.imaging.errors import ImageError
 from app.detection.imaging.preprocess import PreprocessedImage, preprocess_digit
@@ -98,8 +99,9 @@ def load_dataset(
 
     The named sets are read from `data_dir` (torchvision's layout) and downloaded to it if missing. A folder holds images, or
     one folder of images for each class. An .npy is uint8 [N, S, S]; an .npz holds such `images` and optionally `labels`.
-    With the preparation `digit`, files are prepared as digits unless they are grey and of the network's size; with `none`
-    they are only resized; `auto` chooses one of the two by a sample of the images.
+    With the preparation `digit`, files are prepared as digits unless they are grey and of the network's size, and images that
+    lie off the middle are shifted there, as served ones are; with `none` files are only resized; `auto` chooses one of the two
+    by a sample of the images.
 
     Raises:
         DataError: there is no such set, or it cannot be used.
@@ -114,7 +116,14 @@ def load_dataset(
     else:
         raise _no_such_set(source)
     prepared = (preprocess_digit(dataset.train.images[index]) for index in sample(len(dataset.train)))
-    return replace(dataset, preprocess=choose_preparation(preprocess, prepared, source))
+    if (preparation := choose_preparation(preprocess, prepared, source)) == "digit":  # shifted as served images are
+        test = dataset.test and _centred(dataset.test)
+        dataset = replace(dataset, train=_centred(dataset.train), test=test)
+    return replace(dataset, preprocess=preparation)
+
+
+def _centred(part: LabelledImages) -> LabelledImages:
+    return replace(part, images=centre_images(part.images)[0])
 
 
 def _no_such_set(source: str) -> DataError:

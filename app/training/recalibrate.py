@@ -1,5 +1,6 @@
 """New versions without training: imported weights, another calibration, or an older version with its ONNX models added."""
 
+import logging
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,11 +24,13 @@ from app.training.calibration import (
     make_bundle,
     with_card,
 )
-from app.training.config import CALIBRATION_SHARE
+from app.training.config import CALIBRATION_SHARE, check_common
 from app.training.datasets import DataSet, LabelledImages, load_dataset, split
 from app.training.progress import SILENT, Progress
 from app.training.publishing import describe_data, fit_and_publish, publish_measured, trained_on
 from app.training.scorer_fitting import score_images
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,10 @@ class CalibrateConfig:
     scorer: str = "residual"
     device: str = "auto"
     preprocess: Preprocess = "auto"  # auto: the model's, or chosen by the images for imported weights
+
+    def __post_init__(self) -> None:
+        """Raise TrainingError if a value is not acceptable."""
+        check_common(self.name, self.alpha, self.calibration_share)
 
 
 class PreparationError(ValueError):
@@ -127,7 +134,7 @@ def add_onnx(version: Path) -> Path:
     """
     bundle = load(version)
     network = load_network(bundle).eval()
-    files = {**bundle_files(network, bundle.calibration, bundle.uploads), **bundle.files}
+    files = {**bundle.files, **bundle_files(network, bundle.calibration, bundle.uploads)}  # the ONNX files name the new weights
     bundle = replace(bundle, files=files)
     images = self_check_images(0, bundle.card.architecture.image_size, count=1_000)
     difference = check_export(score_images(network, images), Detector(bundle, "cpu", "onnx").detect(images).scores)
@@ -143,6 +150,13 @@ def _unseen(bundle: Bundle, dataset: DataSet) -> tuple[LabelledImages, LabelledI
     """Calibration images that the network was not trained on, and test images that are not among them."""
     origin = trained_on(bundle.card)
     if dataset.digest != origin["sha256"]:
+        if dataset.name == origin["name"]:
+            logger.warning(
+                "%s was trained on a set of the same name, %s, with other images or another preparation. Images that it was "
+                "trained on score too low to calibrate with; give images that are new to it.",
+                bundle.label,
+                dataset.name,
+            )
         return dataset.train, dataset.test
     parts = split(dataset, origin["split_seed"], origin["calibration_share"])
     return parts.calibration, parts.test

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pyarrow.parquet as pq
+import pytest
 import torch
 from PIL import Image
 from strokes import stroke_images
@@ -63,6 +64,23 @@ def test_calibrate_says_how_many_images_are_needed(oddigit, trained, tmp_path):
     few = normal_images(tmp_path / "few.npy", 50, 23)
     result = oddigit("calibrate", "--data", few, "--store", trained, "--model", "strokes", "--alpha", "0.01")
     assert result.exit_code == 2 and "at least 99 calibration images" in result.stderr
+
+
+@pytest.mark.parametrize("wrong", [("--alpha", "5"), ("--alpha", "0"), ("--alpha", "-1"), ("--name", "Mine")], ids=" ".join)
+def test_what_makes_no_sense_is_refused_before_any_work(oddigit, trained, strokes_file, wrong):
+    """In a sentence."""
+    result = oddigit("calibrate", "--data", strokes_file, "--store", trained, "--model", "strokes", *wrong)
+    assert result.exit_code == 2 and wrong[0].strip("-") in result.stderr
+    assert "Traceback" not in result.output
+
+
+def test_a_changed_training_set_is_noticed(oddigit, trained, strokes_file, tmp_path, caplog):
+    """Its images were learnt from; the threshold would be too low."""
+    changed = tmp_path / strokes_file.name
+    np.save(changed, np.load(strokes_file)[:-1])
+    options = ["--store", trained, "--model", "strokes", "--device", "cpu", "--alpha", "0.1", "--name", "changed"]
+    assert oddigit("calibrate", "--data", changed, *options).exit_code == 0
+    assert "trained on a set of the same name" in caplog.text
 
 
 def test_import_weights(oddigit, trained, strokes_file, tmp_path):

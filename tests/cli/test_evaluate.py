@@ -17,3 +17,23 @@ def test_evaluate(oddigit, trained, tmp_path):
     assert json.loads(printed.stdout) == json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert (tmp_path / "out" / "roc.png").is_file()
     assert sorted(trained.rglob("*")) == before
+
+
+def test_sets_of_the_normal_images_name_get_another_one(oddigit, trained, tmp_path):
+    """No picture overwrites that of the normal images."""
+    for folder, seed in (("good", 0), ("bad", 1)):
+        (tmp_path / folder).mkdir()
+        np.save(tmp_path / folder / "digits.npy", np.random.RandomState(seed).randint(0, 256, (50, 28, 28)).astype(np.uint8))
+    options = [
+        "--normal",
+        tmp_path / "good" / "digits.npy",
+        "--store",
+        trained,
+        "--model",
+        "strokes",
+        "--out",
+        tmp_path / "out",
+    ]
+    printed = oddigit("evaluate", tmp_path / "bad" / "digits.npy", *options, "--device", "cpu")
+    assert printed.exit_code == 0, printed.output
+    assert {"extremes_digits.png", "extremes_digits-2.png"} <= {each.name for each in (tmp_path / "out").iterdir()}

@@ -381,3 +381,16 @@ def test_the_shipped_network_has_learnt_mnist(shipped_store, data_root):
     detector = Detector(store.load(store.find(shipped_store, "mnist")), "cpu")
     assert len(images) == 10_000
     assert float(detector.detect(images).reconstruction_errors.mean()) <= 0.150
+
+
+@pytest.mark.skipif(os.getuid() == 0 and not shutil.which("setpriv"), reason="root may read every folder")
+def test_a_folder_that_may_not_be_read_hides_no_detector(tiny_store, tmp_path):
+    """As lost+found, where the store is a disk of its own."""
+    shutil.copytree(tiny_store / "mnist", tmp_path / "store" / "mnist")
+    (tmp_path / "store" / "lost+found").mkdir(mode=0)
+    code = f"from pathlib import Path; from app.detection import store; print(store.names(Path({str(tmp_path / 'store')!r})))"
+    command = [sys.executable, "-c", code]
+    if os.getuid() == 0:  # without the rights to read every folder
+        command = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", *command]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "['mnist']\n", done.stderr

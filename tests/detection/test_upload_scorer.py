@@ -36,8 +36,9 @@ def make_networks(seed=0, convolutional=True):
     mean, std = np.arange(K)[SCORED_FEATURES].astype(np.float32), np.ones(count, np.float32)
     kernels = tuple(random.randn(*shape).astype(np.float32) / 5 for shape in ((1, 5, 5, 3), (3, 3, 3, 4)))
     biases = tuple(random.randn(kernel.shape[-1]).astype(np.float32) for kernel in kernels)
-    digit = ConvolutionalNetwork(kernels, biases, network(5 * 5 * 4, 8, 1)) if convolutional else network(784, 8, 4, 1)
-    return UploadNetworks(digit, network(count, 8, 4, 1), mean, std, np.asarray(WEIGHTS, np.float32))
+    digits = [ConvolutionalNetwork(kernels, biases, network(5 * 5 * 4, 8, 1)) for _ in range(2)]
+    digits = digits if convolutional else [network(784, 8, 4, 1)]
+    return UploadNetworks(tuple(digits), network(count, 8, 4, 1), mean, std, np.asarray(WEIGHTS, np.float32))
 
 
 BLANK = np.zeros((1, 28, 28), np.uint8)
@@ -122,7 +123,7 @@ def test_arrays_there_and_back_are_the_same_scorer(scorer):
 
 def test_a_convolutional_network_computes_what_torch_does():
     """Alone and in any company; and arrays whose shapes do not fit each other are refused."""
-    network = make_networks().digit
+    network = make_networks().digits[0]
     pixels = np.random.RandomState(1).rand(1200, 784).astype(np.float32)
     values = torch.from_numpy(pixels).view(-1, 1, 28, 28)
     for kernel, bias in zip(network.kernels, network.biases, strict=True):
@@ -231,7 +232,9 @@ def test_small_groups_are_not_calibrated(scorer, calibration):
     scores, images, features, _ = grouped_uploads(seed=1)
     combined, groups = scorer.combine(scores, images, features), upload_groups(features)
     assert len(UploadCalibration.calibrated(scorer, combined, groups, calibration, 2_000).groups) == 2
-    assert not UploadCalibration.calibrated(scorer, combined, groups, calibration, 2_001).groups
+    ungrouped = UploadCalibration.calibrated(scorer, combined, groups, calibration, 2_001)
+    assert not ungrouped.groups
+    assert not ungrouped.score(scores[:5], images[:5], features[:5]).own_group.any()
 
 
 def test_the_calibration_is_stored_with_its_groups(scorer, calibration):

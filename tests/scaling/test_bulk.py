@@ -1,6 +1,7 @@
 """Bulk jobs with the command itself: every kind of source, one row an image, interruption, and processes that die."""
 
 import io
+import json
 import os
 import signal
 import subprocess
@@ -150,6 +151,52 @@ def test_other_options_or_images_are_scored_again(tiny_store, folder, tmp_path):
     (folder / "0" / "new.png").write_bytes(FILES[30])
     assert "22 images in" in score(folder, *out, "--alpha", 0.3).stdout
     assert len(rows(tmp_path / "out")) == 22
+    (folder / "0" / "new.png").write_bytes(FILES[31] + b" ")  # a file of the same name
+    assert "22 images in" in score(folder, *out, "--alpha", 0.3).stdout
+
+
+def test_an_empty_source_removes_no_results(tiny_store, folder, tmp_path):
+    """A folder that is not mounted looks like an empty one."""
+    out = ("--to", tmp_path / "out", "--store", tiny_store, "--processes", 1)
+    score(folder, *out)
+    (tmp_path / "empty").mkdir()
+    done = score(tmp_path / "empty", *out)
+    assert (done.returncode, len(rows(tmp_path / "out"))) == (2, 21)
+    assert "holds no image" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_device_that_is_not_there_is_a_sentence(tiny_store, folder, tmp_path):
+    """And not one traceback for each process."""
+    done = score(folder, "--to", tmp_path / "out", "--store", tiny_store, "--device", "gpu")
+    assert done.returncode == 2
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+
+
+def test_arrays_of_flat_images_are_sources(tiny_store, expected, tmp_path):
+    """[N, 784] and [N, 1, 28, 28], as the command without --to reads them."""
+    for name, shape in (("flat", (40, 784)), ("channel", (40, 1, 28, 28))):
+        np.save(tmp_path / f"{name}.npy", IMAGES.reshape(shape))
+        done = score(tmp_path / f"{name}.npy", "--to", tmp_path / name, "--store", tiny_store, "--processes", 1)
+        assert "40 images" in done.stdout and " 0 errors" in done.stdout, done.stdout
+        assert np.allclose([row["score"] for row in rows(tmp_path / name)], expected, rtol=1e-4)
+
+
+def test_a_kind_with_too_few_calibration_images_is_a_row_with_the_reason(tmp_path, samples):
+    """The others are scored: in the shipped detector one group has fewer than alpha 0.001 needs."""
+    image = np.full((120, 120), 255, np.uint8)
+    image[20:100, 60] = 0  # a hairline
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "thin.png").write_bytes(png(image))
+    (tmp_path / "in" / "seven.png").write_bytes((samples / "seven.png").read_bytes())
+    options = ("--store", ROOT / "model_store", "--alpha", 0.001)
+    done = score(tmp_path / "in", "--to", tmp_path / "out", *options)
+    assert done.returncode == 0, done.stderr
+    seven, thin = rows(tmp_path / "out")
+    assert seven["is_anomaly"] is False and seven["error"] is None
+    assert "at least 999 calibration images" in thin["error"] and thin["score"] is None
+    printed = score(tmp_path / "in", "--format", "jsonl", *options)
+    assert printed.returncode == 2
+    assert ["error" in row for row in map(json.loads, printed.stdout.splitlines())] == [False, True]
 
 
 def test_an_image_that_ends_its_process_is_a_row_with_an_error(tiny_store, folder, tmp_path, monkeypatch):

@@ -22,10 +22,13 @@ def write_png(path, pixels):
 
 
 def test_array_file(tmp_path):
-    """An .npy gives its images, bit for bit, and no labels."""
+    """An .npy gives its images, shifted as the server shifts them, and no labels; without preparation bit for bit."""
     np.save(tmp_path / "My Digits.npy", IMAGES)
     dataset = load_dataset(str(tmp_path / "My Digits.npy"), data_dir=tmp_path)
-    assert np.array_equal(dataset.train.images, IMAGES)
+    centred, moved = centre_images(IMAGES)
+    assert np.array_equal(dataset.train.images, centred) and moved.any()
+    as_it_is = load_dataset(str(tmp_path / "My Digits.npy"), data_dir=tmp_path, preprocess="none")
+    assert np.array_equal(as_it_is.train.images, IMAGES)
     assert (dataset.name, dataset.train.labels, dataset.test) == ("my-digits", None, None)
 
 

@@ -131,8 +131,7 @@ def strip_gif(data: bytes) -> bytes:
     Pillow would gather all comments, and copy what it has for each further block of 255 bytes. A damaged file is cut where its
     blocks cannot be followed, and the decoder refuses it.
     """
-    flags = data[10] if len(data) > 10 else 0
-    position = 13 + (3 << (flags & 7) + 1 if flags & 0x80 else 0)  # after the colour table
+    position = gif_header_length(data)
     header, control = data[:position], b""
     while (found := _GIF_BLOCK.search(data, position)) and found[0] == b"!":
         position, end = found.start(), _after_gif_blocks(data, found.start() + 2)
@@ -140,6 +139,12 @@ def strip_gif(data: bytes) -> bytes:
             control = data[position:end]
         position = end
     return header + control + (data[found.start() :] if found else b"")
+
+
+def gif_header_length(data: bytes) -> int:
+    """Return the length of a GIF's header with its colour table."""
+    flags = data[10] if len(data) > 10 else 0
+    return 13 + (3 << (flags & 7) + 1 if flags & 0x80 else 0)
 
 
 def _after_gif_blocks(data: bytes, position: int) -> int:

@@ -5,6 +5,8 @@ Input: the bytes of an upload, which may be damaged. Output: a count, which is a
 
 from typing import Literal
 
+from app.detection.imaging.file_headers import gif_header_length
+
 _MAX_PAGES = 1000  # of a TIFF that are counted
 _GIF_FRAME = b"\x00\x21\xf9\x04"  # the end of a block and the start of a graphic control extension, which frames begin with
 
@@ -12,7 +14,8 @@ _GIF_FRAME = b"\x00\x21\xf9\x04"  # the end of a block and the start of a graphi
 def count_frames(data: bytes) -> int:
     """The number of pictures in the file, at least 1."""
     if data.startswith(b"GIF8"):
-        return max(1, data.count(_GIF_FRAME))
+        first = gif_header_length(data)
+        return max(1, data.startswith(_GIF_FRAME[1:], first) + data.count(_GIF_FRAME, first))
     if data.startswith(b"\x89PNG"):
         position = data.find(b"acTL", 0, 4096)  # APNG: before the first IDAT
         return max(1, int.from_bytes(data[position + 4 : position + 8])) if position > 0 else 1

@@ -36,3 +36,11 @@ def test_any_bytes_have_a_count(data, start):
     """Damaged files are counted too, and a chain of pages that leads back to itself ends."""
     assert count_frames(start + data) >= 1
     assert count_frames(b"II*\x00\x08\x00\x00\x00" + bytes(2) + b"\x08\x00\x00\x00") == 1
+
+
+@pytest.mark.parametrize("last", [0, 9])
+def test_the_first_frame_of_a_gif_counts_whatever_precedes_it(last):
+    """It may follow the colour table at once, whose last byte may be any."""
+    table = bytes(3 * 256 - 1) + bytes([last])
+    frame = b"\x21\xf9\x04\x00\x00\x00\x00\x00" + b"\x2c" + b"\x00" * 8 + b"\x00\x02\x01x\x00"
+    assert count_frames(b"GIF89a\x1c\x00\x1c\x00\xf7\x00\x00" + table + 2 * frame + b"\x3b") == 2

@@ -32,7 +32,8 @@ UPLOADS = 32_000
 MAX_COPIES = 4  # largest number of uploads of one image
 PICTURES = 3_000
 UNPREPARED_COPIES = 2  # of each image as it is, varied
-CHANNELS, KERNELS, DIGIT_LAYERS = (16, 32), (5, 3), (64,)  # of the digit network
+DIGIT_NETWORKS = 2
+CHANNELS, KERNELS, DIGIT_LAYERS = (16, 32), (5, 3), (64,)  # of a digit network
 PICTURE_LAYERS = (32, 16)
 MIN_STEPS, MAX_STEPS, UPLOADS_PER_STEP = 300, 4_000, 4  # fewer steps for small sets, which would be overfitted
 PICTURE_STEPS = 1_500
@@ -56,10 +57,11 @@ def fit_upload_scorer(
     uploads = uploads_of(chosen, seed, advance)
     anomalies = synthesise_uploads(_vary(chosen.images, synthetic_anomaly, g), seed=seed + 1, readable=False, advance=advance)
     pictures = synthesise_pictures(min(PICTURES, count), size=normal.images.shape[-1], seed=seed + 2, advance=advance)
-    advance = progress.begin("Fitting the upload networks", _digit_steps(count) + PICTURE_STEPS)
-    digit = _fit_digit_network(normal.images, uploads.images, anomalies.images, pictures.images, g, advance)
+    advance = progress.begin("Fitting the upload networks", DIGIT_NETWORKS * _digit_steps(count) + PICTURE_STEPS)
+    sources = _digit_sources(normal.images, uploads.images, anomalies.images, pictures.images, g)
+    digits = tuple(_fit_digit_network(sources, _digit_steps(count), g, advance) for _ in range(DIGIT_NETWORKS))
     return UploadScorer.fit(
-        score_images(network, uploads.images), uploads.features, _fit_networks(digit, uploads, pictures, g, advance)
+        score_images(network, uploads.images), uploads.features, _fit_networks(digits, uploads, pictures, g, advance)
     )
 
 
@@ -70,12 +72,10 @@ def uploads_of(images: LabelledImages, seed: int, advance: Advance = no_steps) -
     return synthesise_uploads(images.images, seed=seed, advance=advance)
 
 
-def _fit_digit_network(
-    images: Pixels, uploads: Pixels, anomalies: Pixels, pictures: Pixels, g: Generator, advance: Advance
-) -> ConvolutionalNetwork:
-    """Fit on prepared uploads with other pens, and on unprepared images, which vary more."""
+def _digit_sources(images: Pixels, uploads: Pixels, anomalies: Pixels, pictures: Pixels, g: Generator) -> tuple[Source, ...]:
+    """What a digit network learns from: prepared uploads with other pens, and unprepared images, which vary more."""
     unprepared = np.concatenate([images] * UNPREPARED_COPIES)
-    sources = (
+    return (
         Source(_flat(uploads, _vary(uploads, vary_pen, g)), 0.25, 0.0),
         Source(_flat(_vary(unprepared, augment_normal, g)), 0.25, 0.0),
         Source(_flat(anomalies, _vary(anomalies, vary_pen, g)), 0.22, 1.0),
@@ -83,10 +83,14 @@ def _fit_digit_network(
         Source(_flat(pictures), 0.06, 1.0),
     )
 
+
+def _fit_digit_network(sources: Sequence[Source], steps: int, g: Generator, advance: Advance) -> ConvolutionalNetwork:
+    """Fit from a random start, by a random order of the examples."""
+
     def prepare(pixels: Tensor) -> Tensor:
         return pixels.float() / 255 + PIXEL_NOISE * torch.randn(pixels.shape, generator=g)
 
-    side, channels = images.shape[-1], (1, *CHANNELS)
+    side, channels = math.isqrt(sources[0].inputs.shape[1]), (1, *CHANNELS)
     for size in KERNELS:
         side = (side - size) // STRIDE + 1
     parameters = []
@@ -98,7 +102,7 @@ def _fit_digit_network(
         sources,
         parameters,
         _convolutional_log_odds,
-        _digit_steps(len(uploads)),
+        steps,
         g,
         prepare=prepare,
         learning_rate=LEARNING_RATE,
@@ -124,9 +128,9 @@ def _digit_steps(uploads: int) -> int:
 
 
 def _fit_networks(
-    digit: ConvolutionalNetwork, uploads: Uploads, pictures: Uploads, g: Generator, advance: Advance
+    digits: tuple[ConvolutionalNetwork, ...], uploads: Uploads, pictures: Uploads, g: Generator, advance: Advance
 ) -> UploadNetworks:
-    """Fit the picture network, and put it together with the digit network."""
+    """Fit the picture network, and put it together with the digit networks."""
     features = uploads.features[:, SCORED_FEATURES]
     mean, std = features.mean(axis=0), np.maximum(features.std(axis=0), MIN_FEATURE_STD)
     normal, unusual = (torch.from_numpy(scale_features(each.features, mean, std)) for each in (uploads, pictures))
@@ -146,7 +150,7 @@ def _fit_networks(
         weight_decay=PICTURE_DECAY,
         advance=advance,
     )
-    return UploadNetworks(digit, _small_network(trained), mean, std, np.asarray(WEIGHTS, np.float32))
+    return UploadNetworks(digits, _small_network(trained), mean, std, np.asarray(WEIGHTS, np.float32))
 
 
 def _small_network(trained: list[Tensor]) -> SmallNetwork:

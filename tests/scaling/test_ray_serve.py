@@ -79,10 +79,17 @@ def test_the_configuration_file_serves(ray_python, tmp_path):
     start = [programs / "ray", "start", "--head", "--block", "--num-cpus=2", f"--port={cluster}", "--include-dashboard=false"]
     serve = [programs / "serve", "run", f"--address=127.0.0.1:{cluster}", str(config)]
     with running(start, log), running(serve, log) as process:
-        wait_for(lambda: "'oddigit' is ready" in log.read_text() or process.poll() is not None)
+        wait_for(lambda: len(replicas("oddigit")) == 2 or process.poll() is not None)  # min_replicas of the file
+        wait_for(lambda: is_ready(f"http://127.0.0.1:{port}") or process.poll() is not None)
         answer = httpx.post(f"http://127.0.0.1:{port}/score", content=GOOD, headers=PNG, timeout=60)
         assert answer.json()["results"][0]["is_anomaly"] is False, log.read_text()
-        assert len(replicas("oddigit")) == 2  # min_replicas of the file
+
+
+def is_ready(url):
+    try:
+        return httpx.get(f"{url}/readyz", timeout=60).status_code == 200
+    except httpx.TransportError:
+        return False
 
 
 @contextmanager

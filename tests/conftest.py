@@ -2,6 +2,7 @@
 
 import functools
 import os
+import signal
 from pathlib import Path
 
 import httpx
@@ -24,6 +25,7 @@ from app.training.scorer_fitting import score_images
 
 settings.register_profile("unhurried", deadline=None, derandomize=True)
 settings.load_profile("unhurried")
+signal.signal(signal.SIGINT, signal.default_int_handler)  # where a shell has the tests ignore it, their programs would too
 torch.set_num_threads(1)  # small batches, and other processes want the cores
 
 

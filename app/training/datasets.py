@@ -99,9 +99,8 @@ def load_dataset(
 
     The named sets are read from `data_dir` (torchvision's layout) and downloaded to it if missing. A folder holds images, or
     one folder of images for each class. An .npy is uint8 [N, S, S]; an .npz holds such `images` and optionally `labels`.
-    With the preparation `digit`, files are prepared as digits unless they are grey and of the network's size, and images that
-    lie off the middle are shifted there, as served ones are; with `none` files are only resized; `auto` chooses one of the two
-    by a sample of the images.
+    With the preparation `digit`, files are prepared unless they are grey and of the network's size, and images off the middle
+    are shifted there, as served ones are; with `none` files are only resized; `auto` chooses by a sample of the images.
 
     Raises:
         DataError: there is no such set, or it cannot be used.
@@ -116,14 +115,12 @@ def load_dataset(
     else:
         raise _no_such_set(source)
     prepared = (preprocess_digit(dataset.train.images[index]) for index in sample(len(dataset.train)))
-    if (preparation := choose_preparation(preprocess, prepared, source)) == "digit":  # shifted as served images are
-        test = dataset.test and _centred(dataset.test)
-        dataset = replace(dataset, train=_centred(dataset.train), test=test)
-    return replace(dataset, preprocess=preparation)
-
-
-def _centred(part: LabelledImages) -> LabelledImages:
-    return replace(part, images=centre_images(part.images)[0])
+    preparation = choose_preparation(preprocess, prepared, source)
+    if preparation == "none":
+        return replace(dataset, preprocess=preparation)
+    train = replace(dataset.train, images=centre_images(dataset.train.images)[0])
+    test = dataset.test and replace(dataset.test, images=centre_images(dataset.test.images)[0])
+    return DataSet(dataset.name, train, test, preparation)
 
 
 def _no_such_set(source: str) -> DataError:

@@ -77,7 +77,7 @@ def test_what_makes_no_sense_is_refused_before_any_work(oddigit, trained, stroke
 def test_a_changed_training_set_is_noticed(oddigit, trained, strokes_file, tmp_path, caplog):
     """Its images were learnt from; the threshold would be too low."""
     changed = tmp_path / strokes_file.name
-    np.save(changed, np.load(strokes_file)[:-1])
+    np.savez(changed, images=np.load(strokes_file)["images"][:-1])
     options = ["--store", trained, "--model", "strokes", "--device", "cpu", "--alpha", "0.1", "--name", "changed"]
     assert oddigit("calibrate", "--data", changed, *options).exit_code == 0
     assert "trained on a set of the same name" in caplog.text

@@ -200,7 +200,7 @@ class Endpoints:
         if media == NPY:
             size = upload.images.size * np.dtype(np.float32).itemsize
             if size > (most := self._settings.max_answers_bytes):
-                raise TooLarge(f"The reconstructions of so many images take {size:,} bytes; at most {most:,} are answered.")
+                raise TooLarge(f"The response would take {size:,} bytes; at most {most:,} are sent. Send fewer images.")
             return
         most = self._settings.max_pictures if media == JSON else min(self._settings.max_pictures, self._settings.max_images)
         if len(upload.infos) > most:

@@ -48,7 +48,7 @@ def score_in_bulk(sources: list[str], job: "Job", engine: Engine, processes: int
             from app.scaling import local
             from app.scaling.scoring import PartScorer
 
-            PartScorer(job)  # raises here, and not in each process, what is wrong with the device or the version
+            PartScorer(job)  # raises the errors of the device and the version here, and not in each process
             found = _reported(local.score(job, parts, processes or os.cpu_count() or 1))
         if not found:
             raise SourceError(f"There are no images in {', '.join(sources)}; {job.destination} stays as it is.")

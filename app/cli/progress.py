@@ -32,7 +32,7 @@ def counted_on_terminal(items: Iterator[Item]) -> Iterator[Item]:
 
 
 class LineProgress:
-    """Prints a line an epoch, and of a stage a line every 20 seconds, for logs and pipes."""
+    """Prints a line for each epoch, and a line every 20 seconds of a stage, for logs and pipes."""
 
     def start(self, epoch: int, epochs: int, images: int) -> None:
         self._first_epoch = epoch
@@ -56,7 +56,7 @@ class LineProgress:
 
 
 class _StageLines:
-    """Prints how far a stage is, at most every 20 seconds."""
+    """Prints the progress of one stage, at most every 20 seconds."""
 
     def __init__(self, stage: str, steps: int) -> None:
         self._stage, self._steps, self._done = stage, steps, 0

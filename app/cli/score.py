@@ -155,10 +155,10 @@ def _score_batch(detector: "Detector", batch: Sequence[Input], alpha: float | No
     features = stack_features([image.features for image in images])
     detections = detector.detect(np.stack([image.image for image in images]), features)
     alpha = detector.bundle.card.alpha if alpha is None else alpha
-    unknown = {size: too_few_images(alpha, size) for size in set(detections.calibration_sizes.tolist())}
+    errors = [too_few_images(alpha, size) for size in detections.calibration_sizes.tolist()]
     return [
         {"name": each.name, "error": error}
-        if (error := unknown[int(detections.calibration_sizes[index])])
+        if (error := errors[index])
         else {
             "name": each.name,
             "score": float(detections.scores[index]),

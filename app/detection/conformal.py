@@ -87,20 +87,18 @@ def benjamini_hochberg(p_values: NDArray[np.float64], fdr: float) -> float:
 
 def check_images(alpha: float, images: int) -> None:
     """Raise CalibrationError if a threshold at `alpha` needs more calibration images than `images`."""
-    if images < images_needed(alpha):
-        raise CalibrationError(
-            f"alpha {alpha:g} needs at least {images_needed(alpha):,} calibration images, but there are {images:,}. "
-            "Ask for a larger alpha or calibrate with more images."
-        )
+    if message := too_few_images(alpha, images):
+        raise CalibrationError(message)
 
 
 def too_few_images(alpha: float, images: int) -> str | None:
-    """The message of `check_images`, None where it raises nothing."""
-    try:
-        check_images(alpha, images)
-    except CalibrationError as error:
-        return str(error)
-    return None
+    """Return a message if a threshold at `alpha` needs more calibration images than `images`, else None."""
+    if images >= images_needed(alpha):
+        return None
+    return (
+        f"alpha {alpha:g} needs at least {images_needed(alpha):,} calibration images, but there are {images:,}. "
+        "Ask for a larger alpha or calibrate with more images."
+    )
 
 
 def images_needed(alpha: float) -> int:

@@ -122,7 +122,7 @@ class Detector:
         card, uploads = self.bundle.card, self.bundle.uploads
         sizes = np.full(len(scores), self.bundle.calibration.n)
         prepared = np.zeros(len(scores), np.bool_) if features is None else ~np.isnan(features[:, 0])
-        calibrated = prepared == (card.uploads == "own")  # else on unprepared images
+        calibrated = prepared == (card.uploads == "own")  # other versions are calibrated on unprepared images
         if features is None or uploads is None:
             return MappedUploads(scores, sizes, calibrated)
         scores = scores.copy()

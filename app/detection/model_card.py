@@ -60,7 +60,7 @@ class Card(_Strict):
     alpha: float = Field(gt=0, lt=1)
     threshold: float
     calibration_images: int = Field(ge=1)
-    # What prepared images are calibrated on: the `own` calibration images, which were prepared, or `synthesised` uploads.
+    # Calibration of prepared images: on the `own` calibration images, which were prepared, or on `synthesised` uploads.
     uploads: str | None = None
     training: dict[str, Any]  # the training configuration and seed
     data: dict[str, Any]  # the training data, with digests

@@ -79,18 +79,17 @@ class PartScorer:
     def _detect(self, images: list[PreprocessedImage]) -> Iterator[Row]:
         pixels = np.stack([image.image for image in images])
         detections = self._detector.detect(pixels, stack_features([image.features for image in images]))
-        unknown = {size: too_few_images(self._alpha, size) for size in set(detections.calibration_sizes.tolist())}
         columns = (
-            [unknown[size] for size in detections.calibration_sizes.tolist()],
+            [too_few_images(self._alpha, size) for size in detections.calibration_sizes.tolist()],
             detections.scores.tolist(),
             detections.p_values.tolist(),
             detections.reconstruction_errors.tolist(),
             detections.embeddings.tolist(),
             detections.calibrated.tolist(),
         )
-        for image, refusal, score, p_value, error, embedding, calibrated in zip(images, *columns, strict=True):
-            if refusal:
-                yield {"error": refusal}
+        for image, too_few, score, p_value, error, embedding, calibrated in zip(images, *columns, strict=True):
+            if too_few:
+                yield {"error": too_few}
                 continue
             yield {
                 "score": score,
@@ -120,7 +119,7 @@ class PartScorer:
 
 @cache
 def _card_digest(version: str) -> str:
-    """Of the card, which lists the digests of the detector's files: versions of one name and number may be different ones."""
+    """The digest of the card, which lists the digests of all files: two stores may hold different versions of one number."""
     return hashlib.sha256((Path(version) / CARD).read_bytes()).hexdigest()
 
 

@@ -37,7 +37,7 @@ class Slice(NamedTuple):
     start: int = 0  # array: the first image; member: its offset in bytes; rows: the row group
     stop: int = 1  # array: after the last image; member: after its last byte; rows: the number of rows
     name: str = ""  # of a member
-    stamp: str = ""  # size and time of the file, or what its file system has instead: a file with another one is another file
+    stamp: str = ""  # size and modification time of the file, or its ETag: differs when the content of the file differs
 
     @property
     def images(self) -> int:
@@ -132,7 +132,7 @@ def _stamp(path: str) -> str:
 
 def _local_files(path: str) -> Iterator[str]:
     if Path(path).is_dir():
-        yield from _walk(path)  # raises where there is nothing, as a folder may not be mounted
+        yield from _walk(path)
     elif Path(path).exists():
         yield path
     elif glob.has_magic(path):
@@ -145,13 +145,17 @@ def _local_files(path: str) -> Iterator[str]:
 
 
 def _walk(folder: str) -> Iterator[str]:
-    """The image files below a folder, one folder at a time, so that memory stays small. Raises SourceError."""
+    """The image files below a folder, one folder at a time, so that memory stays small.
 
-    def refuse(error: OSError) -> None:
+    Raises:
+        SourceError: a folder cannot be read, or there is no file. An empty folder may be a disk that is not mounted.
+    """
+
+    def raise_error(error: OSError) -> None:
         raise SourceError(f"{error.filename} cannot be read: {error.strerror}.") from error
 
     empty = True
-    for root, folders, files in os.walk(folder, onerror=refuse):
+    for root, folders, files in os.walk(folder, onerror=raise_error):
         folders.sort()
         for name in sorted(files):
             if Path(name).suffix.lower() in _SUFFIXES:
@@ -193,24 +197,20 @@ def _open(path: str) -> BinaryIO:
 
 def _array_slices(path: str) -> Iterator[Slice]:
     with _open(path) as file:
-        count, _ = _images_of(*read_npy_header(file.read(_HEADER_BYTES))[:2])
+        shape, _, _ = read_npy_header(file.read(_HEADER_BYTES))
+    count = shape[0] if len(shape) > 1 else 1
     for start in range(0, count, PART_IMAGES):
         yield Slice("array", path, start, min(start + PART_IMAGES, count))
 
 
-def _images_of(shape: tuple[int, ...], order: str) -> tuple[int, int]:
-    """How many images an array in C order holds, and of how many pixels. Raises ValueError."""
+def _read_array(piece: Slice, file: BinaryIO, size: int) -> Iterator[Item]:
+    """The images of a part of an array [N, S, S], [N, S * S], [N, 1, S, S] or [N, S, S, 1], or of one image [S, S]."""
+    shape, order, offset = read_npy_header(file.read(_HEADER_BYTES))
     if order != "C":
         raise ValueError("the array is not in C order; save np.ascontiguousarray(images)")
-    square = len(shape) == 2 and shape[0] == shape[1]  # one image
-    return (1, math.prod(shape)) if square else (shape[0], math.prod(shape[1:])) if shape else (1, 1)
-
-
-def _read_array(piece: Slice, file: BinaryIO, size: int) -> Iterator[Item]:
-    shape, order, offset = read_npy_header(file.read(_HEADER_BYTES))
-    if _images_of(shape, order)[1] != size * size:
+    if shape != (size, size) and (len(shape) < 2 or math.prod(shape[1:]) != size * size):
         raise ValueError(f"the array is not [N, {size}, {size}] or [N, {size * size}]")
-    count = piece.stop - piece.start
+    count = 1 if shape == (size, size) else piece.stop - piece.start
     file.seek(offset + piece.start * size * size)
     content = file.read(count * size * size)
     if len(content) != count * size * size:

@@ -70,12 +70,13 @@ class DataSet:
     train: LabelledImages
     test: LabelledImages | None = None
     preprocess: Preparation = "digit"
+    stored_digest: str = ""  # of the images before they were shifted to the middle
 
     @cached_property
     def digest(self) -> str:
-        """sha256 over all pixels in their order, independent of the files that they came from."""
+        """sha256 over all pixels as they are stored, independent of the files that they came from."""
         parts = [self.train.images] if self.test is None else [self.train.images, self.test.images]
-        return hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest()
+        return self.stored_digest or hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest()
 
     @property
     def test_or_all(self) -> LabelledImages:
@@ -99,8 +100,8 @@ def load_dataset(
 
     The named sets are read from `data_dir` (torchvision's layout) and downloaded to it if missing. A folder holds images, or
     one folder of images for each class. An .npy is uint8 [N, S, S]; an .npz holds such `images` and optionally `labels`.
-    With the preparation `digit`, files are prepared unless they are grey and of the network's size, and images off the middle
-    are shifted there, as served ones are; with `none` files are only resized; `auto` chooses by a sample of the images.
+    `preprocess`: with `digit`, files are prepared unless they are grey and of the network's size, and images off the middle are
+    shifted there, as served ones are; with `none`, files are only resized; `auto` chooses by a sample of the images.
 
     Raises:
         DataError: there is no such set, or it cannot be used.
@@ -120,7 +121,7 @@ def load_dataset(
         return replace(dataset, preprocess=preparation)
     train = replace(dataset.train, images=centre_images(dataset.train.images)[0])
     test = dataset.test and replace(dataset.test, images=centre_images(dataset.test.images)[0])
-    return DataSet(dataset.name, train, test, preparation)
+    return DataSet(dataset.name, train, test, preparation, dataset.digest)
 
 
 def _no_such_set(source: str) -> DataError:

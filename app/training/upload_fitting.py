@@ -73,7 +73,7 @@ def uploads_of(images: LabelledImages, seed: int, advance: Advance = no_steps) -
 
 
 def _digit_sources(images: Pixels, uploads: Pixels, anomalies: Pixels, pictures: Pixels, g: Generator) -> tuple[Source, ...]:
-    """What a digit network learns from: prepared uploads with other pens, and unprepared images, which vary more."""
+    """The training examples of a digit network: prepared uploads with other pens, and unprepared images, which vary more."""
     unprepared = np.concatenate([images] * UNPREPARED_COPIES)
     return (
         Source(_flat(uploads, _vary(uploads, vary_pen, g)), 0.25, 0.0),

@@ -19,7 +19,7 @@ def test_evaluate(oddigit, trained, tmp_path):
     assert sorted(trained.rglob("*")) == before
 
 
-def test_sets_of_the_normal_images_name_get_another_one(oddigit, trained, tmp_path):
+def test_a_set_with_the_name_of_the_normal_images_gets_another_name(oddigit, trained, tmp_path):
     """No picture overwrites that of the normal images."""
     for folder, seed in (("good", 0), ("bad", 1)):
         (tmp_path / folder).mkdir()

@@ -24,12 +24,12 @@ def damage(prepared: Pixels, ink: NDArray[np.floating]) -> float:
     strokes, wide = truth.sum(), _grown(truth)
     found = np.pad(found, 1)
     inked, grown = found.sum(), _grown(found)
-    worse = []
+    damages = []
     for down in range(3):  # a prepared image may lie a pixel off
         for right in range(3):
             part = np.s_[down : down + len(truth), right : right + len(truth)]
-            worse.append(max((truth & ~grown[part]).sum() / strokes, 1 - (found[part] & wide).sum() / inked))
-    return float(min(worse))
+            damages.append(max((truth & ~grown[part]).sum() / strokes, 1 - (found[part] & wide).sum() / inked))
+    return float(min(damages))
 
 
 def _canonical(ink: NDArray[np.floating], size: int) -> Floats:

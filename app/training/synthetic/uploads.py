@@ -32,7 +32,7 @@ CROPPED_SHARE = 0.25  # tightly cropped
 SMALL_SHARE = 0.4  # digits of 12 to 24 pixels
 BILEVEL_SHARE = 0.35  # at one bit a pixel
 
-READABLE = 0.05  # largest damage by the preparation
+MAX_DAMAGE = 0.05  # of a readable upload by the preparation, see damage.py
 _TRIES = 5  # to draw a readable upload of one image
 _CHUNK = 100  # images that a process prepares at a time, in about a second
 _LEAST_CHUNKS = 4  # for which processes are started
@@ -63,7 +63,7 @@ def synthesise_pictures(count: int, *, size: int, seed: int, advance: Advance = 
 def _upload(image: Pixels, rng: Rng, *, readable: bool) -> PreprocessedImage:
     for _ in range(_TRIES if readable else 1):
         prepared = preprocess_digit(draw_upload(image, rng), size=len(image))
-        if not readable or damage(prepared.image, image / np.float32(255)) <= READABLE:
+        if not readable or damage(prepared.image, image / np.float32(255)) <= MAX_DAMAGE:
             break
     return prepared
 

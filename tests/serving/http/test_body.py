@@ -111,7 +111,7 @@ def test_a_body_that_trickles_is_not_waited_for(monkeypatch):
         return {"type": "http.request", "body": b"x" * size, "more_body": True}
 
     size = 1  # 50 bytes a second
-    with pytest.raises(RequestTimeout):
+    with pytest.raises(RequestTimeout, match="less than 4,096 bytes a second"):
         asyncio.run(asyncio.wait_for(read_body(limited(trickling), {}, limit=10**6), 5))
     size = 400  # 20 KB a second: until the limit of the body
     with pytest.raises(TooLarge):

@@ -22,8 +22,8 @@ Values = NDArray[np.floating[Any]]
 Floats = NDArray[np.float32]
 
 # Of the log-odds of the digit networks and the picture network, beside an image score and feature distance of about 1. With
-# 0.25 for the first, 97 % of photographs of digits are accepted rather than 98 %. With 0.15 for the second too, 93 % of photographs
-# of things are flagged rather than 97 %.
+# 0.25 for the first, 97 % of photographs of digits are accepted rather than 98 %. With 0.15 for the second too, 93 % of
+# photographs of things are flagged rather than 97 %.
 WEIGHTS = (0.2, 0.25)
 LARGEST_LOG_ODDS = 8.0  # of a digit network: it is more certain only of images unlike those that it was trained on
 FEATURE_RANGE = (-4.0, 6.0)  # in standard deviations

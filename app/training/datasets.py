@@ -1,8 +1,7 @@
 """Data sets: a name, a folder or an array file in, uint8 images out, split by a seed.
 
 Images are uint8 [N, 28, 28], 0 = background, 255 = ink. Files of a folder are decoded and prepared as the server does with
-uploads, as digits or not at all; those that cannot be read are skipped, and named in the log. What cannot be used raises a
-`DataError`.
+uploads, as digits or not at all; those that cannot be read are skipped and logged. A set that cannot be used is a `DataError`.
 """
 
 import contextlib
@@ -74,7 +73,7 @@ class DataSet:
 
     @cached_property
     def digest(self) -> str:
-        """sha256 over all pixels as they are stored, independent of the files that they came from."""
+        """sha256 over all pixels as they are stored, whatever files they came from."""
         parts = [self.train.images] if self.test is None else [self.train.images, self.test.images]
         return self.stored_digest or hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest()
 

@@ -91,9 +91,8 @@ class RequestMiddleware:
         context = RequestContext(scope, body, send, limits.answers, closing=self._draining.on)
         try:
             context.check_head()
-            if (
-                self._root_path and path == self._root_path and scope["method"] in ("GET", "HEAD")
-            ):  # links of the page are relative
+            if self._root_path and path == self._root_path and scope["method"] in ("GET", "HEAD"):
+                # The links of the page are relative to this path with its slash.
                 await context.respond(Response(status_code=308, headers={"location": f"{path}/"}))
                 return
             if not self._auth.disabled and route not in PUBLIC_PATHS and not route.startswith(_PUBLIC_PREFIXES):

@@ -1,19 +1,24 @@
 """The command `export`."""
 
+import io
 import shutil
 from dataclasses import replace
 
 import pytest
+import torch
 
 from app.detection import store
-from app.detection.bundle import DETECTOR_ONNX, ONNX_FILES
+from app.detection.bundle import DETECTOR_ONNX, ONNX_FILES, WEIGHTS
 
 
 @pytest.fixture(scope="module")
 def old_store(tiny_bundle, tmp_path_factory):
-    """A store with one version that has no ONNX models, as an older release published it."""
+    """A store with one version that has no ONNX models, and other bytes for the same weights, as an older release wrote it."""
     root = tmp_path_factory.mktemp("old")
     files = {name: content for name, content in tiny_bundle.files.items() if name not in ONNX_FILES}
+    torch.save(torch.load(io.BytesIO(files[WEIGHTS]), weights_only=True), root / "autoencoder.pth")  # names its archive
+    assert (root / "autoencoder.pth").read_bytes() != files[WEIGHTS]
+    files[WEIGHTS] = (root / "autoencoder.pth").read_bytes()
     store.publish(replace(tiny_bundle, files=files), root)
     return root
 

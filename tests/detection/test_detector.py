@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from strokes import stroke_images
 
 from app.detection.detector import Detections, Detector, SelfCheckError
+from app.detection.imaging.upload_features import FEATURE_NAMES
 from app.detection.model_card import SelfCheck
 
 IMAGES = stroke_images(70, seed=4)
@@ -34,6 +35,14 @@ def test_p_values_are_those_of_the_calibration(detector):
     seen, card = detector.detect(IMAGES), detector.bundle.card
     assert np.array_equal(seen.p_values, detector.bundle.calibration.p_values(seen.scores))
     assert np.array_equal(seen.scores > card.threshold, seen.p_values <= card.alpha)
+
+
+@pytest.mark.parametrize(("uploads", "expected"), [(None, [True, False]), ("own", [False, True])])
+def test_images_of_another_preparation_than_the_calibrations_are_told(tiny_bundle, uploads, expected):
+    """Of an unprepared and a prepared image: one of the two is like the images that the detector was calibrated on."""
+    bundle = replace(tiny_bundle, card=tiny_bundle.card.model_copy(update={"uploads": uploads}))
+    features = np.stack([np.full(len(FEATURE_NAMES), np.nan), np.zeros(len(FEATURE_NAMES))]).astype(np.float32)
+    assert Detector(bundle, "cpu").detect(IMAGES[:2], features).calibrated.tolist() == expected
 
 
 def test_pictures_come_where_they_are_asked_for(detector):

@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import os
 import signal
 import subprocess
@@ -179,6 +180,15 @@ def test_arrays_of_flat_images_are_sources(tiny_store, expected, tmp_path):
         done = score(tmp_path / f"{name}.npy", "--to", tmp_path / name, "--store", tiny_store, "--processes", 1)
         assert "40 images" in done.stdout and " 0 errors" in done.stdout, done.stdout
         assert np.allclose([row["score"] for row in rows(tmp_path / name)], expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(784, 784), (28, 28), (1, 784)])
+def test_the_images_of_an_array_are_counted_by_the_size_of_the_model(tmp_path, shape):
+    """784 flat images are no image of 784x784 pixels, and one image is one."""
+    np.save(tmp_path / "a.npy", np.zeros(shape, np.uint8))
+    (part,) = divide([str(tmp_path / "a.npy")])
+    found = [item for piece in part for item in sources.read(piece, 28)]
+    assert len(found) == math.prod(shape) // 784 and not any(item.error for item in found)
 
 
 def test_a_kind_with_too_few_calibration_images_is_a_row_with_the_reason(tmp_path, samples):

@@ -130,6 +130,15 @@ def test_questions_of_all_kinds_at_once_get_their_own_answers(client):
 # ------------------------------------------------------------------------------------------------------------- the pictures
 
 
+def test_reconstructions_that_exceed_the_memory_of_responses_are_refused(client):
+    """22,000 take 69 MB; the scores of as many images are answered."""
+    body = npy(np.zeros((22_000, 28, 28), np.uint8))
+    headers = {"content-type": NPY, "accept": NPY}
+    refused = client.post("/reconstruct", content=body, headers=headers)
+    assert refused.status_code == 413 and "Send fewer images" in refused.json()["detail"]
+    assert client.post("/score?watch=0", content=body, headers=headers).status_code == 200
+
+
 def test_a_reconstruction_comes_as_three_pictures_an_image(client):
     """Input, reconstruction and error map are 28x28 PNGs; the input is the image that was sent, centred."""
     results = ask(client, "/reconstruct").json()["results"]

@@ -62,10 +62,10 @@ def score(
 ) -> None:
     """Score images: how anomalous is each, and is it an anomaly?
 
-    Ends with 0; with 1 for an anomaly where --fail-on-anomaly asks for that; with 2 when an image cannot be read, or is of a
-    kind of which too few were calibrated for --alpha, though the others are scored all the same; with 130 after Ctrl-C, when
-    the rows so far are written. With --to, such an image is a row with its error, and what an interrupted job has written is
-    not scored again.
+    Ends with 0; with 1 for an anomaly where --fail-on-anomaly asks for that; with 2 when an image cannot be read, or when too
+    few images of its kind were calibrated for --alpha (the other images are scored); with 130 after Ctrl-C, when the rows so
+    far are written. With --to, such an image is a row with its error, and an image that an interrupted job has scored is not
+    scored again.
     """
     if alpha is not None and not 0 < alpha < 1:
         raise typer.BadParameter("must lie between 0 and 1, both excluded", param_hint="--alpha")

@@ -92,7 +92,10 @@ class LimitedReceive:
         """
         if self.complete:  # what follows is the disconnect, however long that takes
             return await self._receive()
-        message = await self._receive_in_time()
+        try:
+            message = await _receive_within(self._receive, self._seconds_left())
+        except TimeoutError:
+            raise RequestTimeout(self._timeout_message()) from None
         self.complete = not message.get("more_body", False)
         size = len(message.get("body", b""))
         self.received += size
@@ -108,15 +111,15 @@ class LimitedReceive:
                 await asyncio.sleep(delay)
         return message
 
-    async def _receive_in_time(self) -> Message:
-        left_s = self._due - time.monotonic() if self._due else self._timeout_s
-        if left_s >= self._timeout_s:
-            return await _receive_within(
-                self._receive, self._timeout_s, f"Nothing of the body was received for {self._timeout_s:g} seconds."
-            )
-        return await _receive_within(
-            self._receive, max(0.0, left_s), f"The body arrives at less than {_MIN_RATE:,} bytes a second."
-        )
+    def _seconds_left(self) -> float:
+        if not self._due:
+            return self._timeout_s
+        return max(0.0, min(self._timeout_s, self._due - time.monotonic()))
+
+    def _timeout_message(self) -> str:
+        if self._due and time.monotonic() >= self._due:
+            return f"The body arrives at less than {_MIN_RATE:,} bytes a second."
+        return f"Nothing of the body was received for {self._timeout_s:g} seconds."
 
     def release(self) -> None:
         """Give the reservation back, once nothing refers to the body."""
@@ -131,8 +134,8 @@ class LimitedReceive:
         self._reserved = size
 
 
-async def _receive_within(receive: Receive, timeout_s: float, problem: str) -> Message:
-    """`receive()` with a timeout, which is only started when the message is not there yet. Raises RequestTimeout(`problem`).
+async def _receive_within(receive: Receive, timeout_s: float) -> Message:
+    """`receive()` with a timeout, which is only started when the message is not there yet. Raises TimeoutError.
 
     Nearly always it is there. asyncio.timeout costs 4.8 us, 5 % of a small request.
     """
@@ -142,11 +145,8 @@ async def _receive_within(receive: Receive, timeout_s: float, problem: str) -> M
     except StopIteration as finished:
         message: Message = finished.value
         return message
-    try:
-        async with asyncio.timeout(timeout_s):
-            return await _resume(pending, first)
-    except TimeoutError:
-        raise RequestTimeout(problem) from None
+    async with asyncio.timeout(timeout_s):
+        return await _resume(pending, first)
 
 
 @coroutine

@@ -2,13 +2,17 @@
 
 import multiprocessing
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from typing import TypeVar
 
 from pebble import ProcessExpired, ProcessFuture, ProcessPool
 
 from app.scaling.scoring import Done, Job, PartScorer, Row, complete, write
 from app.scaling.sources import Slice
 
+T = TypeVar("T")
+_ENDED = (ProcessExpired, BrokenProcessPool)  # a process ended in its work; before it reported that it had begun
 _AHEAD = 2  # parts for each process that are scored or wait: the next one is there, and memory stays small
 
 _scorer: PartScorer | None = None  # of this process
@@ -16,9 +20,7 @@ _scorer: PartScorer | None = None  # of this process
 
 def score(job: Job, parts: Iterable[Sequence[Slice]], processes: int) -> Iterator[Done]:
     """Score the parts that are not complete yet; yields each part when it is, in order."""
-    pool = ProcessPool(
-        max_workers=processes, initializer=_load, initargs=(job,), context=multiprocessing.get_context("forkserver")
-    )
+    pool = _Pool(job, processes)
     waiting: deque[tuple[int, Sequence[Slice], ProcessFuture[Done]]] = deque()
     finished = False
     try:
@@ -26,18 +28,38 @@ def score(job: Job, parts: Iterable[Sequence[Slice]], processes: int) -> Iterato
             if (done := complete(job, index, part)) is not None:
                 yield done
                 continue
-            waiting.append((index, part, pool.schedule(_score_part, args=(job, index, part))))
+            waiting.append((index, part, pool.schedule(_score_part, job, index, part)))
             if len(waiting) >= _AHEAD * processes:
                 yield _result(pool, job, *waiting.popleft())
         while waiting:
             yield _result(pool, job, *waiting.popleft())
         finished = True
     finally:
-        if finished:
-            pool.close()  # type: ignore[no-untyped-call]
+        pool.stop(at_once=not finished)
+
+
+class _Pool:
+    """Processes with a detector each. pebble gives a pool up where a process ends before it reports work: it is replaced."""
+
+    def __init__(self, job: Job, processes: int) -> None:
+        self._job, self._processes = job, processes
+        self._pool = self._new_pool()
+
+    def schedule(self, function: Callable[..., T], *arguments: object) -> "ProcessFuture[T]":
+        if not self._pool.active:
+            self._pool = self._new_pool()
+        return self._pool.schedule(function, args=arguments)
+
+    def stop(self, at_once: bool) -> None:
+        if at_once or not self._pool.active:
+            self._pool.stop()  # type: ignore[no-untyped-call]
         else:
-            pool.stop()  # type: ignore[no-untyped-call]
-        pool.join()
+            self._pool.close()  # type: ignore[no-untyped-call]
+        self._pool.join()
+
+    def _new_pool(self) -> ProcessPool:
+        context = multiprocessing.get_context("forkserver")
+        return ProcessPool(max_workers=self._processes, initializer=_load, initargs=(self._job,), context=context)
 
 
 def _load(job: Job) -> None:
@@ -54,19 +76,19 @@ def _score_rows(part: Sequence[Slice]) -> list[Row]:
     return _scorer.rows(part)
 
 
-def _result(pool: ProcessPool, job: Job, index: int, part: Sequence[Slice], future: "ProcessFuture[Done]") -> Done:
+def _result(pool: _Pool, job: Job, index: int, part: Sequence[Slice], future: "ProcessFuture[Done]") -> Done:
     """The result of a part. Where its process ended, the image that is the cause gets an error, and the others are scored."""
     try:
         return future.result()
-    except ProcessExpired:
+    except _ENDED:
         return write(job, index, part, _isolate(pool, part))
 
 
-def _isolate(pool: ProcessPool, part: Sequence[Slice]) -> list[Row]:
+def _isolate(pool: _Pool, part: Sequence[Slice]) -> list[Row]:
     """The rows of a part, in halves until the slice is found that ends a process."""
     try:
-        return pool.schedule(_score_rows, args=(part,)).result()
-    except ProcessExpired:
+        return pool.schedule(_score_rows, part).result()
+    except _ENDED:
         if len(part) == 1:
             return [{"name": part[0].path, "error": "reading it ended the process"}]
         half = len(part) // 2

@@ -92,7 +92,7 @@ def test_detection_on_a_cpu_imports_no_torch(shipped_store):
     code = (
         "import sys, numpy as np; from pathlib import Path; from app.detection import store;"
         "from app.detection.detector import Detector;"
-        f"detector = Detector(store.load(store.find(Path({str(shipped_store)!r}), 'mnist')));"
+        f"detector = Detector(store.load(store.find(Path({str(shipped_store)!r}), 'mnist')), 'cpu');"
         "detector.self_check(); detector.detect(np.zeros((3, 28, 28), np.uint8), error_maps=True);"
         "assert not {'torch', 'onnx', 'scipy'} & set(sys.modules)"
     )

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tarfile
 import time
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy as np
@@ -209,11 +210,17 @@ def test_a_kind_with_too_few_calibration_images_is_a_row_with_the_reason(tmp_pat
     assert ["error" in row for row in map(json.loads, printed.stdout.splitlines())] == [False, True]
 
 
-def test_an_image_that_ends_its_process_is_a_row_with_an_error(tiny_store, folder, tmp_path, monkeypatch):
-    """The others are scored all the same."""
+@pytest.mark.parametrize("reported", [True, False], ids=["while it works", "before it reports that it works"])
+def test_an_image_that_ends_its_process_is_a_row_with_an_error(tiny_store, folder, tmp_path, monkeypatch, reported):
+    """The others are scored all the same, also where pebble gives its pool up."""
     from app.scaling import local
     from app.scaling.scoring import Job
 
+    def give_up(manager, worker):
+        raise BrokenProcessPool("All workers expired")
+
+    if not reported:
+        monkeypatch.setattr("pebble.pool.process.PoolManager.find_expired_task", give_up)
     monkeypatch.setattr(local, "PartScorer", Fragile)
     context = __import__("multiprocessing").get_context("fork")  # so that the processes have the fragile scorer
     monkeypatch.setattr(local.multiprocessing, "get_context", lambda kind: context)

@@ -4,7 +4,7 @@ import signal
 import socket
 import sys
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import httpx
@@ -25,7 +25,12 @@ def children(pid):
 
 
 def sockets(pid):
-    return sum("socket:" in str(file.readlink()) for file in Path(f"/proc/{pid}/fd").iterdir())
+    """The number of sockets that a process has open."""
+    count = 0
+    for file in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed since the folder was listed
+            count += "socket:" in str(file.readlink())
+    return count
 
 
 @linux

@@ -70,6 +70,39 @@ def test_a_key_is_asked_for_and_kept_in_the_tab(browser, tiny_store, tmp_path):
         assert page.locator("#trouble").is_hidden()
 
 
+def test_a_late_refusal_of_an_old_key_does_not_stop_the_page(browser, tiny_store, tmp_path):
+    """A request that was sent with a wrong key, and refused after the right one was entered, is sent again with that one."""
+    variables = {"ODDIGIT_STORE": str(tiny_store), "ODDIGIT_API_KEYS": f"k:{KEY}", "ODDIGIT_DRAIN_S": "0"}
+    with (
+        serving(tmp_path / "log", **variables) as server,
+        opened(browser, server.url, expected=[*NETWORK, "401"]) as page,
+    ):
+        page.locator("#key-form").wait_for()
+        held = []
+
+        def hold(route):
+            """Refusals of the wrong key wait until the right one is entered; its first answer lets them go."""
+            if route.request.headers.get("x-api-key") == "wrong":
+                held.append(route)
+            else:
+                route.continue_()
+
+        page.route("**/model", hold)
+        page.locator("#key").fill("wrong")
+        with page.expect_request(
+            lambda request: request.headers.get("x-api-key") == "wrong" and request.url.endswith("/model")
+        ):
+            page.locator("#key").press("Enter")
+        page.locator("#key").fill(KEY)
+        page.locator("#key").press("Enter")
+        page.locator("#trouble").wait_for(state="hidden")
+        assert held
+        for route in held:
+            route.continue_()
+        page.locator("#model").filter(has_text="mnist/1").wait_for()
+        assert page.locator("#trouble").is_hidden()
+
+
 def test_the_page_works_under_a_prefix(browser, server, samples):
     """Its files, modules, questions and views come from below the prefix."""
     with Proxy(server, "/some/prefix") as proxy, opened(browser, f"{proxy.url}/") as page:

@@ -56,15 +56,18 @@ export async function ask(path, { quiet = false, ...options } = {}) {
 export const askJson = async (path, options) => (await ask(path, options)).json();
 
 async function send(path, { headers = {}, ...options }) {
+  const sentKey = key;
   let response;
   try {
     if (isStatic) response = await (await import("./local.js")).respond(path, options);
-    else response = await fetch(path, { ...options, headers: key ? { ...headers, "X-API-Key": key } : headers });
+    else response = await fetch(path, { ...options, headers: sentKey ? { ...headers, "X-API-Key": sentKey } : headers });
   } catch {
     throw new Failure("offline", "The server does not answer. The page tries again by itself.", 1);
   }
   if (response.ok) return response;
-  throw await failureOf(response);
+  const failure = await failureOf(response);
+  if (failure.kind === "key" && key !== sentKey) return send(path, { headers, ...options });  // another key was entered meanwhile
+  throw failure;
 }
 
 async function failureOf(response) {

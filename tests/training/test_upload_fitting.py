@@ -27,7 +27,7 @@ class Network:
 @pytest.fixture(scope="module")
 def scorer(drawings):
     patch = pytest.MonkeyPatch()
-    for name, value in (("UPLOADS", 200), ("PICTURES", 100), ("PICTURE_STEPS", 200)):
+    for name, value in (("UPLOADS", 200), ("PICTURES", 100), ("PICTURE_STEPS", 200), ("MIN_STEPS", 100)):
         patch.setattr(upload_fitting, name, value)
     patch.setattr(upload_fitting, "score_images", lambda network, images: np.ones(len(images), np.float32))
     yield upload_fitting.fit_upload_scorer(Network(OtherScorer()), drawings, seed=0)

@@ -67,7 +67,7 @@ def test_the_ring_is_dragged_over_the_plane(page):
     page.wait_for_timeout(500)
     assert sum(url.endswith("/decode") for url in page.sent) == 1  # for the whole grid
     held = []  # where the ring rests, the server is asked; here it does not answer
-    page.route("**/decode", held.append)
+    page.route("**/decode", lambda route: held.append(route))
     decoded, drawn = page.evaluate(PIXELS, "decoded"), page.evaluate(PIXELS, "reconstruction")
     box = page.locator("#map").bounding_box()
     x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2

@@ -1,13 +1,12 @@
 """The page as static files, in Chromium, with the real onnxruntime-web."""
 
 import base64
-import os
+import shutil
 import subprocess
 import sys
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 import httpx
 import numpy as np
@@ -17,15 +16,12 @@ from drawings import DIGITS, STRANGE
 from live import ROOT
 from strokes import png, stroke_images
 
-RUNTIME = os.environ.get("ODDIGIT_ONNXRUNTIME_WEB")
+RUNTIME = "onnxruntime-web@1.30"
 SCORE = """async texts => {
   const { respond } = await import("./page/local.js"), form = new FormData();
   for (const text of texts) form.append("file", new File([Uint8Array.from(atob(text), (one) => one.charCodeAt(0))], "a.png"));
   return (await (await respond("inspect?watch=0", { body: form })).json()).results;
 }"""
-pytestmark = pytest.mark.skipif(
-    RUNTIME is None, reason="ODDIGIT_ONNXRUNTIME_WEB does not name the folder dist/ of the npm package onnxruntime-web"
-)
 
 
 class QuietHandler(SimpleHTTPRequestHandler):
@@ -34,10 +30,23 @@ class QuietHandler(SimpleHTTPRequestHandler):
 
 
 @pytest.fixture(scope="module")
-def static_page(tmp_path_factory):
+def runtime(request):
+    """The folder of onnxruntime-web, kept for the next run."""
+    if not shutil.which("npm"):
+        pytest.skip("npm is not installed")
+    folder = request.config.cache.mkdir("onnxruntime-web")
+    command = ["npm", "install", "--silent", "--prefer-offline", "--prefix", folder, RUNTIME]
+    installed = subprocess.run(command, capture_output=True, text=True)
+    if installed.returncode:
+        pytest.skip(f"npm cannot install {RUNTIME}: {installed.stderr[-200:]}")
+    return folder / "node_modules" / "onnxruntime-web" / "dist"
+
+
+@pytest.fixture(scope="module")
+def static_page(runtime, tmp_path_factory):
     """The address of the page, which a server of files serves."""
     folder = tmp_path_factory.mktemp("page")
-    subprocess.run([sys.executable, "-m", "app", "page", "--to", folder, "--runtime", Path(RUNTIME)], cwd=ROOT, check=True)
+    subprocess.run([sys.executable, "-m", "app", "page", "--to", folder, "--runtime", runtime], cwd=ROOT, check=True)
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(QuietHandler, directory=folder)) as http:
         threading.Thread(target=http.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{http.server_port}/"

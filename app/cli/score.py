@@ -147,14 +147,15 @@ def _score_batch(detector: "Detector", batch: Sequence[Input], alpha: float | No
 
     from app.detection.conformal import too_few_images
     from app.detection.detector import stack_features
-    from app.detection.imaging.upload_warnings import UNCALIBRATED
+    from app.detection.imaging.upload_warnings import with_calibration
 
     images = [each.image for each in batch if each.image is not None]
     if not images:
         return []
     features = stack_features([image.features for image in images])
     detections = detector.detect(np.stack([image.image for image in images]), features)
-    alpha = detector.bundle.card.alpha if alpha is None else alpha
+    card = detector.bundle.card
+    alpha, preparation = card.alpha if alpha is None else alpha, card.preprocess
     errors = [too_few_images(alpha, size) for size in detections.calibration_sizes.tolist()]
     return [
         {"name": each.name, "error": error}
@@ -166,7 +167,9 @@ def _score_batch(detector: "Detector", batch: Sequence[Input], alpha: float | No
             "is_anomaly": bool(detections.p_values[index] <= alpha),
             "reconstruction_error": float(detections.reconstruction_errors[index]),
             "preprocess": list(image.preprocess),
-            "warnings": [*image.warnings, *([UNCALIBRATED] if not detections.calibrated[index] else [])],
+            "warnings": list(
+                with_calibration(image.warnings, image.preprocess, preparation, bool(detections.calibrated[index]))
+            ),
         }
         for index, (each, image) in enumerate(zip(batch, images, strict=True))
     ]

@@ -20,7 +20,7 @@ from app.detection.imaging.centring import centre_image
 from app.detection.imaging.decode import Preprocess
 from app.detection.imaging.errors import ImageError
 from app.detection.imaging.preprocess import PreprocessedImage
-from app.detection.imaging.upload_warnings import LOOKS_INVERTED, UNCALIBRATED, decode_upload, looks_inverted
+from app.detection.imaging.upload_warnings import LOOKS_INVERTED, decode_upload, looks_inverted, with_calibration
 from app.detection.store import CARD, load
 from app.scaling.sources import Item, Slice, names, read
 
@@ -78,6 +78,7 @@ class PartScorer:
 
     def _detect(self, images: list[PreprocessedImage]) -> Iterator[Row]:
         pixels = np.stack([image.image for image in images])
+        preparation = self._detector.bundle.card.preprocess
         detections = self._detector.detect(pixels, stack_features([image.features for image in images]))
         columns = (
             [too_few_images(self._alpha, size) for size in detections.calibration_sizes.tolist()],
@@ -98,7 +99,7 @@ class PartScorer:
                 "reconstruction_error": error,
                 "embedding": embedding,
                 "preprocess": list(image.preprocess),
-                "warnings": [*image.warnings, *([] if calibrated else [UNCALIBRATED])],
+                "warnings": list(with_calibration(image.warnings, image.preprocess, preparation, calibrated)),
             }
 
     def _prepare(self, item: Item) -> PreprocessedImage | str:

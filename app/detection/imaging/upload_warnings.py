@@ -1,5 +1,7 @@
 """Warnings about uploads in words, as responses state them: a code, a colon, and what it means for the verdict."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -24,6 +26,16 @@ def in_words(code: str) -> str:
 
 
 UNCALIBRATED, LOOKS_INVERTED = in_words("uncalibrated"), in_words("looks_inverted")
+
+
+def with_calibration(warnings: Sequence[str], steps: Sequence[str], preparation: str, calibrated: bool) -> tuple[str, ...]:
+    """The warnings of an image, and `uncalibrated` where images of its kind were not `calibrated`.
+
+    That is so, too, for one that was only resized, by its preparation's `steps`, where the detector's card says that images
+    are prepared.
+    """
+    known = calibrated and (preparation == "none" or "resized" not in steps)
+    return tuple(warnings) if known else (*warnings, UNCALIBRATED)
 
 
 def decode_upload(

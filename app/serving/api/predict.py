@@ -55,7 +55,8 @@ class EndpointSpec:
 
     def entries(self, upload: Upload, result: InferenceResult, decision: Decision) -> Iterator[Entry]:
         """The `results` of the JSON response."""
-        return responses.score_entries(upload.infos, result.detections, decision.threshold)
+        preparation = result.bundle.card.preprocess
+        return responses.score_entries(upload.infos, result.detections, preparation, decision.threshold)
 
     def array(self, result: InferenceResult) -> NDArray[np.float32] | None:
         """The array of the .npy response."""
@@ -91,7 +92,8 @@ class _InspectSpec(EndpointSpec):
     offers = (JSON,)
 
     def entries(self, upload: Upload, result: InferenceResult, decision: Decision) -> Iterator[Entry]:
-        return responses.inspect_entries(upload.infos, upload.images, result.detections, decision.threshold)
+        preparation = result.bundle.card.preprocess
+        return responses.inspect_entries(upload.infos, upload.images, result.detections, preparation, decision.threshold)
 
 
 _SCORE, _EMBED, _RECONSTRUCT, _INSPECT = EndpointSpec(), _EmbedSpec(), _ReconstructSpec(), _InspectSpec()

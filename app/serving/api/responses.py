@@ -13,7 +13,7 @@ from starlette.responses import Response
 from app.detection.bundle import Bundle
 from app.detection.detector import Detections
 from app.detection.imaging.decode import encode_png
-from app.detection.imaging.upload_warnings import UNCALIBRATED
+from app.detection.imaging.upload_warnings import with_calibration
 from app.serving.errors import RESULT
 
 Entry = dict[str, Any]
@@ -60,8 +60,8 @@ def model_entry(bundle: Bundle) -> Entry:
     return {"name": bundle.card.name, "version": bundle.card.version}
 
 
-def score_entries(infos: Sequence[ImageInfo], detections: Detections, threshold: float) -> Iterator[Entry]:
-    """The `results` of /score."""
+def score_entries(infos: Sequence[ImageInfo], detections: Detections, preparation: str, threshold: float) -> Iterator[Entry]:
+    """The `results` of /score; `preparation` is that of the model's card."""
     columns = zip(
         infos,
         detections.scores.tolist(),
@@ -78,7 +78,7 @@ def score_entries(infos: Sequence[ImageInfo], detections: Detections, threshold:
             "is_anomaly": score > threshold,
             "reconstruction_error": error,
             "preprocess": preprocess,
-            "warnings": warnings if calibrated else (*warnings, UNCALIBRATED),
+            "warnings": with_calibration(warnings, preprocess, preparation, calibrated),
         }
 
 
@@ -103,10 +103,10 @@ def reconstruct_entries(infos: Sequence[ImageInfo], images: NDArray[np.uint8], d
 
 
 def inspect_entries(
-    infos: Sequence[ImageInfo], images: NDArray[np.uint8], detections: Detections, threshold: float
+    infos: Sequence[ImageInfo], images: NDArray[np.uint8], detections: Detections, preparation: str, threshold: float
 ) -> Iterator[Entry]:
     """The `results` of /inspect: the fields of the three others together."""
-    scores = score_entries(infos, detections, threshold)
+    scores = score_entries(infos, detections, preparation, threshold)
     columns = zip(reconstruct_entries(infos, images, detections), embed_entries(infos, detections), scores, strict=True)
     for pictures, embedding, score in columns:
         yield {**pictures, **embedding, **score}

@@ -9,6 +9,8 @@ from hostile import FORM, NPY, PNG, animation, file_part, form
 from PIL import Image
 from strokes import encoded, npy, png, stroke_images
 
+from app.detection.imaging.upload_warnings import UNCALIBRATED
+
 IMAGES = stroke_images(3, seed=0)
 GOOD = png(IMAGES[0])
 JSON = "application/json"
@@ -120,3 +122,6 @@ def test_what_was_not_calibrated_is_said_in_words(client):
         answer = client.post(f"/score{query}", content=body, headers={"content-type": NPY}).json()["results"]
         assert [each["warnings"] for each in answer] == [[], expected]
     assert warnings(client, encoded(Image.fromarray(IMAGES[0]), "GIF")) == []
+    large = png(np.kron(IMAGES[0], np.ones((4, 4), np.uint8)))  # resized to a prepared detector's size, and no more
+    (found,) = client.post("/score?preprocess=none", files={"file": large}).json()["results"]
+    assert found["preprocess"] == ["resized"] and found["warnings"] == [UNCALIBRATED]

@@ -33,7 +33,7 @@ def opened(data):
 def test_entries_are_those_of_the_schemas(detections):
     """What is built by hand is what the contract's models describe, image by image in order."""
     threshold = float(detections.scores[2])
-    scores = [schemas.Score.model_validate(entry) for entry in answers.score_entries(SHOWN, detections, threshold)]
+    scores = [schemas.Score.model_validate(entry) for entry in answers.score_entries(SHOWN, detections, "digit", threshold)]
     embeddings = [schemas.Embedding.model_validate(entry) for entry in answers.embed_entries(SHOWN, detections)]
     pictures = [
         schemas.Reconstruction.model_validate(entry) for entry in answers.reconstruct_entries(SHOWN, IMAGES, detections)

@@ -52,7 +52,7 @@ def _explain(header: bytes, size: int) -> str | None:
         return None
     kind, width = descr[1].decode(), int(descr[2] or b"0")
     name = "bool" if kind == "b" else f"{_KINDS[kind]}{8 * width}" if kind in _KINDS else "of another type than numbers"
-    lengths = [int(number) for number in shape[1].split(b",") if number.strip()]
+    lengths = [int(number) for number in re.findall(rb"\d+", shape[1])]
     came = f"the array is {name} {lengths}; send uint8 [N, {size}, {size}] or [{size}, {size}], 0 = background, 255 = ink"
     if kind == "f":
         return f"{came}: for values from 0 to 1, np.rint(array * 255).astype(np.uint8)"

@@ -45,7 +45,13 @@ def test_flat_images_count_too():
         read(IMAGES.reshape(4, 784), most=3)
 
 
-@pytest.mark.parametrize("data", [b"", b"x", b"\x93NUMPY", b"\x93NUMPY\x01\x00\x10\x00{'descr': '<f4'  }", npy(IMAGES)[:-9]])
+DAMAGED = [b"", b"x", b"\x93NUMPY", b"\x93NUMPY\x01\x00\x10\x00{'descr': '<f4'  }", npy(IMAGES)[:-9]]
+DAMAGED += [
+    npy(IMAGES).replace(b"(4, 28, 28), ", shape)[:-1] for shape in (b"(4 28, 28),  ", b"(4, 28\x0c 28),", b"(4,,, 28 28) ")
+]
+
+
+@pytest.mark.parametrize("data", DAMAGED)
 def test_damaged_arrays_are_refused(data):
     """With the reader's own sentence."""
     with pytest.raises(UndecodableImage):

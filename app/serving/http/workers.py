@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 _LONGEST_PAUSE_S = 30.0  # before a worker is started again
 _SETTLED_S = 60.0  # a worker that lived this long is started again at once
+_STARTUP_S = 60.0  # for the first answer of a worker: its imports take many seconds where the processor is busy
+_STARTUP_WAIT_S = 0.5  # for one of its answers, so that signals are handled meanwhile
 
 
 def serve(
@@ -68,6 +70,8 @@ class Workers(Multiprocess):
         self._deaths: dict[int, int] = {}  # index of a worker -> how often it died soon after its start, in succession
         self._due: dict[int, float] = {}  # index of a dead worker -> when to start it again
         self._started: dict[int, float] = {}
+        self._asked: dict[int, float] = {}  # index of a worker -> when it was first asked, until its first answer
+        self._answered: set[int] = set()  # the workers that have answered since their start
 
     def keep_subprocess_alive(self) -> None:
         """Called every 0.5 s: notice workers that died or do not answer, and start those whose pause is over."""
@@ -77,8 +81,18 @@ class Workers(Multiprocess):
             if index in self._due:
                 if self._clock() >= self._due[index]:
                     self._start(index)
-            elif not process.is_alive(self.config.timeout_worker_healthcheck):
+            elif not self._answers(index, process):
                 self._bury(index, process)
+
+    def _answers(self, index: int, process: Process) -> bool:
+        """Whether a worker answers, or is still starting."""
+        if index in self._answered:
+            return process.is_alive(self.config.timeout_worker_healthcheck)
+        if process.is_alive(_STARTUP_WAIT_S):
+            self._answered.add(index)
+            return True
+        starting = self._clock() - self._asked.setdefault(index, self._clock()) < _STARTUP_S
+        return starting and process.process.is_alive()
 
     def _bury(self, index: int, process: Process) -> None:
         hangs = process.process.is_alive()
@@ -101,6 +115,8 @@ class Workers(Multiprocess):
     def _start(self, index: int) -> None:
         del self._due[index]
         self._started[index] = self._clock()
+        self._asked.pop(index, None)
+        self._answered.discard(index)
         self.processes[index] = Process(self.config, self.sockets)
         self.processes[index].start()
 

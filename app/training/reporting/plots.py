@@ -43,7 +43,7 @@ def losses(steps: Floats, fit: Sequence[float], test: Sequence[float]) -> "Figur
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter("{x:.2f}")
     axes.yaxis.set_minor_formatter("{x:.2f}")
-    axes.legend(frameon=False)
+    axes.legend(loc="upper right", frameon=False)
     return figure
 
 
@@ -106,7 +106,7 @@ def errors(normal: Floats, threshold: float, alpha: float, anomalies: Mapping[st
         _histogram(axes, scores, bins, name, color=colour, histtype="step", linewidth=1.6)
     axes.axvline(threshold, color=INK, linestyle="--", label=f"threshold {threshold:.4g} (alpha {alpha:g})")
     axes.set_yscale("log")
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(loc="upper right", frameon=False, fontsize=8)
     return figure
 
 
@@ -123,7 +123,7 @@ def roc_curves(curves: Mapping[str, tuple[Floats, Floats, float]], alpha: float 
     chance = np.geomspace(_LEAST_RATE, 1, 200)
     axes.plot(chance, chance, color=SOFT, linestyle=":", linewidth=1)
     axes.set(xscale="log", xlim=(_LEAST_RATE, 1), ylim=(0, 1.01))
-    axes.legend(title="set (AUROC)", frameon=False, fontsize=8)
+    axes.legend(loc="lower right", title="set (AUROC)", frameon=False, fontsize=8)
     return figure
 
 
@@ -140,7 +140,7 @@ def shares(title: str, label: str, by_name: Mapping[str, Share], limit: float | 
     axes.errorbar(middle, names, xerr=[middle - low, high - middle], fmt="none", ecolor=INK, elinewidth=1.2, capsize=3)
     if limit is not None:
         axes.axvline(100 * limit, color=ANOMALOUS, linestyle="--", label=f"promised at most {100 * limit:g} %, on average")
-        axes.legend(frameon=False, fontsize=8)
+        axes.legend(loc="lower right", frameon=False, fontsize=8)
     axes.invert_yaxis()
     axes.set_xlim(left=0)
     axes.grid(axis="y", visible=False)
@@ -155,7 +155,7 @@ def p_value_uniformity(p_values: Floats) -> "Figure":
     ends = [max(float(ordered[0]), 1e-6), 1.0]
     axes.plot(ends, ends, color=INK, linestyle=":", linewidth=1, label="uniform")
     axes.set(xscale="log", yscale="log")
-    axes.legend(frameon=False)
+    axes.legend(loc="upper left", frameon=False)
     return figure
 
 

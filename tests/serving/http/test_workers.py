@@ -165,11 +165,29 @@ def test_a_worker_that_dies_is_logged_with_the_reason_counted_and_replaced(super
 
 def test_a_worker_that_does_not_answer_is_killed_and_replaced(supervised, caplog):
     """It is told apart from one that died by itself."""
-    hanging = supervised.supervisor.processes[0]
+    hanging = supervised.look()[0]
     hanging.process = FakeProcess(1)
     hanging.alive = False
     assert hanging not in supervised.look()
     assert "did not answer" in caplog.text
+
+
+def test_a_worker_has_a_minute_for_its_first_answer(supervised, caplog):
+    """Where the processor is busy, its imports take longer than an answer may; one that hangs from the start is replaced."""
+    starting = supervised.supervisor.processes[0]
+    starting.process = FakeProcess(1)
+    starting.alive = False
+    assert starting in supervised.look() and starting in supervised.look(50)
+    starting.alive = True
+    assert starting in supervised.look(50)
+    starting.alive = False
+    assert starting not in supervised.look()
+    replacement = supervised.supervisor.processes[0]
+    replacement.process = FakeProcess(9)
+    replacement.alive = False
+    assert replacement in supervised.look() and replacement in supervised.look(50)
+    assert replacement not in supervised.look(11)
+    assert caplog.text.count("did not answer") == 2
 
 
 def test_a_worker_that_keeps_dying_is_started_again_later_and_later(supervised):

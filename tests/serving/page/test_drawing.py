@@ -89,6 +89,23 @@ def test_clearing_takes_everything_back(page, samples):
     assert all(page.locator(f"#{name}").evaluate(IS_BLANK) for name in ("input", "reconstruction", "error_map"))
 
 
+def test_pictures_that_are_decoded_late_do_not_fill_an_empty_paper(page):
+    """The verdict is shown before the pictures of the same answer, whose decoding takes a moment."""
+    page.evaluate("""() => {
+      const decode = window.createImageBitmap;
+      window.createImageBitmap = async (...all) => {
+        await new Promise((resolve) => setTimeout(resolve, 500));
+        return decode(...all);
+      };
+    }""")
+    draw(page, SEVEN)
+    state(page, "normal")
+    page.locator("#clear").click()
+    state(page, "empty")
+    page.wait_for_timeout(1000)
+    assert all(page.locator(f"#{name}").evaluate(IS_BLANK) for name in ("input", "reconstruction", "error_map"))
+
+
 def test_strokes_are_undone_and_redone(page):
     """By buttons and by Control+Z and Control+Shift+Z, clearing too, and the verdict follows."""
     draw(page, SEVEN)

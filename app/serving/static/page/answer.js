@@ -11,6 +11,7 @@ const STEPS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowD
 let cell = [14, 14];  // column and row of the pixel that is read
 let heat = null;  // pixels of the error map, and of the input below it
 let given = null;
+let newest = null;  // the result whose pictures are to be shown: decoding them takes a moment, in which another may come
 
 export function showEmpty() {
   setVerdict("empty");
@@ -19,7 +20,7 @@ export function showEmpty() {
   $("notes").textContent = "";
   $("numbers").textContent = "–";
   $("pixel").textContent = "Point at the error map, or use the arrow keys on it, to read a value.";
-  heat = given = null;
+  heat = given = newest = null;
   for (const [id, text] of Object.entries(PICTURES)) {
     contextOf(id).clearRect(0, 0, SIZE, SIZE);
     $(id).setAttribute("aria-label", `${text}: nothing yet`);
@@ -42,7 +43,9 @@ export function showVerdict(result, alpha, threshold) {
 }
 
 export async function showPictures(result) {
+  newest = result;
   const [input, reconstruction, map] = await Promise.all(["input", "reconstruction", "error_map"].map((name) => bitmapOf(result[name])));
+  if (newest !== result) return;
   $("numbers").textContent = result.embedding.slice(0, 4).map((value) => number(value)).join("\n") + (result.embedding.length > 4 ? "\n…" : "");
   const steps = result.preprocess.map((step) => step.replaceAll("_", " "));
   $("notes").textContent = steps.length ? `Prepared as the makers of MNIST did: ${steps.join(", ")}.` : "";

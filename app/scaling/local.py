@@ -12,7 +12,7 @@ from app.scaling.scoring import Done, Job, PartScorer, Row, complete, write
 from app.scaling.sources import Slice
 
 T = TypeVar("T")
-_ENDED = (ProcessExpired, BrokenProcessPool)  # a process ended in its work; before it reported that it had begun
+_ENDED = (ProcessExpired, BrokenProcessPool)  # raised where a process ended: in its work, or before it reported work
 _AHEAD = 2  # parts for each process that are scored or wait: the next one is there, and memory stays small
 
 _scorer: PartScorer | None = None  # of this process

@@ -63,11 +63,12 @@ def test_nothing_is_written_for_what_cannot_be_done(short, tmp_path, changes, er
     assert not (tmp_path / "store").exists()
 
 
-def test_a_variational_network_of_more_dimensions_is_published_like_the_plain_one(short, monkeypatch):
+@pytest.mark.parametrize("variational", [False, True])
+def test_a_network_of_more_dimensions_is_published_like_the_plain_one(short, variational, monkeypatch):
     """Embeddings of five numbers are scored, exported and drawn; the variational network comes back as one."""
     for name, value in (("UPLOADS", 100), ("MIN_STEPS", 20), ("PICTURES", 100), ("PICTURE_STEPS", 20)):
         monkeypatch.setattr(upload_fitting, name, value)  # how well they are fitted is not what is tested
-    folder = train(short(variational=True, latent_dim=5, scorer="residual"))
+    folder = train(short(variational=variational, latent_dim=5, scorer="residual"))
     detector = Detector(store.load(folder), "cpu", "onnx")
     detector.self_check()
     images = stroke_images(7, seed=5)
@@ -75,7 +76,7 @@ def test_a_variational_network_of_more_dimensions_is_published_like_the_plain_on
     assert detections.embeddings.shape == (7, 5)
     np.testing.assert_allclose(detector.decode(detections.embeddings), detections.reconstructions, atol=1e-5)
     assert (folder / "report" / "latent.png").exists() and (folder / "report" / "uploads.png").exists()
-    assert "log_variance.weight" in torch.load(folder / store.WEIGHTS, weights_only=True)
+    assert ("log_variance.weight" in torch.load(folder / store.WEIGHTS, weights_only=True)) == variational
     torch_scores = Detector(store.load(folder), "cpu", "torch").detect(images).scores
     np.testing.assert_allclose(torch_scores, detections.scores, rtol=1e-3)
 

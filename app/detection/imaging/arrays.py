@@ -46,13 +46,15 @@ def _flat_images(data: bytes, max_images: int, size: int) -> NDArray[np.uint8] |
 
 
 def _explain(header: bytes, size: int) -> str | None:
-    """A sentence with the type and shape of the array and how to convert it; None if the header cannot be read."""
+    """A sentence with the type and shape of the array and how to convert it; None if these are not the error."""
     descr, shape = _DESCR.search(header), _SHAPE.search(header)
     if not header.startswith(b"\x93NUMPY") or descr is None or shape is None:
         return None
     kind, width = descr[1].decode(), int(descr[2] or b"0")
     name = "bool" if kind == "b" else f"{_KINDS[kind]}{8 * width}" if kind in _KINDS else "of another type than numbers"
     lengths = [int(number) for number in re.findall(rb"\d+", shape[1])]
+    if name == "uint8" and len(lengths) in (2, 3) and lengths[-2:] == [size, size]:
+        return None  # the type and the shape are right
     came = f"the array is {name} {lengths}; send uint8 [N, {size}, {size}] or [{size}, {size}], 0 = background, 255 = ink"
     if kind == "f":
         return f"{came}: for values from 0 to 1, np.rint(array * 255).astype(np.uint8)"

@@ -14,7 +14,7 @@ WORDS = {
     "low_contrast": "ink and paper hardly differ",
     "touches_border": "the digit touches the edge of the image, and part of it may be missing",
     "upscaled": "the digit measures less than 12 pixels, for which no false-alarm rate is promised",
-    "uncalibrated": "images of this kind were not calibrated; the rate is that of all kinds together",
+    "uncalibrated": "images of this kind were not calibrated; more than alpha of them may be flagged",
     "looks_inverted": "all corners are bright; a 28x28 image is taken as it is, with 0 = background and 255 = ink",
 }
 _BRIGHT = 127  # corners that are brighter than this are taken for white paper
@@ -29,13 +29,13 @@ UNCALIBRATED, LOOKS_INVERTED = in_words("uncalibrated"), in_words("looks_inverte
 
 
 def with_calibration(warnings: Sequence[str], steps: Sequence[str], preparation: str, calibrated: bool) -> tuple[str, ...]:
-    """The warnings of an image, and `uncalibrated` where images of its kind were not `calibrated`.
+    """Add the warning `uncalibrated` to the warnings of an image if the detector was not calibrated on such images.
 
-    That is so, too, for one that was only resized, by its preparation's `steps`, where the detector's card says that images
-    are prepared.
+    `steps` are what was done to the image, `preparation` is that of the detector's card, `calibrated` is what the detector
+    says of the image. The detector does not know of an image that was only resized, although its card asks for more.
     """
-    known = calibrated and (preparation == "none" or "resized" not in steps)
-    return tuple(warnings) if known else (*warnings, UNCALIBRATED)
+    only_resized = preparation != "none" and "resized" in steps
+    return tuple(warnings) if calibrated and not only_resized else (*warnings, UNCALIBRATED)
 
 
 def decode_upload(

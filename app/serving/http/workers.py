@@ -70,7 +70,7 @@ class Workers(Multiprocess):
         self._deaths: dict[int, int] = {}  # index of a worker -> how often it died soon after its start, in succession
         self._due: dict[int, float] = {}  # index of a dead worker -> when to start it again
         self._started: dict[int, float] = {}
-        self._asked: dict[int, float] = {}  # index of a worker -> when it was first asked, until its first answer
+        self._asked: dict[int, float] = {}  # index of a worker -> when it was first asked, where it did not answer at once
         self._answered: set[int] = set()  # the workers that have answered since their start
 
     def keep_subprocess_alive(self) -> None:
@@ -81,11 +81,11 @@ class Workers(Multiprocess):
             if index in self._due:
                 if self._clock() >= self._due[index]:
                     self._start(index)
-            elif not self._answers(index, process):
+            elif not self._answers_or_starts(index, process):
                 self._bury(index, process)
 
-    def _answers(self, index: int, process: Process) -> bool:
-        """Whether a worker answers, or is still starting."""
+    def _answers_or_starts(self, index: int, process: Process) -> bool:
+        """Whether a worker answers, or may still be importing: it answers only after that."""
         if index in self._answered:
             return process.is_alive(self.config.timeout_worker_healthcheck)
         if process.is_alive(_STARTUP_WAIT_S):

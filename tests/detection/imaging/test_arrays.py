@@ -53,6 +53,7 @@ DAMAGED += [
 
 @pytest.mark.parametrize("data", DAMAGED)
 def test_damaged_arrays_are_refused(data):
-    """With the reader's own sentence."""
-    with pytest.raises(UndecodableImage):
+    """With the reader's own sentence: an array of the right shape is not to be converted."""
+    with pytest.raises(UndecodableImage) as refused:
         read_array(data, max_images=9, size=28)
+    assert "send uint8 [N, 28, 28]" not in str(refused.value)

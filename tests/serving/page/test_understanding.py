@@ -83,8 +83,10 @@ def test_the_ring_is_dragged_over_the_plane(page):
     page.keyboard.press("ArrowLeft")
     page.keyboard.press("ArrowLeft")
     assert page.evaluate(PIXELS, "decoded") != decoded
-    while not held:
-        page.wait_for_timeout(50)
+    for _ in range(200):
+        if not held:
+            page.wait_for_timeout(50)
+    assert held
     for route in held:
         route.continue_()
     page.keyboard.press("+")

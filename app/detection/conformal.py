@@ -52,7 +52,7 @@ class Calibration:
 
     def p_values(self, scores: NDArray[np.float32]) -> NDArray[np.float64]:
         """Return the p-values [N] of scores [N], in [1 / (n + 1), 1]: how often a normal image scores at least as high."""
-        return self._p_values[np.searchsorted(self.scores, scores, side="left")]
+        return self._p_values[self.scores.searchsorted(scores)]
 
     def threshold(self, alpha: float) -> float:
         """Return the score above which an image is an anomaly, at a false-alarm rate of at most `alpha`, 0 < alpha < 1.

@@ -1,19 +1,42 @@
-"""A transport that this program can stop from being read, whatever uvicorn's flow control asks."""
+"""A transport that sends the head of a response together with its body, and that this program can stop from being read."""
 
 import asyncio
 from typing import Any
 
+_FINAL_HEAD = (b"HTTP/1.1 2", b"HTTP/1.1 3", b"HTTP/1.1 4", b"HTTP/1.1 5")  # 1xx is sent at once
+
 
 class HeldTransport(asyncio.Transport):
-    """Passes everything on to another transport. While it is held, nothing is read."""
+    """Passes everything on to another transport. While it is held, nothing is read.
+
+    uvicorn writes a head and a body separately, and each write is a system call. Here a head waits for what is written next.
+    """
 
     def __init__(self, transport: asyncio.Transport) -> None:
         super().__init__()
         self._transport = transport
         self._reasons: set[str] = set()  # for which it is held
         self._paused = False  # by uvicorn
-        for method in (transport.write, transport.close, transport.abort, transport.is_closing, transport.get_extra_info):
+        self._head = b""  # of a response, not sent yet
+        for method in (transport.abort, transport.is_closing, transport.get_extra_info):
             setattr(self, method.__name__, method)  # these are called for each request
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        if self._head:
+            data, self._head = self._head + data, b""
+        elif isinstance(data, bytes) and data.startswith(_FINAL_HEAD) and data.endswith(b"\r\n\r\n"):
+            self._head = data
+            return
+        self._transport.write(data)
+
+    def flush(self) -> None:
+        """Send a head to which nothing was added: the response has no body."""
+        if self._head:
+            self.write(b"")
+
+    def close(self) -> None:
+        self.flush()
+        self._transport.close()
 
     def hold(self, reason: str) -> None:
         """Read nothing until this reason is released."""

@@ -139,6 +139,7 @@ class RequestContext:
     __slots__ = (
         "_budget",
         "_closing",
+        "_response_headers",
         "_send",
         "_start",
         "complete",
@@ -146,7 +147,6 @@ class RequestContext:
         "id",
         "key_name",
         "receive",
-        "result",
         "scope",
         "started",
         "status",
@@ -165,7 +165,7 @@ class RequestContext:
         self.id = request_id(self.headers.get(b"x-request-id", b""))
         self.key_name: str | None = None
         self.status = 0
-        self.result = b""  # the Oddigit-Result header of the response
+        self._response_headers: list[Header] = []
         self.complete = False  # the whole response has been sent
         scope.setdefault("state", {})["request_id"] = self.id
 
@@ -229,9 +229,9 @@ class RequestContext:
         self.complete = not more
 
     async def _send_head(self, start: Message) -> None:
-        self.status, headers = start["status"], list(start.get("headers", ()))
-        self.result = next((value for name, value in headers if name == RESULT), b"")
-        await self._send({**start, "headers": self._with_default_headers(headers)})
+        self.status = start["status"]
+        start["headers"] = self._response_headers = self._with_default_headers(list(start.get("headers", ())))
+        await self._send(start)
 
     def log(self, access_log: AccessLog, seconds: float) -> None:
         """Write the access log's line."""
@@ -239,7 +239,8 @@ class RequestContext:
         client = scope.get("client")
         path = scope["raw_path"].decode("latin-1") if "raw_path" in scope else scope["path"]
         address = client[0] if client else "-"
-        received, result = self.receive.received, self.result.decode("latin-1")
+        result = next((value.decode("latin-1") for name, value in self._response_headers if name == RESULT), "")
+        received = self.receive.received
         access_log.write(address, scope["method"], path, self.status, seconds, self.id, self.key_name, received, result)
 
     def _can_discard_body(self) -> bool:

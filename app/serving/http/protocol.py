@@ -83,8 +83,8 @@ class LimitedProtocol(HttpToolsProtocol):
         self._write_timer: TimerHandle | None = None
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
-        self._reading = HeldTransport(transport)
-        super().connection_made(self._reading)
+        self._held = HeldTransport(transport)
+        super().connection_made(self._held)
         set_write_timeout(transport.get_extra_info("socket"), self._limits.write_timeout_s)
         self._waiting_since = get_running_loop().time()
         excess = len(self.connections) - self._limits.max_connections
@@ -122,9 +122,9 @@ class LimitedProtocol(HttpToolsProtocol):
             self._parse_piece(view[:size])
             view = view[size:]
         self._unparsed = bytes(view) if self._failure is None else b""
-        (self._reading.hold if self._unparsed else self._reading.release)("unparsed")
+        (self._held.hold if self._unparsed else self._held.release)("unparsed")
         if self._discarded_bytes:
-            self._reading.hold_for(self._limits.discard_rate.delay(self._discarded_bytes))
+            self._held.hold_for(self._limits.discard_rate.delay(self._discarded_bytes))
             self._discarded_bytes = 0
         if self._timer is None and not self._is_answering:
             self._start_timer()
@@ -208,6 +208,7 @@ class LimitedProtocol(HttpToolsProtocol):
         super().resume_writing()
 
     def on_response_complete(self) -> None:
+        self._held.flush()
         self._write_due, self._waiting_since = 0.0, get_running_loop().time()
         if self.pipeline:
             self._active = self.pipeline[-1][0]

@@ -180,9 +180,13 @@ class TrafficMonitor:
         if scored is None:
             return
         self._metrics.record_scores(scored.scores, scored.p_values, bundle.card.threshold)
-        if bundle is self._bundle:  # a long array may finish after its version was replaced
-            order = self._random.permutation(len(scored.p_values))
-            self._drift.observe(scored.p_values[order], scored.calibration_sizes[order])
+        if bundle is not self._bundle:  # a long array may finish after its version was replaced
+            return
+        p_values, sizes = scored.p_values, scored.calibration_sizes
+        if len(p_values) > 1:
+            order = self._random.permutation(len(p_values))
+            p_values, sizes = p_values[order], sizes[order]
+        self._drift.observe(p_values, sizes)
 
     def drift(self) -> Drift:
         """The drift state of the model in service."""

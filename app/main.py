@@ -127,6 +127,8 @@ class _Engine:
         seconds = 0
         while True:
             await asyncio.sleep(1)
+            for model in self.models:
+                await asyncio.to_thread(model.monitor.update_drift)
             self.health.update_gauges()
             self.metrics.flush()
             seconds += 1

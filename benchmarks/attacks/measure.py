@@ -18,7 +18,7 @@ from pathlib import Path
 from attacks.catalogue import ATTACKS, Attack
 from attacks.clients import Play, Tally, ask_once
 from attacks.honest import Honest, honest_clients, run_together
-from attacks.server import PORT, start, stop, usage
+from attacks.server import PORT, anonymous_mib, start, stop, usage
 from attacks.versions import Step, serves_good_version
 
 BASELINE_S, RECOVERY_S = 6.0, 10.0
@@ -109,13 +109,13 @@ async def _measure(name: str, attack: Attack, pid: int, seconds: float, step: St
     baseline = {each: (client.ms(50), client.ms(99)) for each, client in clients.items()}
     start_usage, honest_cpu = usage(pid), (usage(pid).cpu_s - before.cpu_s) / BASELINE_S
     with attacker(attack.play, seconds) as tally:
-        peak_mib, notes = start_usage.mib, []
+        start_mib, grown_mib, notes = anonymous_mib(pid), 0.0, []
         watching = asyncio.create_task(run_together(clients, seconds))
         second = 0
         began = time.monotonic()
         while not watching.done():
             await asyncio.sleep(0.25)
-            peak_mib = max(peak_mib, (await asyncio.to_thread(usage, pid)).mib)
+            grown_mib = max(grown_mib, anonymous_mib(pid) - start_mib)
             if time.monotonic() - began > second + 1:
                 await asyncio.to_thread(step, second)
                 second += 1
@@ -126,6 +126,7 @@ async def _measure(name: str, attack: Attack, pid: int, seconds: float, step: St
     for each, client in after.items():
         if client.share("ok") < 0.95:
             notes.append(f"{each} afterwards: {client.share('ok'):.0%} answered")
+    peak_mib = start_usage.mib + grown_mib
     return Row(name, baseline, seen, tally(), cpu_s, start_usage.mib, peak_mib, usage(pid).mib, notes)
 
 

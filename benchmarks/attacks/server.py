@@ -35,6 +35,18 @@ def usage(pid: int) -> Usage:
     return Usage(mib, ticks / os.sysconf("SC_CLK_TCK"))
 
 
+def anonymous_mib(pid: int) -> float:
+    """Memory (MiB) of a server and all its child processes that no file backs; pages that they share count for each.
+
+    Takes less than 1 ms. `usage` takes 20 ms, in which the server waits for its memory and for a core.
+    """
+    mib = 0.0
+    for each in _tree(pid):
+        with suppress(OSError):
+            mib += int(Path(f"/proc/{each}/status").read_text().split("\nRssAnon:")[1].split()[0]) / 1024
+    return mib
+
+
 def _tree(pid: int) -> list[int]:
     found = [pid]
     for each in found:

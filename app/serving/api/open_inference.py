@@ -163,6 +163,9 @@ class OpenInference:
         settings, loop, detector = self._settings, asyncio.get_running_loop(), inference.detector
         watch = read_options(request.scope["query_string"]).watch == "1"
         headers = dict(request.scope["headers"])
+        declared = headers.get(b"content-length", b"")
+        if declared.isdigit() and int(declared) > _INLINE_BYTES + _INLINE_BINARY_BYTES:
+            self._stages.pictures.check()  # before the body is received: a refused body is only discarded
         body = await read_body(request.receive, headers, limit=settings.max_body_bytes)
         deadline, clock = loop.time() + settings.deadline_ms / 1000, time.perf_counter
         started = clock()

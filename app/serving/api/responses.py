@@ -34,7 +34,7 @@ class ImageInfo(NamedTuple):
 class BytesResponse(Response):
     """A response with a complete body. Builds its headers in a third of the time that starlette's own class takes."""
 
-    def __init__(self, body: bytes, media_type: str) -> None:
+    def __init__(self, body: bytes | memoryview, media_type: str) -> None:
         self.status_code = 200
         self.background = None
         self.body = body

@@ -169,7 +169,13 @@ class Part(NamedTuple):
 
 
 async def read_body(receive: Receive, headers: Mapping[bytes, bytes], *, limit: int) -> bytes:
-    """The whole body of a request. Its size is checked against `limit` bytes before it is received and meanwhile.
+    """`read_large_body` as bytes."""
+    body = await read_large_body(receive, headers, limit=limit)
+    return body if isinstance(body, bytes) else bytes(body)
+
+
+async def read_large_body(receive: Receive, headers: Mapping[bytes, bytes], *, limit: int) -> bytes | bytearray:
+    """The whole body of a request; one that came in parts is a bytearray: 80 MB are copied in 40 ms, which delay all clients.
 
     Raises:
         TooLarge: more than `limit` bytes were declared or sent.
@@ -188,7 +194,7 @@ async def read_body(receive: Receive, headers: Mapping[bytes, bytes], *, limit: 
         if len(body) > limit:
             raise too_large(limit)
         if not message.get("more_body", False):
-            return bytes(body)
+            return body
         message = await receive()
     raise ClientDisconnect
 

@@ -1,4 +1,5 @@
 import math
+import threading
 import time
 
 import httpx
@@ -102,6 +103,24 @@ def test_how_the_p_values_arrive_in_pieces_does_not_matter(pieces, seed, strange
     for part in np.split(p_values, np.cumsum(pieces)[:-1]) if pieces else []:
         split.observe(part)
     assert split.state() == whole.state()
+
+
+def test_bets_on_another_thread_lose_no_p_value():
+    """p-values that are observed while another thread bets on earlier ones are bet on later: the same state to the bit."""
+    p_values = np.random.default_rng(6).random(200_000) ** 1.1
+    monitor, done = DriftMonitor(500), threading.Event()
+
+    def bet():
+        while not done.is_set():
+            monitor.update()
+
+    better = threading.Thread(target=bet)
+    better.start()
+    for part in np.array_split(p_values, 5000):
+        monitor.observe(part)
+    done.set()
+    better.join()
+    assert monitor.state() == after(p_values, n=500)
 
 
 @given(st.integers(0, 2000), st.integers(0, 2**32 - 1))

@@ -1,5 +1,6 @@
 """The endpoints that describe the state of the server: probes, metrics, drift, and the meaning of problem types."""
 
+import asyncio
 from dataclasses import asdict
 from typing import NamedTuple
 
@@ -80,6 +81,7 @@ class HealthEndpoints:
     async def drift(self, model: ModelName = None) -> schemas.Drift:
         """Evidence that the traffic differs from the images that the model was calibrated on."""
         found = self._models.find(model)
+        await asyncio.to_thread(found.monitor.update_drift)
         entry = schemas.Model(**model_entry(found.inference.detector.bundle))
         return schemas.Drift(model=entry, **asdict(found.monitor.drift()))
 

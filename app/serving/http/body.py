@@ -169,7 +169,7 @@ class Part(NamedTuple):
 
 
 async def read_body(receive: Receive, headers: Mapping[bytes, bytes], *, limit: int) -> bytes:
-    """`read_large_body` as bytes."""
+    """As `read_large_body`, but always as bytes."""
     body = await read_large_body(receive, headers, limit=limit)
     return body if isinstance(body, bytes) else bytes(body)
 

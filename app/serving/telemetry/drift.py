@@ -115,10 +115,8 @@ class DriftMonitor:
         self._observed += len(p_values)
 
     def update(self) -> None:
-        """Bet on each complete block of _BLOCK p-values. Returns at once where another thread does so."""
-        if not self._updating.acquire(blocking=False):
-            return
-        try:
+        """Bet on each complete block of _BLOCK p-values that was observed."""
+        with self._updating:
             waiting = [self._pending.popleft() for _ in range(len(self._pending))]
             if not waiting:
                 return
@@ -129,12 +127,11 @@ class DriftMonitor:
                 for gains in self._gains(p_values[chunk], sizes[chunk]):
                     self._update_capital(gains)
             self._pending.appendleft((p_values[complete:], sizes[complete:]))
-        finally:
-            self._updating.release()
 
     def state(self) -> Drift:
-        """The current state after all bets; without those that another thread is making. `images` counts all p-values."""
-        self.update()
+        """The state after all bets, but does not wait for those that another thread is making. `images` counts all p-values."""
+        if not self._updating.locked():
+            self.update()
         capital = _exp(_log_sum(self._log_capital))
         return Drift(
             images=self._observed,

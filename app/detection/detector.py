@@ -77,7 +77,6 @@ class Detector:
         self.device, self.runtime = self._runtime.device, self._runtime.name
         self.image_size = bundle.card.architecture.image_size
         self.latent_dim = bundle.card.architecture.latent_dim
-        self._calibration_images = bundle.calibration.n
 
     def detect(
         self, images: Images, features: Floats | None = None, *, reconstructions: bool = False, error_maps: bool = False
@@ -121,9 +120,8 @@ class Detector:
     def _map_uploads(self, scores: Floats, images: Images, features: Floats | None) -> MappedUploads:
         """Scores [N] of unprepared images stay; those of prepared images are combined with their features [N, K]."""
         uploads, is_for_uploads = self.bundle.uploads, self.bundle.card.uploads == "own"
-        sizes, calibrated = np.empty(len(scores), np.intp), np.empty(len(scores), np.bool_)
-        sizes.fill(self._calibration_images)
-        calibrated.fill(not is_for_uploads)  # other versions are calibrated on unprepared images
+        sizes = np.full(len(scores), self.bundle.calibration.n)
+        calibrated = np.full(len(scores), not is_for_uploads)  # the other versions are calibrated on unprepared images
         if features is None:
             return MappedUploads(scores, sizes, calibrated)
         prepared = ~np.isnan(features[:, 0])

@@ -35,7 +35,7 @@ class Row:
     tally: Tally
     cpu_s: float  # of the server beyond the honest clients' share
     start_mib: float
-    peak_mib: float
+    peak_mib: float  # start_mib and what the anonymous memory grew by
     later_mib: float
     notes: list[str]
 

@@ -48,7 +48,7 @@ def decode_upload(
 
 def _with_warnings(image: PreprocessedImage, data: bytes, *, dark_ground: bool) -> PreprocessedImage:
     """`dark_ground`: images that are not prepared are expected on a dark ground."""
-    warnings = tuple(map(in_words, image.warnings)) if image.warnings else ()
+    warnings = tuple(map(in_words, image.warnings))
     if (frames := count_frames(data)) > 1:
         warnings = (f"several_frames: the first of {frames} pictures is used", *warnings)
     expected_dark = dark_ground and image.features is None

@@ -29,7 +29,7 @@ from app.serving.engine.inference import Inference, InferenceResult, Job, Reques
 from app.serving.engine.models import Models
 from app.serving.engine.thread_stage import Stages
 from app.serving.errors import NotFound, TooLarge, Unavailable, from_image_error
-from app.serving.http.body import read_body
+from app.serving.http.body import declared_length, read_body
 from app.serving.http.shutdown import Draining
 from app.serving.settings import Settings
 from app.serving.telemetry.metrics import Metrics
@@ -163,10 +163,9 @@ class OpenInference:
         settings, loop, detector = self._settings, asyncio.get_running_loop(), inference.detector
         watch = read_options(request.scope["query_string"]).watch == "1"
         headers = dict(request.scope["headers"])
-        declared = headers.get(b"content-length", b"")
-        if declared.isdigit() and int(declared) > _INLINE_BYTES + _INLINE_BINARY_BYTES:
+        if declared_length(headers) > _INLINE_BYTES + _INLINE_BINARY_BYTES:
             self._stages.pictures.check()  # before the body is received: a refused body is only discarded
-        body = await read_body(request.receive, headers, limit=settings.max_body_bytes)
+        body = bytes(await read_body(request.receive, headers, limit=settings.max_body_bytes))
         deadline, clock = loop.time() + settings.deadline_ms / 1000, time.perf_counter
         started = clock()
         try:

@@ -22,7 +22,7 @@ from app.serving.engine.admission import Admission
 from app.serving.engine.decoders import DecodeOptions, Decoders, Result
 from app.serving.engine.thread_stage import Deadline, Stages
 from app.serving.errors import InvalidBody, NotAnImage, Problem, UnsupportedType
-from app.serving.http.body import Part, media_type, parse_form, read_large_body
+from app.serving.http.body import Part, media_type, parse_form, read_body
 from app.serving.settings import Settings
 
 FORM = "multipart/form-data"
@@ -76,7 +76,7 @@ class Uploads:
         if len(headers.get(b"content-length", b"")) > _INLINE_LENGTH_DIGITS:
             check = self._stages.arrays.check if kind == NPY else self._decoders.check
             check()  # before the body is received: a refused body is only discarded
-        data = await read_large_body(request.receive, headers, limit=limit)
+        data = await read_body(request.receive, headers, limit=limit)
         if not data:
             raise NotAnImage("The body is empty; send an image, as `curl -F file=@seven.png` does.")
         if kind == OCTETS and data.startswith(_NPY_SIGNATURE):

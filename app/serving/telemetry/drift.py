@@ -70,7 +70,7 @@ class _Bet(NamedTuple):
 class DriftMonitor:
     """Test martingale over a stream of conformal p-values.
 
-    p-values are observed on one thread. The bets on them, 50 ms for 100,000, may be made on another thread.
+    p-values are observed on one thread. The bets on them, 60 ms for 100,000, may be made on another thread.
     """
 
     def __init__(self, calibration_images: int, level: float = LEVEL, upload_groups: Sequence[int] = ()) -> None:

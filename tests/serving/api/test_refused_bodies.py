@@ -30,7 +30,7 @@ def request(*headers):
 
 @pytest.fixture
 def models():
-    """One model, of which only the dimensions are asked for."""
+    """One model, of which only the card and the dimensions are asked for."""
     bundle = SimpleNamespace(card=SimpleNamespace(name="mnist", version=1))
     inference = SimpleNamespace(detector=SimpleNamespace(bundle=bundle, latent_dim=2))
     return SimpleNamespace(find=lambda name: SimpleNamespace(inference=inference))

@@ -1,7 +1,8 @@
 """A micro-batcher for asyncio: jobs in, results out, with as few calls of `run` as possible.
 
-It has no timer. The first job schedules a flush at the end of the event loop's current iteration; all jobs that have arrived by
-then form a batch. Under load batches grow, because jobs arrive while a batch runs; an idle server answers at once.
+It has no timer. A job that is still alone at the end of the event loop's current iteration runs at once. Several jobs wait until
+the loop brings no more of them, or until the batch is full: clients that were answered together send their next requests during
+the iterations that follow, and a forward pass reads all the weights of the network again, however few images it has.
 """
 
 import asyncio
@@ -9,6 +10,8 @@ import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Generic, NamedTuple, TypeVar
+
+_IDLE_ITERATIONS = 2  # without a new job: a request that is received in one iteration of the loop submits its job in the next
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -34,6 +37,7 @@ class Batcher(Generic[Job, Result]):
         self._waiting: deque[_Waiting[Job, Result]] = deque()
         self._depth = 0
         self._flushing = False
+        self._idle_iterations = 0  # since the newest job
 
     @property
     def depth(self) -> int:
@@ -51,15 +55,17 @@ class Batcher(Generic[Job, Result]):
         size = self._size(job)
         self._waiting.append(_Waiting(job, size, future, deadline))
         self._depth += size
+        self._idle_iterations = 0
         if not self._flushing:
             self._flushing = True
             loop.call_soon(self._flush, loop)
         return await future
 
     def _flush(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Run one batch. The next one runs in the loop's next iteration, so that sockets are served in between."""
-        batch = self._take(loop.time())
-        if batch:
+        """Run one batch, unless more jobs are to be expected. The loop serves sockets between two calls."""
+        if len(self._waiting) > 1 and self._depth < self._max_batch_size and self._idle_iterations < _IDLE_ITERATIONS:
+            self._idle_iterations += 1
+        elif batch := self._take(loop.time()):
             self._run_batch(batch)
         if self._waiting:
             loop.call_soon(self._flush, loop)

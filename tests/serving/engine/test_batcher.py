@@ -41,6 +41,28 @@ def test_jobs_that_wait_together_go_together():
     assert batches == [[1, 2, 3]]
 
 
+def test_several_jobs_wait_for_those_that_follow_at_once():
+    """Jobs that are submitted in the next iterations of the loop join a batch of several; a job that is alone does not wait."""
+
+    async def submit_later(batcher, job, *, iterations):
+        for _ in range(iterations):
+            await asyncio.sleep(0)
+        return await batcher.submit(job)
+
+    def batches_of(iterations, *, max_batch_size=8):
+        async def submit():
+            batcher, batches = recording(max_batch_size=max_batch_size)
+            await asyncio.gather(*(submit_later(batcher, 1, iterations=count) for count in iterations))
+            return [len(batch) for batch in batches]
+
+        return asyncio.run(submit())
+
+    assert batches_of([0, 0, 1, 2, 4]) == [5]
+    assert batches_of([0, 0, 9, 9]) == [2, 2]
+    assert batches_of([0, 0, 1, 2, 3], max_batch_size=3) == [3, 1, 1]
+    assert batches_of([0, 2]) == [1, 1]
+
+
 def test_a_failing_batch_fails_its_own_jobs_alone():
     """The error reaches everyone in the batch, and nobody else; the next batch runs."""
 

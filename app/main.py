@@ -52,6 +52,7 @@ VERSION = version("oddigit")
 
 _TRIM_INTERVAL_S = 5
 _SWITCH_INTERVAL_S = 0.0005  # for which a thread keeps the interpreter while the event loop waits; Python's default is 5 ms
+_COLLECTED_OBJECTS = 5000  # new ones before a garbage collection: more than the requests of 64 connections hold (Python: 700)
 _CLOSING_S = 2.0  # of work that is left when the drain ends: after it, images that are still being decoded are refused
 
 _DOCUMENT: dict[str, Any] = {
@@ -102,6 +103,7 @@ class _Engine:
             tasks.append(asyncio.create_task(self.models.watch()))
         gc.collect()
         gc.freeze()  # the heap is large; each collection that walks it makes requests wait
+        gc.set_threshold(_COLLECTED_OBJECTS, *gc.get_threshold()[1:])
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
         return_free_memory()  # that loading took
         yield

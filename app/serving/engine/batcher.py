@@ -1,8 +1,8 @@
 """A micro-batcher for asyncio: jobs in, results out, with as few calls of `run` as possible.
 
-It has no timer. A job that is still alone at the end of the event loop's current iteration runs at once. Several jobs wait until
-the loop brings no more of them, or until the batch is full: clients that were answered together send their next requests during
-the iterations that follow, and a forward pass reads all the weights of the network again, however few images it has.
+It has no timer. A job that is still alone at the end of the event loop's current iteration runs at once. Several jobs wait
+until the loop brings no more of them, or until the batch is full: clients that were answered together send their next requests
+during the iterations that follow, and a forward pass reads all the weights of the network, however few images it has.
 """
 
 import asyncio

@@ -32,6 +32,7 @@ class HealthEndpoints:
     def __init__(self, models: Models, status: ServerStatus) -> None:
         self._models = models
         self._status = status
+        self._scrape = asyncio.Lock()  # one at a time: each thread that computes makes the event loop wait
         self.router = router = APIRouter()
         router.get("/livez", operation_id="get_liveness", tags=["probes"])(self.livez)
         router.get("/readyz", operation_id="get_readiness", tags=["probes"], responses=problems(503))(self.readyz)
@@ -75,8 +76,11 @@ class HealthEndpoints:
 
     async def metrics(self) -> Response:
         """Metrics in Prometheus's text format."""
-        self.update_gauges()
-        return Response(self._status.metrics.text(), media_type=METRICS_TYPE)
+        async with self._scrape:
+            self.update_gauges()
+            self._status.metrics.flush()
+            text = await asyncio.to_thread(self._status.metrics.text)
+        return Response(text, media_type=METRICS_TYPE)
 
     async def drift(self, model: ModelName = None) -> schemas.Drift:
         """Evidence that the traffic differs from the images that the model was calibrated on."""

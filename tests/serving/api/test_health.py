@@ -1,6 +1,11 @@
+import asyncio
+import threading
+from types import SimpleNamespace
+
 import pytest
 
 from app.detection import store
+from app.serving.api.health import HealthEndpoints, ServerStatus
 from app.serving.errors import PROBLEMS
 
 
@@ -24,3 +29,30 @@ def test_every_problem_type_leads_to_its_meaning(client, problem):
     assert response.status_code == 200
     assert problem.title in response.text
     assert client.get("/problems/nonsense").status_code == 404
+
+
+def test_metrics_are_written_beside_the_event_loop_and_one_at_a_time():
+    """Many scrapes at once occupy one thread, and never the event loop's."""
+    threads, at_once, most = set(), 0, 0
+    pause = threading.Event()
+
+    class Metrics:
+        flush = staticmethod(lambda: None)
+        set_in_flight = staticmethod(lambda requests: None)
+
+        def text(self):
+            nonlocal at_once, most
+            threads.add(threading.current_thread())
+            at_once += 1
+            most = max(most, at_once)
+            pause.wait(0.01)
+            at_once -= 1
+            return b"numbers"
+
+    async def scrape():
+        endpoints = HealthEndpoints([], ServerStatus(None, SimpleNamespace(in_flight=0), Metrics()))
+        return await asyncio.gather(*(endpoints.metrics() for _ in range(5)))
+
+    assert {response.body for response in asyncio.run(scrape())} == {b"numbers"}
+    assert threading.current_thread() not in threads
+    assert most == 1

@@ -171,20 +171,24 @@ def _array_upload(deadline: Deadline | None, array: NDArray[np.uint8], *, centre
     """An upload of the images of an array [N, S, S]; images that lie off the middle are shifted if `centre`."""
     if not centre:
         return Upload(array, [ImageInfo(str(index)) for index in range(len(array))], is_array=True)
-    chunks, moved = [], []
+    result, moved, inverted = array, [], []
     for start in range(0, len(array), _CHUNK_IMAGES):
         if deadline is not None:
             deadline.check()
-        images, shifted = centre_images(array[start : start + _CHUNK_IMAGES])
-        chunks.append(images)
+        chunk = slice(start, start + _CHUNK_IMAGES)
+        inverted.append(looks_inverted(array[chunk]))
+        images, shifted = centre_images(array[chunk])
         moved.append(shifted)
-    infos = _array_infos(array, np.concatenate(moved))
-    return Upload(chunks[0] if len(chunks) == 1 else np.concatenate(chunks), infos, is_array=True)
+        if shifted.any():
+            if not result.flags.writeable:  # a body of several messages is: its images are replaced where they are
+                result = array.copy()
+            result[chunk] = images
+    return Upload(result, _array_infos(np.concatenate(moved), np.concatenate(inverted)), is_array=True)
 
 
-def _array_infos(array: NDArray[np.uint8], moved: NDArray[np.bool_]) -> list[ImageInfo]:
-    """The infos of the images of an array [N, S, S], of which some were `moved` [N] to the middle."""
-    columns = enumerate(zip(moved.tolist(), looks_inverted(array).tolist(), strict=True))
+def _array_infos(moved: NDArray[np.bool_], inverted: NDArray[np.bool_]) -> list[ImageInfo]:
+    """The infos of the images of an array, of which some were `moved` [N] to the middle or look `inverted` [N]."""
+    columns = enumerate(zip(moved.tolist(), inverted.tolist(), strict=True))
     return [
         ImageInfo(str(index), ("centred",) if shifted else (), (LOOKS_INVERTED,) if bright else ())
         for index, (shifted, bright) in columns

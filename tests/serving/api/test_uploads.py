@@ -37,6 +37,21 @@ def test_one_image_may_be_an_array_of_two_axes(client):
     assert scores(client, npy(np.asfortranarray(IMAGES)), NPY) == pytest.approx(whole, rel=1e-5)
 
 
+@pytest.mark.parametrize("aligned", [True, False])
+def test_large_arrays_are_answered_as_small_ones(client, aligned):
+    """An array that is received in many parts is centred where it lies; scores, steps and warnings are those of a small one."""
+    bright = np.pad(255 - IMAGES[0][2:, 3:], ((0, 2), (0, 3)), constant_values=255)  # off the middle, on white
+    some = IMAGES if aligned else np.concatenate([np.roll(IMAGES, (2, -3), (1, 2)), IMAGES, bright[None]])
+    expected = results(client, npy(some), NPY)
+    found = results(client, npy(np.tile(some, (200, 1, 1))), NPY)
+    assert aligned or any("looks_inverted" in result["warnings"][0] for result in expected if result["warnings"])
+    assert len(found) == 200 * len(some)
+    for start in (0, 100 * len(some), 199 * len(some)):
+        for one, other in zip(found[start:], expected, strict=False):
+            assert one["score"] == pytest.approx(other["score"], rel=1e-5)
+            assert (one["preprocess"], one["warnings"]) == (other["preprocess"], other["warnings"])
+
+
 @pytest.mark.parametrize("kind", ["BMP", "GIF", "TIFF", "WEBP", "PNG"])
 def test_lossless_formats_agree(client, kind):
     """The same grey pixels in any format that keeps them score the same; the declared type need not be the true one."""

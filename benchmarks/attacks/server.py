@@ -43,7 +43,8 @@ def anonymous_mib(pid: int) -> float:
     mib = 0.0
     for each in _tree(pid):
         with suppress(OSError):
-            mib += int(Path(f"/proc/{each}/status").read_text().split("\nRssAnon:")[1].split()[0]) / 1024
+            fields = Path(f"/proc/{each}/status").read_text().partition("\nRssAnon:")[2].split()
+            mib += int(fields[0]) / 1024 if fields else 0.0  # a process that has just ended has none
     return mib
 
 

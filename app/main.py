@@ -31,7 +31,7 @@ from app.serving.api.routes import add_routes
 from app.serving.api.uploads import Uploads
 from app.serving.engine.admission import Admission
 from app.serving.engine.decoders import Decoders
-from app.serving.engine.memory import return_free_memory, return_large_blocks_when_freed
+from app.serving.engine.memory import return_free_memory
 from app.serving.engine.models import Model, Models
 from app.serving.engine.reload import Versions
 from app.serving.engine.thread_stage import Stages, ThreadStage
@@ -105,7 +105,6 @@ class _Engine:
         gc.freeze()  # the heap is large; each collection that walks it makes requests wait
         gc.set_threshold(_COLLECTED_OBJECTS, *gc.get_threshold()[1:])
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
-        return_large_blocks_when_freed()
         return_free_memory()  # that loading took
         yield
         for task in tasks:

@@ -33,7 +33,7 @@ def centre_images(images: Pixels) -> tuple[Pixels, Mask]:
 def centre_image(image: Pixels) -> tuple[Pixels, bool]:
     """`centre_images` for one image [S, S], in a sixth of its time."""
     side = image.shape[0]
-    moments: list[float] = image.reshape(-1).astype(np.float32).dot(_moment_weights(side)).tolist()  # half the time of @
+    moments: list[float] = (image.reshape(-1).astype(np.float32) @ _moment_weights(side)).tolist()
     ink, down, across = moments
     ink = max(ink, 1.0)
     if max(abs(down), abs(across)) <= MAX_OFF_CENTRE * ink:

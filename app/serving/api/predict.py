@@ -228,7 +228,7 @@ def _render_response(deadline: Deadline | None, call: _Call, upload: Upload, res
         decision = decide(result, call.options)
         body = _json_body(deadline, call, upload, result, decision)
         if spec.outputs.verdicts:
-            anomalies = (result.detections.scores > decision.threshold).tolist().count(True)
+            anomalies = int(np.count_nonzero(result.detections.scores > decision.threshold))
     response = BytesResponse(body, media)
     response.raw_headers.append(responses.result_header(len(upload.infos), anomalies))
     return response

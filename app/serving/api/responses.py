@@ -132,7 +132,7 @@ def contact_sheet(images: NDArray[np.uint8], detections: Detections) -> bytes:
 
 
 def npy(array: NDArray[Any]) -> bytes:
-    """An array as the bytes of a .npy file. numpy.save holds two more copies of the array meanwhile."""
+    """An array as the bytes of a .npy file; numpy.save would hold one more copy of the array meanwhile."""
     header, array = io.BytesIO(), np.ascontiguousarray(array)
     np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(array))
     return b"".join((header.getvalue(), array.data))

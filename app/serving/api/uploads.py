@@ -171,19 +171,18 @@ def _array_upload(deadline: Deadline | None, array: NDArray[np.uint8], *, centre
     """An upload of the images of an array [N, S, S]; images that lie off the middle are shifted if `centre`."""
     if not centre:
         return Upload(array, [ImageInfo(str(index)) for index in range(len(array))], is_array=True)
-    result, moved, inverted = array, [], []
+    result, moved, inverted = array, [], looks_inverted(array)
     for start in range(0, len(array), _CHUNK_IMAGES):
         if deadline is not None:
             deadline.check()
         chunk = slice(start, start + _CHUNK_IMAGES)
-        inverted.append(looks_inverted(array[chunk]))
         images, shifted = centre_images(array[chunk])
         moved.append(shifted)
         if shifted.any():
             if not result.flags.writeable:  # a body of several messages is: its images are replaced where they are
                 result = array.copy()
             result[chunk] = images
-    return Upload(result, _array_infos(np.concatenate(moved), np.concatenate(inverted)), is_array=True)
+    return Upload(result, _array_infos(np.concatenate(moved), inverted), is_array=True)
 
 
 def _array_infos(moved: NDArray[np.bool_], inverted: NDArray[np.bool_]) -> list[ImageInfo]:

@@ -108,19 +108,6 @@ def test_the_short_way_and_the_long_way_agree():
         assert np.array_equal(decode_image(saved(image, compress_level=level)).image, image)
 
 
-def test_plain_pngs_share_no_pixels():
-    """The quick reader has one canvas for all images: an image keeps its pixels, and a damaged file leaves none behind."""
-    dark, bright = np.zeros((28, 28), np.uint8), np.full((28, 28), 200, np.uint8)
-    first = decode_image(saved(bright), preprocess="none").image
-    for rows in (0, 20, 27):
-        whole, part = b"\x00" + b"\x07" * 28, b"\x09" + b"\x07" * 28  # 9 is no filter
-        for body in (whole * rows, whole * rows + part * (28 - rows)):
-            with pytest.raises(UndecodableImage):
-                decode_image(png(28, 28, body=zlib.compress(body)))
-    assert np.array_equal(decode_image(saved(dark), preprocess="none").image, dark)
-    assert np.array_equal(first, bright)
-
-
 def test_transparency_is_shown_on_white():
     """Black ink on nothing is black ink on white."""
     ink = seven(28)

@@ -17,13 +17,15 @@ def start_daemon(function: Callable[P, T], *arguments: P.args, **options: P.kwar
     future: Future[T] = Future()
     future.set_running_or_notify_cancel()  # a caller that is cancelled leaves the thread alone
 
-    def run() -> None:
+    def run(future: Future[T]) -> None:
         try:
             future.set_result(function(*arguments, **options))
         except Exception as error:
             future.set_exception(error)
         except BaseException as error:  # SystemExit, or a panic of a library written in Rust
             future.set_exception(RuntimeError(repr(error)))
+        finally:
+            del future  # the error refers to this frame: a cycle would keep all that the function had loaded
 
-    threading.Thread(target=run, daemon=True).start()
+    threading.Thread(target=run, args=(future,), daemon=True).start()
     return future

@@ -3,6 +3,7 @@
 import asyncio
 import os
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec
 
@@ -179,10 +180,15 @@ def _report_file(bundle: Bundle, name: str) -> Path | None:
 def _latent_response(deadline: Deadline, path: Path, request: Request, etag: str) -> Response:
     """latent.npz -> JSON. Written by hand: pydantic would check all points on the event loop."""
     try:
-        content = latent_points(path)
+        content = _latent_json(path, etag)
     except (OSError, KeyError, BundleError):
         raise NotFound("The map of this version's latent space cannot be read.") from None
-    return cacheable(request, json_bytes(content), JSON, etag)
+    return cacheable(request, content, JSON, etag)
+
+
+@lru_cache(maxsize=4)  # 34 KB each
+def _latent_json(path: Path, etag: str) -> bytes:
+    return json_bytes(latent_points(path))
 
 
 def latent_points(path: Path) -> dict[str, Any]:

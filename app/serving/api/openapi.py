@@ -1,7 +1,8 @@
 """The parts of the OpenAPI document that FastAPI cannot derive from signatures: upload bodies, problems, API keys."""
 
+import asyncio
 from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import partial
 from typing import Annotated, Any, get_args
 
 from fastapi import FastAPI, Query, Security
@@ -75,13 +76,19 @@ def add_openapi(app: FastAPI, *, key_optional: bool) -> None:
     """
     app.openapi = partial(_complete, app, app.openapi, key_optional)  # type: ignore[method-assign]  # FastAPI's documented way
 
-    @lru_cache(maxsize=2)
-    def rendered(root_path: str) -> bytes:
+    documents: dict[str, bytes] = {}  # by root path, of which there is one
+    rendering = asyncio.Lock()
+
+    def render(root_path: str) -> bytes:
         servers = {"servers": [{"url": root_path}]} if root_path else {}
         return bytes(JSONResponse({**app.openapi(), **servers}).body)
 
     async def serve(request: Request) -> Response:
-        return Response(rendered(request.scope.get("root_path", "")), media_type=JSON)
+        root_path = request.scope.get("root_path", "")
+        async with rendering:
+            if root_path not in documents:  # on a thread, because the first time takes 100 ms
+                documents[root_path] = await asyncio.to_thread(render, root_path)
+        return Response(documents[root_path], media_type=JSON)
 
     app.add_route("/openapi.json", serve, include_in_schema=False)
 

@@ -31,7 +31,7 @@ from app.serving.api.routes import add_routes
 from app.serving.api.uploads import Uploads
 from app.serving.engine.admission import Admission
 from app.serving.engine.decoders import Decoders
-from app.serving.engine.memory import return_free_memory
+from app.serving.engine.memory import return_free_memory, use_one_heap
 from app.serving.engine.models import Model, Models
 from app.serving.engine.reload import Versions
 from app.serving.engine.thread_stage import Stages, ThreadStage
@@ -95,6 +95,7 @@ class _Engine:
     @asynccontextmanager
     async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
         """Load the models and start the background tasks; stop them at the end."""
+        use_one_heap()
         await self.models.load()
         await self.decoders.start()
         self.draining.begin_on_sigterm(self.settings.drain_s)

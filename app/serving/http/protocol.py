@@ -13,14 +13,16 @@ Names of uvicorn that its documentation does not promise, all used in this file 
 
 import enum
 from asyncio import TimerHandle, Transport, get_running_loop
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from app.serving.errors import BadRequest, Problem, RequestTimeout, TooLarge, Unavailable
 from app.serving.http.body import MAX_DISCARDED_BODY_BYTES, ByteRate
-from app.serving.http.held_transport import HeldTransport
+from app.serving.http.held_transport import HeldTransport, Turns
 from app.serving.http.problem_responses import last_response
 from app.serving.http.sockets import set_write_timeout
 from app.serving.http.upgrade import SkipFirstHead
@@ -33,27 +35,22 @@ _MAX_FIELDS = 100  # header fields of a request, and trailers
 _PROBES = (b"/livez", b"/readyz", b"/health/live", b"/health/ready")  # how their paths end
 _PROBE_CONNECTIONS = 16  # beyond the maximum, for probes alone
 _EVICT_AFTER_S = 1.0  # a connection that has waited this long for a request makes room for a new one
-_SLOW_WRITE_S = 20.0  # how long a client may read more slowly than _MIN_WRITE_RATE
-_MIN_WRITE_RATE = 16 * 1024  # bytes a second
-_HIGH_WATER_BYTES = 64 * 1024  # asyncio's: the transport pauses writing when more than this waits to be sent
 _PIECE_BYTES = 2048  # that are parsed at once: fifty of the smallest requests
 _FRAMING_ALLOWANCE = 8  # bytes of chunk framing for each byte of the body; chunks of one byte take six
 _DISCARD_TIMEOUT_S = 60.0  # for the rest of a body whose request has been answered
 
 
-class ConnectionLimits(NamedTuple):
-    """Limits of each connection, and how many connections there may be."""
+@dataclass(frozen=True)
+class ConnectionLimits:
+    """Limits of each connection, and what all connections of a server share."""
 
     max_connections: int = 4096
     head_timeout_s: float = 10.0
     write_timeout_s: float = 20.0
-    discard_rate: ByteRate = ByteRate()  # of all connections together
-
-
-class _TooManyFields(Exception): ...  # these two stop the parser
-
-
-class _NoProbe(Exception): ...
+    discard_rate: ByteRate = field(default_factory=ByteRate)
+    first_turns: Turns = field(default_factory=Turns)  # for the first data of each connection
+    # Connections that wait for a request, and the loop times since which they do; the first has waited longest.
+    waiting: "OrderedDict[LimitedProtocol, float]" = field(default_factory=OrderedDict)
 
 
 class _Phase(enum.Enum):
@@ -67,26 +64,24 @@ class _Phase(enum.Enum):
 class LimitedProtocol(HttpToolsProtocol):
     """One connection. Requests that are received while another is answered wait in uvicorn's `pipeline`."""
 
-    def __init__(self, *arguments: Any, limits: ConnectionLimits = ConnectionLimits(), **options: Any) -> None:  # noqa: ANN401, B008
+    def __init__(self, *arguments: Any, limits: ConnectionLimits = ConnectionLimits(), **options: Any) -> None:  # noqa: ANN401
         super().__init__(*arguments, **options)
         self._limits = limits
         self._phase = _Phase.IDLE
         self._timer: TimerHandle | None = None  # for the head, or for the rest of a body that is discarded
         self._active: RequestResponseCycle | None = None  # the request that is answered now, or was answered last
         self._failure: Problem | None = None  # the reply to a malformed request, sent after the responses before it
-        self._non_body_bytes = self._body_bytes = self._trailers = 0
+        self._non_body_bytes = self._body_bytes = self._fields = 0
         self._discarded_bytes = 0  # of the data that are parsed now
         self._unparsed = b""
-        self._waiting_since = 0.0  # loop time since which no request is received or answered
+        self._is_new = True  # nothing was received
         self._probes_only = False
-        self._write_due = 0.0  # loop time by which the client must have read more
-        self._write_timer: TimerHandle | None = None
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
         self._held = HeldTransport(transport)
         super().connection_made(self._held)
         set_write_timeout(transport.get_extra_info("socket"), self._limits.write_timeout_s)
-        self._waiting_since = get_running_loop().time()
+        self._limits.waiting[self] = get_running_loop().time()
         excess = len(self.connections) - self._limits.max_connections
         self._probes_only = excess > 0 and not self._evict_waiting_connection()
         if self._probes_only and excess > _PROBE_CONNECTIONS:
@@ -95,11 +90,11 @@ class LimitedProtocol(HttpToolsProtocol):
             self._start_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._limits.waiting.pop(self, None)
         self._stop_timer()
         if self._active is not None:
             self._active.disconnected = True  # uvicorn tells the newest request only
-        if self._write_timer is not None:
-            self._write_timer.cancel()
+        self._held.stop_write_timeout()
         super().connection_lost(exc)
         self.pipeline.clear()
         self._unparsed = b""
@@ -108,15 +103,21 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         self._unset_keepalive_if_required()
-        if self._failure is None:
-            self._parse_pieces(self._unparsed + data)
+        if self._failure is not None:
+            return
+        self._unparsed += data
+        if self._is_new:
+            self._is_new = False
+            self._limits.first_turns.run(self._held, self._parse_pieces)
+        else:
+            self._parse_pieces()
 
-    def _parse_pieces(self, data: bytes) -> None:
-        """Parse `data` until a request has to wait for the one before it. The rest is parsed when no request waits.
+    def _parse_pieces(self) -> None:
+        """Parse what was received until a request has to wait for the one before it. The rest is parsed when no request waits.
 
         Otherwise a client could have thousands of requests parsed at once, which hold up the event loop and fill the memory.
         """
-        view = memoryview(data)
+        view = memoryview(self._unparsed)
         while view and not self.pipeline and self._failure is None:
             size = self._piece_bytes(len(view))
             self._parse_piece(view[:size])
@@ -150,28 +151,26 @@ class LimitedProtocol(HttpToolsProtocol):
             self._non_body_bytes = max(0, self._non_body_bytes)  # the framing of a chunk earns nothing for trailers
 
     def on_message_begin(self) -> None:
-        self._phase = _Phase.HEAD
+        self._phase, self._fields = _Phase.HEAD, 0
         super().on_message_begin()
 
     def on_url(self, url: bytes) -> None:
         if self._probes_only and not url.partition(b"?")[0].endswith(_PROBES):
-            raise _NoProbe
+            raise _too_many_connections()  # stops the parser
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self._phase is _Phase.BODY:
-            self._trailers += 1  # and dropped
-            if self._trailers > _MAX_FIELDS:
-                raise _TooManyFields
-            return
-        if len(self.headers) >= _MAX_FIELDS:
-            raise _TooManyFields
-        super().on_header(name, value)
+        self._fields += 1
+        if self._fields > _MAX_FIELDS:
+            raise TooLarge(f"The request has more than {_MAX_FIELDS} header fields.")
+        if self._phase is not _Phase.BODY:  # trailers are dropped
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         super().on_headers_complete()  # raises for a target that is no URL: then there is no cycle, and the head is refused
         self._phase = _Phase.BODY
-        self._non_body_bytes = self._body_bytes = self._trailers = 0
+        self._limits.waiting.pop(self, None)
+        self._non_body_bytes = self._body_bytes = self._fields = 0
         self._stop_timer()
         if not self._is_answering:
             self._active = self.cycle
@@ -193,33 +192,34 @@ class LimitedProtocol(HttpToolsProtocol):
         self._non_body_bytes = 0
         self._stop_timer()
         super().on_message_complete()
+        if not self._is_answering:  # it was answered before its body was complete
+            self._limits.waiting[self] = get_running_loop().time()
 
     def pause_writing(self) -> None:
-        loop = get_running_loop()
-        self._write_due = self._write_due or loop.time() + _SLOW_WRITE_S
-        self._write_timer = loop.call_at(self._write_due, self.transport.abort)
+        self._held.start_write_timeout()
         super().pause_writing()
 
     def resume_writing(self) -> None:
-        if self._write_timer is not None:
-            self._write_timer.cancel()
-        latest = get_running_loop().time() + _SLOW_WRITE_S
-        self._write_due = min(self._write_due + _HIGH_WATER_BYTES / _MIN_WRITE_RATE, latest)
+        self._held.extend_write_timeout()
         super().resume_writing()
 
     def on_response_complete(self) -> None:
-        self._held.flush()
-        self._write_due, self._waiting_since = 0.0, get_running_loop().time()
+        self._held.end_response()
         if self.pipeline:
             self._active = self.pipeline[-1][0]
         super().on_response_complete()
         if self._unparsed and not self.pipeline and not self.transport.is_closing():
-            self._parse_pieces(self._unparsed)
+            self._parse_pieces()
         if self._is_answering or self.transport.is_closing():
             return
         if self._failure is not None:
             self._send_failure(self._failure)
-        elif self._phase is not _Phase.IDLE and self._timer is None:
+            return
+        if self._phase is not _Phase.BODY:
+            self._limits.waiting[self] = get_running_loop().time()
+        if self._phase is _Phase.IDLE:
+            self.scope = self.cycle = self._active = None  # type: ignore[assignment]  # 3 KB, until the next request
+        elif self._timer is None:
             self._start_timer()
 
     @property
@@ -227,17 +227,15 @@ class LimitedProtocol(HttpToolsProtocol):
         return self._active is not None and not self._active.response_complete
 
     def _evict_waiting_connection(self) -> bool:
-        """Close a connection that sends no request, to make room for a new one. Returns whether there was one."""
-        latest = get_running_loop().time() - _EVICT_AFTER_S
-        for other in self.connections:
-            if isinstance(other, LimitedProtocol) and other._waits_since_before(latest):
-                other.transport.close()
-                return True
-        return False
-
-    def _waits_since_before(self, latest: float) -> bool:
-        is_waiting = self._phase is not _Phase.BODY and not self._is_answering and not self.transport.is_closing()
-        return is_waiting and self._waiting_since < latest
+        """Close the connection that has waited longest for a request, to make room. Returns whether one could be closed."""
+        waiting = self._limits.waiting
+        while (oldest := next(iter(waiting))).transport.is_closing():
+            del waiting[oldest]
+        if waiting[oldest] > get_running_loop().time() - _EVICT_AFTER_S:
+            return False
+        del waiting[oldest]
+        oldest.transport.close()
+        return True
 
     def _parse(self, data: memoryview) -> memoryview:
         """Parse `data`; returns what follows a head that offered an Upgrade, else nothing.
@@ -292,9 +290,7 @@ def _too_many_connections() -> Unavailable:
 
 
 def _parser_problem(error: httptools.HttpParserError) -> Problem:
-    """The reply to a request at which the parser stopped."""
-    if isinstance(error.__context__, _TooManyFields):
-        return TooLarge(f"The request has more than {_MAX_FIELDS} header fields.")
-    if isinstance(error.__context__, _NoProbe):
-        return _too_many_connections()
+    """The reply to a request at which the parser stopped, or at which a callback stopped it."""
+    if isinstance(error.__context__, Problem):
+        return error.__context__.with_traceback(None)  # whose frames refer to the connection: a reference cycle
     return BadRequest("The request is not valid HTTP.")

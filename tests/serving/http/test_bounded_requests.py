@@ -5,7 +5,7 @@ import re
 import socket
 import threading
 import time
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 
 import pytest
@@ -166,6 +166,43 @@ def test_connections_that_send_nothing_make_room_for_new_ones(port):
     finally:
         for line in silent:
             line.close()
+
+
+def test_the_connection_that_waited_longest_makes_room(port):
+    """One that has just been answered stays, although it is the oldest."""
+    request = ask("/livez", method="GET", connection="keep-alive")
+    with ExitStack() as stack:
+        oldest, *silent = [stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=30)) for _ in range(40)]
+        time.sleep(0.7)
+        assert asked(oldest, request)
+        time.sleep(0.7)
+        newest = stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=30))
+        assert asked(newest, request)
+        assert silent[0].recv(1) == b""
+        assert asked(oldest, request) and all(asked(line, request) for line in silent[1:])
+
+
+def asked(line, request):
+    """Whether a request over a connection that stays open is answered with 200."""
+    line.sendall(request)
+    answer = b""
+    while b"}" not in answer and (piece := line.recv(65536)):
+        answer += piece
+    return answer.startswith(b"HTTP/1.1 200")
+
+
+def test_a_connection_that_waits_keeps_nothing_of_its_last_request(port):
+    """4,000 such connections would keep 12 MB."""
+
+    def requests():
+        return sum(type(each) is RequestResponseCycle for each in gc.get_objects())
+
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as line:
+        assert asked(line, ask("/livez", method="GET", connection="keep-alive"))
+        until = time.monotonic() + 10
+        while requests():
+            assert time.monotonic() < until
+            time.sleep(0.05)
 
 
 REQUESTS = {

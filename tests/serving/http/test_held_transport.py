@@ -1,8 +1,9 @@
 import asyncio
+import time
 
 import pytest
 
-from app.serving.http.held_transport import HeldTransport
+from app.serving.http.held_transport import HeldTransport, Turns
 
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\n"
 
@@ -12,13 +13,22 @@ class RecordedTransport(asyncio.Transport):
 
     def __init__(self):
         super().__init__()
-        self.written, self.closed = [], False
+        self.written, self.closed, self.is_read = [], False, True
 
     def write(self, data):
         self.written.append(data)
 
     def close(self):
         self.closed = True
+
+    def is_closing(self):
+        return self.closed
+
+    def pause_reading(self):
+        self.is_read = False
+
+    def resume_reading(self):
+        self.is_read = True
 
 
 @pytest.fixture
@@ -48,8 +58,8 @@ def test_each_response_has_its_own_head(recorded, held):
 
 def test_the_head_of_a_response_without_a_body_is_sent(recorded, held):
     held.write(HEAD)
-    held.flush()
-    held.flush()
+    held.end_response()
+    held.end_response()
     assert recorded.written == [HEAD]
 
 
@@ -64,3 +74,62 @@ def test_a_head_is_sent_before_the_connection_closes(recorded, held):
 def test_everything_else_is_sent_at_once(recorded, held, data):
     held.write(data)
     assert recorded.written == [data]
+
+
+def test_each_iteration_gives_a_few_connections_their_turn():
+    """In order; those that wait are not read, and those that close are left out."""
+    transports = [HeldTransport(RecordedTransport()) for _ in range(7)]
+    served = []
+
+    async def come_at_once():
+        turns = Turns(at_once=2)
+        for number, transport in enumerate(transports):
+            turns.run(transport, lambda number=number: served.append(number))
+        transports[3].close()
+        for expected in ([0, 1], [0, 1, 2, 4], [0, 1, 2, 4, 5, 6]):
+            assert served == expected
+            assert [number for number in range(7) if transports[number].is_read and number != 3] == expected
+            await asyncio.sleep(0)
+        turns.run(transports[0], lambda: served.append("later"))
+        assert served[-1] == "later"
+
+    asyncio.run(come_at_once())
+
+
+def test_a_connection_that_comes_later_waits_behind_those_that_wait():
+    served = []
+
+    async def come_one_by_one():
+        turns, transport = Turns(at_once=1), HeldTransport(RecordedTransport())
+        for number in range(4):
+            turns.run(transport, lambda number=number: served.append(number))
+            await asyncio.sleep(0)
+            turns.run(transport, lambda number=number: served.append(number + 10))
+        for _ in range(10):
+            await asyncio.sleep(0)
+
+    asyncio.run(come_one_by_one())
+    assert sorted(served) == [0, 1, 2, 3, 10, 11, 12, 13]
+    assert [each for each in served if each < 10] == [0, 1, 2, 3]
+
+
+def test_a_client_that_reads_slowly_is_cut_off_and_one_that_read_the_response_before_is_not():
+    """The time for a response ends with it: what is read of it afterwards says nothing about the next."""
+    aborted = []
+
+    async def respond():
+        recorded = RecordedTransport()
+        recorded.abort = lambda: aborted.append(True)
+        held = HeldTransport(recorded)
+        held.start_write_timeout()
+        held.end_response()
+        held.extend_write_timeout()
+        held.start_write_timeout()
+        await asyncio.sleep(0.01)
+        assert not aborted
+        loop = asyncio.get_running_loop()
+        loop.time = lambda: time.monotonic() + 21
+        await asyncio.sleep(0.01)
+
+    asyncio.run(respond())
+    assert aborted

@@ -27,7 +27,7 @@ def read_array(data: bytes, *, max_images: int, size: int) -> NDArray[np.uint8]:
     except UndecodableImage as error:
         if (images := _flat_images(data, max_images, size)) is not None:
             return images
-        raise UndecodableImage(_explain(data[:2048], size) or str(error)) from None
+        raise UndecodableImage(_explain(bytes(data[:2048]), size) or str(error)) from None
 
 
 def _flat_images(data: bytes, max_images: int, size: int) -> NDArray[np.uint8] | None:

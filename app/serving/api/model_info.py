@@ -115,7 +115,7 @@ class ModelInfoEndpoints:
         detector = self._detector(model)
         limit = min(schemas.MAX_POINTS * _COORDINATE_BYTES * detector.latent_dim, _MAX_DECODE_BYTES)
         self._pictures.check()  # before the body is received and parsed
-        body = await read_body(request.receive, dict(request.scope["headers"]), limit=limit)
+        body = bytes(await read_body(request.receive, dict(request.scope["headers"]), limit=limit))
         try:
             points = schemas.DecodeRequest.model_validate_json(body).embedding
         except ValidationError as error:

@@ -84,7 +84,7 @@ def _has_signature(data: bytes) -> bool:
 
 def _hint(data: bytes) -> str | None:
     """What data that are no image look like, and what to do; None if they look like nothing known."""
-    start = data[:600].lstrip().lower()
+    start = bytes(data[:600]).lstrip().lower()
     if len(data) <= 600 and _FILE_NAME.fullmatch(data):
         return "it is the name of a file and not its content: put an @ before it, as in `curl -F file=@seven.png`"
     if start.startswith((b"<!doctype html", b"<html")):

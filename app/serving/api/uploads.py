@@ -22,7 +22,8 @@ from app.serving.engine.admission import Admission
 from app.serving.engine.decoders import DecodeOptions, Decoders, Result
 from app.serving.engine.thread_stage import Deadline, Stages
 from app.serving.errors import InvalidBody, NotAnImage, Problem, UnsupportedType
-from app.serving.http.body import Part, media_type, parse_form, read_body
+from app.serving.http.body import read_body
+from app.serving.http.forms import Part, media_type, parse_form
 from app.serving.settings import Settings
 
 FORM = "multipart/form-data"
@@ -79,11 +80,11 @@ class Uploads:
         data = await read_body(request.receive, headers, limit=limit)
         if not data:
             raise NotAnImage("The body is empty; send an image, as `curl -F file=@seven.png` does.")
-        if kind == OCTETS and data.startswith(_NPY_SIGNATURE):
+        if kind == OCTETS and data[: len(_NPY_SIGNATURE)] == _NPY_SIGNATURE:
             kind = NPY
         if kind != NPY:
             data = bytes(data)
-        return Body(kind, content_type, cast(bytes, data))  # the bytearray of an array is read as bytes are
+        return Body(kind, content_type, cast(bytes, data))  # the buffer of an array is read as bytes are
 
     async def decode_array(self, body: Body, preprocess: Preprocess, size: int, *, deadline: float) -> Upload:
         """The images of an array, size x size. Raises InvalidBody, TooLarge, Overloaded or TimeoutError."""
@@ -170,7 +171,8 @@ def _parse_form(deadline: Deadline | None, body: Body, max_parts: int) -> list[P
 def _array_upload(deadline: Deadline | None, array: NDArray[np.uint8], *, centre: bool) -> Upload:
     """An upload of the images of an array [N, S, S]; images that lie off the middle are shifted if `centre`."""
     if not centre:
-        return Upload(array, [ImageInfo(str(index)) for index in range(len(array))], is_array=True)
+        unchanged = np.zeros(len(array), np.bool_)
+        return Upload(array, _ArrayInfos(unchanged, unchanged), is_array=True)
     result, moved, inverted = array, [], looks_inverted(array)
     for start in range(0, len(array), _CHUNK_IMAGES):
         if deadline is not None:
@@ -182,16 +184,22 @@ def _array_upload(deadline: Deadline | None, array: NDArray[np.uint8], *, centre
             if not result.flags.writeable:  # a body of several messages is: its images are replaced where they are
                 result = array.copy()
             result[chunk] = images
-    return Upload(result, _array_infos(np.concatenate(moved), inverted), is_array=True)
+    return Upload(result, _ArrayInfos(np.concatenate(moved), inverted), is_array=True)
 
 
-def _array_infos(moved: NDArray[np.bool_], inverted: NDArray[np.bool_]) -> list[ImageInfo]:
-    """The infos of the images of an array, of which some were `moved` [N] to the middle or look `inverted` [N]."""
-    columns = enumerate(zip(moved.tolist(), inverted.tolist(), strict=True))
-    return [
-        ImageInfo(str(index), ("centred",) if shifted else (), (LOOKS_INVERTED,) if bright else ())
-        for index, (shifted, bright) in columns
-    ]
+class _ArrayInfos(Sequence[ImageInfo]):
+    """The infos of the images of an array, made when they are needed: 100,000 of them take 20 MB."""
+
+    def __init__(self, moved: NDArray[np.bool_], inverted: NDArray[np.bool_]) -> None:
+        """Of N images, some were `moved` [N] to the middle or look `inverted` [N]."""
+        self._moved, self._inverted = moved.tolist(), inverted.tolist()
+
+    def __len__(self) -> int:
+        return len(self._moved)
+
+    def __getitem__(self, index: int) -> ImageInfo:  # type: ignore[override]  # no slices
+        steps = ("centred",) if self._moved[index] else ()
+        return ImageInfo(str(index), steps, (LOOKS_INVERTED,) if self._inverted[index] else ())
 
 
 def _prepared_upload(prepared: list[tuple[str, PreprocessedImage]], failed: dict[int, tuple[str, Problem]]) -> Upload:

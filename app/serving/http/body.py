@@ -1,31 +1,23 @@
-"""Request bodies: an ASGI `receive` in, complete bytes and form parts out, under limits of size, memory and time."""
+"""Request bodies: an ASGI `receive` in, complete bytes out, under limits of size, memory and time."""
 
 import asyncio
-import re
+import mmap
 import time
 from collections.abc import Callable, Coroutine, Generator, Mapping
 from types import coroutine
-from typing import TYPE_CHECKING, Any, NamedTuple
-from urllib.parse import unquote
+from typing import Any, Self
 
-from python_multipart import MultipartParser
-from python_multipart.exceptions import FormParserError
-from python_multipart.multipart import parse_options_header
 from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive
 
-from app.serving.errors import InvalidBody, RequestTimeout, TooLarge, Unavailable
-
-if TYPE_CHECKING:
-    from python_multipart.multipart import MultipartCallbacks
+from app.serving.errors import RequestTimeout, TooLarge, Unavailable
 
 MAX_DISCARDED_BODY_BYTES = 2**30  # of a request that was answered before its body was complete
 
 _MIN_RATE, _SLOW_S = 4 * 1024, 20.0  # bytes a second, and the seconds for which a client may send more slowly
 _SMALL_BODY_BYTES = 64 * 1024  # of each body that need no reservation
+_GROWING_BYTES = 2**20  # the largest body that is moved while it grows
 _RATE, _BURST = 64 * 2**20, 16 * 2**20  # bytes a second, which take a fifth of a core, and bytes that are read without a pause
-_MAX_NAME_LENGTH = 255
-_MAX_TYPE_LENGTH = 1024  # of a Content-Type or Content-Disposition header
 
 
 class ByteBudget:
@@ -160,138 +152,62 @@ def _resume(pending: Coroutine[Any, Any, Message], first: object) -> Generator[A
     return (yield from pending.__await__())
 
 
-class Part(NamedTuple):
-    """One uploaded file: its name as the client gave it, its declared type ("" where none), its bytes."""
-
-    name: str
-    content_type: str
-    data: bytes
-
-
 def declared_length(headers: Mapping[bytes, bytes]) -> int:
     """The length of the body as its head declares it; 0 where it declares none."""
     declared = headers.get(b"content-length", b"")
     return int(declared) if declared.isdigit() else 0
 
 
-async def read_body(receive: Receive, headers: Mapping[bytes, bytes], *, limit: int) -> bytes | bytearray:
-    """The whole body of a request, a bytearray if it came in several messages: to copy 80 MB takes the event loop 80 ms.
+class _MappedBody:
+    """A body whose length is known. A bytearray of 80 MB is moved again and again while it grows, for 10 ms and more.
+
+    The pages of a memory map take memory when they are written, so that a length that is only declared takes none.
+    """
+
+    def __init__(self, size: int, received: bytearray) -> None:
+        self._map = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE)
+        self._length = 0
+        self += received
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __iadd__(self, data: bytes | bytearray) -> Self:
+        self._map[self._length : self._length + len(data)] = data
+        self._length += len(data)
+        return self
+
+    def view(self) -> memoryview:
+        return memoryview(self._map)[: self._length]
+
+
+async def read_body(receive: Receive, headers: Mapping[bytes, bytes], *, limit: int) -> bytes | bytearray | memoryview:
+    """The whole body of a request: bytes if it came in one message, else what takes no copy.
 
     Raises:
         TooLarge: more than `limit` bytes were declared or sent.
         ClientDisconnect: the client closed the connection.
     """
-    if declared_length(headers) > limit:
+    declared = declared_length(headers)
+    if declared > limit:
         raise too_large(limit)
     message = await receive()
     first: bytes = message.get("body", b"")
     if message["type"] == "http.request" and not message.get("more_body", False) and len(first) <= limit:
         return first  # nearly always the body is one message
-    body = bytearray()
+    limit = declared or limit
+    body: bytearray | _MappedBody = bytearray()
     while message["type"] == "http.request":
-        body += message.get("body", b"")
-        if len(body) > limit:
+        data = message.get("body", b"")
+        if len(body) + len(data) > limit:
             raise too_large(limit)
+        if declared and isinstance(body, bytearray) and len(body) > _GROWING_BYTES:
+            body = _MappedBody(declared, body)
+        body += data
         if not message.get("more_body", False):
-            return body
+            return body if isinstance(body, bytearray) else body.view()
         message = await receive()
     raise ClientDisconnect
-
-
-def parse_form(body: bytes, content_type: str, *, max_parts: int) -> list[Part]:
-    """The parts named `file` of a multipart/form-data body, in order.
-
-    Raises:
-        InvalidBody: the form is malformed or has no such part.
-        TooLarge: it has more than `max_parts` parts.
-    """
-    if len(content_type) > _MAX_TYPE_LENGTH:  # parsing 32 KiB takes 80 ms
-        raise InvalidBody(f"The content type is longer than {_MAX_TYPE_LENGTH:,} characters.")
-    _, options = parse_options_header(content_type)
-    boundary = options.get(b"boundary")
-    if not boundary:
-        raise InvalidBody("The multipart content type names no boundary.")
-    reader = _FormReader(max_parts)
-    try:
-        parser = MultipartParser(boundary, reader.callbacks())
-        parser.write(body)
-        parser.finalize()
-    except (FormParserError, ValueError):
-        raise InvalidBody("The form is malformed, or its boundary is not the one that the content type names.") from None
-    if not reader.parts:
-        raise InvalidBody("The form has no part named 'file'; send one as `curl -F file=@seven.png`.")
-    return reader.parts
-
-
-class _FormReader:
-    """Collects the parts that the multipart parser reports."""
-
-    def __init__(self, max_parts: int) -> None:
-        self.parts: list[Part] = []
-        self._max_parts = max_parts
-        self._part_count = 0
-        self._headers: dict[bytes, bytes] = {}
-        self._field = b""
-        self._value = b""
-        self._data: list[bytes] = []
-
-    def callbacks(self) -> "MultipartCallbacks":
-        return {
-            "on_part_begin": self._begin,
-            "on_header_field": self._header_field,
-            "on_header_value": self._header_value,
-            "on_header_end": self._header_end,
-            "on_part_data": self._part_data,
-            "on_part_end": self._end,
-        }
-
-    def _begin(self) -> None:
-        self._part_count += 1
-        if self._part_count > self._max_parts:
-            raise TooLarge(f"The form has more than {self._max_parts} parts; send the images in several requests.")
-        self._headers, self._data = {}, []
-
-    def _header_field(self, data: bytes, start: int, end: int) -> None:
-        self._field += data[start:end]
-
-    def _header_value(self, data: bytes, start: int, end: int) -> None:
-        self._value += data[start:end]
-
-    def _header_end(self) -> None:
-        self._headers[self._field.lower()] = self._value
-        self._field = self._value = b""
-
-    def _part_data(self, data: bytes, start: int, end: int) -> None:
-        self._data.append(data[start:end])
-
-    def _end(self) -> None:
-        disposition = self._headers.get(b"content-disposition", b"")[:_MAX_TYPE_LENGTH]
-        _, options = parse_options_header(disposition)
-        if options.get(b"name") != b"file":
-            return
-        name = printable_name(_file_name(disposition, options)) or f"file {len(self.parts) + 1}"
-        content_type = self._headers.get(b"content-type", b"").decode("latin-1")
-        self.parts.append(Part(name, media_type(content_type), b"".join(self._data)))
-
-
-_EXTENDED_NAME = re.compile(rb";\s*filename\*\s*=\s*utf-8'[^']*'([^;\s]*)", re.IGNORECASE)
-
-
-def _file_name(disposition: bytes, options: Mapping[bytes, bytes]) -> str:
-    """`filename*` as RFC 8187 writes names that are not ASCII, which python-multipart leaves out; else `filename`."""
-    if extended := _EXTENDED_NAME.search(disposition):
-        return unquote(extended[1].decode("latin-1"), errors="replace")
-    return options.get(b"filename", b"").decode("utf-8", "replace")
-
-
-def media_type(content_type: str) -> str:
-    """The media type of a Content-Type header, lower case, without parameters: `image/png` for `Image/PNG; q=1`."""
-    return content_type.partition(";")[0].strip().lower()
-
-
-def printable_name(name: str) -> str:
-    """A client's file name for responses and logs: its printable characters, at most 255."""
-    return "".join(char for char in name if char.isprintable())[:_MAX_NAME_LENGTH]
 
 
 def too_large(limit: int) -> TooLarge:

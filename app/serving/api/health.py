@@ -93,6 +93,8 @@ class HealthEndpoints:
         async with self._scraping:
             await asyncio.sleep(max(0.0, self._scrape_due - clock()))
             self._next_scrape = None
+            for model in self._models:
+                await asyncio.to_thread(model.monitor.update_drift)
             self.update_gauges()
             self._status.metrics.flush()
             began = clock()

@@ -234,9 +234,7 @@ def _render_response(deadline: Deadline | None, call: _Call, upload: Upload, res
     return response
 
 
-def _json_body(
-    deadline: Deadline | None, call: _Call, upload: Upload, result: InferenceResult, decision: Decision
-) -> bytes | memoryview:
+def _json_body(deadline: Deadline | None, call: _Call, upload: Upload, result: InferenceResult, decision: Decision) -> bytes:
     head, entries = call.spec.head(result.bundle, decision), call.spec.entries(upload, result, decision)
     if len(upload.infos) > _INLINE_IMAGES and not upload.failed:
         return _json_in_pieces(deadline, head, entries)
@@ -247,15 +245,15 @@ def _json_body(
     return responses.json_bytes({**head, "results": results})
 
 
-def _json_in_pieces(deadline: Deadline | None, head: Entry, entries: Iterator[Entry]) -> memoryview:
+def _json_in_pieces(deadline: Deadline | None, head: Entry, entries: Iterator[Entry]) -> bytes:
     """`head` with the entries as `results`; other threads can run, and the deadline is checked, between the pieces."""
-    body = bytearray(responses.json_bytes({**head, "results": []})[:-2])
+    pieces = [responses.json_bytes({**head, "results": []})[:-2]]
     while piece := list(islice(entries, _PIECE_ENTRIES)):
         if deadline is not None:
             deadline.check()
-        body += responses.json_bytes(piece)[1:-1] + b","
-    body[-1:] = b"]}"  # in place of the last comma
-    return memoryview(body)  # a copy of 18 MB would hold up the event loop
+        pieces += (responses.json_bytes(piece)[1:-1], b",")
+    pieces[-1] = b"]}"  # in place of the last comma
+    return b"".join(pieces)  # other threads can run, unlike while a bytearray grows
 
 
 def decide(result: InferenceResult, options: Options) -> Decision:

@@ -5,6 +5,7 @@ import re
 import socket
 import sys
 from functools import partial
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -256,3 +257,24 @@ def test_a_large_response_that_is_not_read_gives_its_memory_back(monkeypatch):
 
     asyncio.run(asyncio.wait_for(respond(), 5))
     assert budget.acquire(10**6)
+
+
+def test_other_requests_have_their_turn_while_a_large_response_is_sent():
+    """To a client that reads so fast that `send` never waits."""
+    sent, seen = [], []
+
+    async def send(message):
+        sent.append(message)
+
+    async def respond():
+        context = RequestContext(
+            {"type": "http", "headers": []}, SimpleNamespace(complete=True), send, ByteBudget(10**6), closing=False
+        )
+        responding = asyncio.create_task(context.respond(Response(bytes(500_000))))
+        while not responding.done():
+            seen.append(len(sent))
+            await asyncio.sleep(0)
+
+    asyncio.run(respond())
+    assert b"".join(message.get("body", b"") for message in sent) == bytes(500_000)
+    assert max(later - earlier for earlier, later in itertools.pairwise([*seen, len(sent)])) <= 2

@@ -130,10 +130,7 @@ class _Engine:
         seconds = 0
         while True:
             await asyncio.sleep(1)
-            for model in self.models:
-                await asyncio.to_thread(model.monitor.update_drift)
-            self.health.update_gauges()
-            self.metrics.flush()
+            await self.health.update_metrics()
             seconds += 1
             if seconds % _TRIM_INTERVAL_S == 0:
                 await asyncio.to_thread(return_free_memory)

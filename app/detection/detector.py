@@ -75,6 +75,7 @@ class Detector:
         self._runtime = make_runtime(bundle, device, runtime, threads)
         self.bundle = replace(bundle, files={})  # the runtime holds the weights now
         self.device, self.runtime = self._runtime.device, self._runtime.name
+        self.chunk_size = self._runtime.chunk_size
         self.image_size = bundle.card.architecture.image_size
         self.latent_dim = bundle.card.architecture.latent_dim
 

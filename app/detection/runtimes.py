@@ -54,6 +54,7 @@ class Runtime(Protocol):
 
     name: str  # onnx or torch
     device: str  # cpu, cuda:0, mps
+    chunk_size: int  # images of a forward pass that large arrays are best cut into
 
     def run(self, images: Images, *, with_maps: bool) -> NetworkOutputs:
         """uint8 [N, S, S] -> outputs; `with_maps` adds reconstructions and error maps."""
@@ -66,6 +67,7 @@ class OnnxRuntime:
     """The exported models in ONNX Runtime, on the CPU."""
 
     name, device = "onnx", "cpu"
+    chunk_size = 128  # 2 ms. 512 images are 8 % faster, but ONNX Runtime then keeps up to 33 MiB
 
     def __init__(self, bundle: Bundle, threads: int = 1) -> None:
         """`threads` is the number of threads of one forward pass.
@@ -97,6 +99,7 @@ class TorchRuntime:
     """The network itself in torch: on CUDA and MPS, or on a CPU where that is asked for."""
 
     name = "torch"
+    chunk_size = 512
 
     def __init__(self, bundle: Bundle, device: str, threads: int = 1) -> None:
         """Load the weights onto `device`. Raises BundleError, DeviceError."""

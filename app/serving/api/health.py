@@ -93,10 +93,7 @@ class HealthEndpoints:
         async with self._scraping:
             await asyncio.sleep(max(0.0, self._scrape_due - clock()))
             self._next_scrape = None
-            for model in self._models:
-                await asyncio.to_thread(model.monitor.update_drift)
-            self.update_gauges()
-            self._status.metrics.flush()
+            await self.update_metrics()
             began = clock()
             text = await asyncio.to_thread(self._status.metrics.text)
             self._scrape_due = clock() + _SCRAPE_PAUSE * (clock() - began)
@@ -116,8 +113,10 @@ class HealthEndpoints:
                 return PlainTextResponse(f"{problem.title} ({problem.status})\n\n{problem.__doc__}\n")
         raise NotFound(f"There is no such problem type; there are: {', '.join(problem.type for problem in PROBLEMS)}.")
 
-    def update_gauges(self) -> None:
-        """Set the metrics that describe the current state."""
+    async def update_metrics(self) -> None:
+        """Bring the drift monitors, the gauges of the current state and the buffered counts up to date."""
         self._status.metrics.set_in_flight(self._status.admission.in_flight)
         for model in self._models:
+            await asyncio.to_thread(model.monitor.update_drift)
             model.update_gauges()
+        self._status.metrics.flush()

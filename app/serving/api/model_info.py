@@ -188,6 +188,7 @@ def _latent_response(deadline: Deadline, path: Path, request: Request, etag: str
 
 @lru_cache(maxsize=4)  # 34 KB each
 def _latent_json(path: Path, etag: str) -> bytes:
+    """The JSON of a latent.npz; `etag` tells apart versions that had the same path."""
     return json_bytes(latent_points(path))
 
 

@@ -182,7 +182,7 @@ class _MappedBody:
 
 
 async def read_body(receive: Receive, headers: Mapping[bytes, bytes], *, limit: int) -> bytes | bytearray | memoryview:
-    """The whole body of a request: bytes if it came in one message, else what takes no copy.
+    """The whole body of a request: bytes if it came in one message, else the buffer that it was received into, without a copy.
 
     Raises:
         TooLarge: more than `limit` bytes were declared or sent.
@@ -195,7 +195,7 @@ async def read_body(receive: Receive, headers: Mapping[bytes, bytes], *, limit: 
     first: bytes = message.get("body", b"")
     if message["type"] == "http.request" and not message.get("more_body", False) and len(first) <= limit:
         return first  # nearly always the body is one message
-    limit = declared or limit
+    limit = declared or limit  # a memory map does not grow
     body: bytearray | _MappedBody = bytearray()
     while message["type"] == "http.request":
         data = message.get("body", b"")

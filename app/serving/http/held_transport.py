@@ -12,7 +12,7 @@ _FINAL_HEAD = (b"HTTP/1.1 2", b"HTTP/1.1 3", b"HTTP/1.1 4", b"HTTP/1.1 5")  # 1x
 
 
 class HeldTransport(asyncio.Transport):
-    """Passes everything on to another transport. While it is held, nothing is read. A client that reads slowly is cut off.
+    """Passes everything on to another transport. While it is held, nothing is read. A client that reads slowly is disconnected.
 
     uvicorn writes a head and a body separately, and each write is a system call. Here a head waits for what is written next.
     """
@@ -47,13 +47,13 @@ class HeldTransport(asyncio.Transport):
         self._transport.close()
 
     def start_write_timeout(self) -> None:
-        """Too much of the response waits to be read by the client."""
+        """Too much waits to be read: disconnect the client unless it reads on in time."""
         loop = asyncio.get_running_loop()
         self._write_due = self._write_due or loop.time() + _SLOW_WRITE_S
         self._write_timer = loop.call_at(self._write_due, self._transport.abort)
 
     def extend_write_timeout(self) -> None:
-        """The client has read what waited, maybe of a response that was complete before."""
+        """The client has read what waited: give it time for the next part, if the response is not complete."""
         self.stop_write_timeout()
         if self._write_due:
             latest = asyncio.get_running_loop().time() + _SLOW_WRITE_S
@@ -106,32 +106,32 @@ class HeldTransport(asyncio.Transport):
         return getattr(self._transport, name)
 
 
-class Turns:
-    """Lets a few connections do their work in each iteration of the event loop; the others wait, in order.
+class IterationLimit:
+    """Limits how many connections do their work in one iteration of the event loop; the others wait, in order.
 
-    500 clients that connect at the same time would otherwise have all their requests parsed before the loop turns: 80 ms.
+    The first requests of 500 clients that connect at the same time would otherwise be parsed in one iteration, of 80 ms.
     """
 
-    def __init__(self, at_once: int = 4) -> None:
-        """`at_once` is the number of connections for each iteration."""
-        self._at_once = self._left = at_once
+    def __init__(self, connections: int = 4) -> None:
+        """`connections` is the most for one iteration."""
+        self._most = self._left = connections
         self._waiting: deque[tuple[HeldTransport, Callable[[], None]]] = deque()
 
     def run(self, transport: HeldTransport, work: Callable[[], None]) -> None:
         """Call `work` now or in a later iteration, unless `transport` closes before; until then the transport is not read."""
-        if self._left == self._at_once:
+        if self._left == self._most:
             asyncio.get_running_loop().call_soon(self._begin_iteration)
         if self._left:
             self._left -= 1
             work()
         else:
-            transport.hold("turn")
+            transport.hold("iteration")
             self._waiting.append((transport, work))
 
     def _begin_iteration(self) -> None:
-        self._left = self._at_once
+        self._left = self._most
         while self._waiting and self._left:
             transport, work = self._waiting.popleft()
             if not transport.is_closing():
-                transport.release("turn")
+                transport.release("iteration")
                 self.run(transport, work)

@@ -221,7 +221,7 @@ class RequestContext:
                 while len(body) > _PIECE_BYTES:
                     piece, body = body[:_PIECE_BYTES], memoryview(body)[_PIECE_BYTES:]
                     await self._send({"type": "http.response.body", "body": bytes(piece), "more_body": True})
-                    await asyncio.sleep(0)  # `send` does not wait for a client that reads fast, but other requests do
+                    await asyncio.sleep(0)  # other requests go on: `send` does not wait for a client that reads fast
                 await self._send({"type": "http.response.body", "body": bytes(body), "more_body": more})
         except TimeoutError:
             raise ClientDisconnect from None

@@ -6,7 +6,7 @@ for malformed requests, and the body behind an Upgrade header, which uvicorn los
 (https://github.com/Kludex/uvicorn/discussions/2722). Trailers are read and dropped.
 
 Names of uvicorn that its documentation does not promise, all used in this file alone: `HttpToolsProtocol`; its attributes
-`connections`, `transport`, `parser`, `headers`, `cycle`, `pipeline` and methods `on_response_complete`,
+`connections`, `transport`, `parser`, `scope`, `cycle`, `pipeline` and methods `on_response_complete`,
 `_unset_keepalive_if_required`; and of a cycle (a request with its response) `response_started`, `response_complete`,
 `disconnected`. The other methods are callbacks of asyncio and httptools.
 """
@@ -22,7 +22,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from app.serving.errors import BadRequest, Problem, RequestTimeout, TooLarge, Unavailable
 from app.serving.http.body import MAX_DISCARDED_BODY_BYTES, ByteRate
-from app.serving.http.held_transport import HeldTransport, Turns
+from app.serving.http.held_transport import HeldTransport, IterationLimit
 from app.serving.http.problem_responses import last_response
 from app.serving.http.sockets import set_write_timeout
 from app.serving.http.upgrade import SkipFirstHead
@@ -48,7 +48,7 @@ class ConnectionLimits:
     head_timeout_s: float = 10.0
     write_timeout_s: float = 20.0
     discard_rate: ByteRate = field(default_factory=ByteRate)
-    first_turns: Turns = field(default_factory=Turns)  # for the first data of each connection
+    first_data: IterationLimit = field(default_factory=IterationLimit)  # of each connection
     # Connections that wait for a request, and the loop times since which they do; the first has waited longest.
     waiting: "OrderedDict[LimitedProtocol, float]" = field(default_factory=OrderedDict)
 
@@ -108,7 +108,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._unparsed += data
         if self._is_new:
             self._is_new = False
-            self._limits.first_turns.run(self._held, self._parse_pieces)
+            self._limits.first_data.run(self._held, self._parse_pieces)
         else:
             self._parse_pieces()
 
@@ -134,7 +134,7 @@ class LimitedProtocol(HttpToolsProtocol):
         """How much to parse at once: the rest of a body whose length is known, or a piece that may hold whole requests."""
         if available <= _PIECE_BYTES or self._phase is not _Phase.BODY:
             return _PIECE_BYTES
-        declared = dict(self.headers).get(b"content-length")
+        declared = dict(self.scope["headers"]).get(b"content-length")
         # chunked: larger, because uvicorn copies what it has of the body for each piece
         return 8 * _PIECE_BYTES if declared is None else max(_PIECE_BYTES, int(declared) - self._body_bytes)
 
@@ -218,7 +218,7 @@ class LimitedProtocol(HttpToolsProtocol):
         if self._phase is not _Phase.BODY:
             self._limits.waiting[self] = get_running_loop().time()
         if self._phase is _Phase.IDLE:
-            self.scope = self.cycle = self._active = None  # type: ignore[assignment]  # 3 KB, until the next request
+            self.scope = self.cycle = self._active = None  # type: ignore[assignment]  # else 3 KB stay
         elif self._timer is None:
             self._start_timer()
 
@@ -246,7 +246,9 @@ class LimitedProtocol(HttpToolsProtocol):
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as stop:
-            framing = [b"%b: %b" % each for each in self.headers if each[0] in (b"content-length", b"transfer-encoding")]
+            framing = [
+                b"%b: %b" % each for each in self.scope["headers"] if each[0] in (b"content-length", b"transfer-encoding")
+            ]
             self.parser = httptools.HttpRequestParser(SkipFirstHead(self))
             self.parser.feed_data(b"\r\n".join([b"POST / HTTP/1.1", *(framing or [b"content-length: 0"]), b"\r\n"]))
             return data[stop.args[0] :]

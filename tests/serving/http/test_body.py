@@ -64,7 +64,7 @@ def test_a_body_of_known_length_arrives_whole_however_it_is_cut(chunks):
 
 
 def test_a_long_body_takes_the_memory_that_it_sent():
-    """A client that declares 500 MB and sends 2 MB."""
+    """A client that declares 500 MB and sends 3 MB."""
     limit = 500 * 10**6
 
     def resident_mib():

@@ -3,7 +3,7 @@ import time
 
 import pytest
 
-from app.serving.http.held_transport import HeldTransport, Turns
+from app.serving.http.held_transport import HeldTransport, IterationLimit
 
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\n"
 
@@ -82,15 +82,15 @@ def test_each_iteration_gives_a_few_connections_their_turn():
     served = []
 
     async def come_at_once():
-        turns = Turns(at_once=2)
+        limit = IterationLimit(2)
         for number, transport in enumerate(transports):
-            turns.run(transport, lambda number=number: served.append(number))
+            limit.run(transport, lambda number=number: served.append(number))
         transports[3].close()
         for expected in ([0, 1], [0, 1, 2, 4], [0, 1, 2, 4, 5, 6]):
             assert served == expected
             assert [number for number in range(7) if transports[number].is_read and number != 3] == expected
             await asyncio.sleep(0)
-        turns.run(transports[0], lambda: served.append("later"))
+        limit.run(transports[0], lambda: served.append("later"))
         assert served[-1] == "later"
 
     asyncio.run(come_at_once())
@@ -100,11 +100,11 @@ def test_a_connection_that_comes_later_waits_behind_those_that_wait():
     served = []
 
     async def come_one_by_one():
-        turns, transport = Turns(at_once=1), HeldTransport(RecordedTransport())
+        limit, transport = IterationLimit(1), HeldTransport(RecordedTransport())
         for number in range(4):
-            turns.run(transport, lambda number=number: served.append(number))
+            limit.run(transport, lambda number=number: served.append(number))
             await asyncio.sleep(0)
-            turns.run(transport, lambda number=number: served.append(number + 10))
+            limit.run(transport, lambda number=number: served.append(number + 10))
         for _ in range(10):
             await asyncio.sleep(0)
 

@@ -18,6 +18,9 @@ def centre_images(images: Pixels) -> tuple[Pixels, Mask]:
 
     Shifts by whole pixels, and never moves ink out of the image. Returns all images and which of them were shifted [N].
     """
+    if len(images) == 1:
+        image, shifted = centre_image(images[0])
+        return image[None], np.array([shifted])
     moved = np.zeros(len(images), np.bool_)
     result = images
     for start in range(0, len(images), _CHUNK_IMAGES):
@@ -39,10 +42,8 @@ def centre_image(image: Pixels) -> tuple[Pixels, bool]:
     if max(abs(down), abs(across)) <= MAX_OFF_CENTRE * ink:
         return image, False
     down, across = _limit_shift(image, -round(down / ink)), _limit_shift(image.T, -round(across / ink))
-    distance = down * side + across  # of all pixels in memory order: those that enter a row from another one are empty
     shifted = np.zeros(image.shape, np.uint8)
-    source, target = image.reshape(-1), shifted.reshape(-1)
-    target[max(distance, 0) : len(target) + min(distance, 0)] = source[max(-distance, 0) : len(source) - max(distance, 0)]
+    _shift_pixels(image, shifted, distance := down * side + across)
     return shifted, distance != 0
 
 
@@ -71,13 +72,21 @@ def _moment_weights(side: int) -> Floats:
 
 def _shifted(images: Pixels, wanted: Floats) -> tuple[Pixels, Mask]:
     """Shift images [N, S, S] by whole pixels down and across [N, 2], as far as no ink leaves them; also return which moved."""
-    inked = images > 0
-    down = _possible_shift(np.any(inked, axis=2), wanted[:, 0])
-    across = _possible_shift(np.any(inked, axis=1), wanted[:, 1])
-    side = images.shape[-1]
-    rows, columns = ((np.arange(side) - shift[:, None]) % side for shift in (down, across))
-    moved: Pixels = images[np.arange(len(images))[:, None, None], rows[:, :, None], columns[:, None, :]]
+    down = _possible_shift(images.max(axis=2) > 0, wanted[:, 0])
+    across = _possible_shift(images.max(axis=1) > 0, wanted[:, 1])
+    moved = np.zeros_like(images)
+    for source, target, distance in zip(images, moved, (down * images.shape[-1] + across).tolist(), strict=True):
+        _shift_pixels(source, target, distance)
     return moved, (down != 0) | (across != 0)
+
+
+def _shift_pixels(source: Pixels, target: Pixels, distance: int) -> None:
+    """Copy the pixels of an image [S, S] to an empty one, `distance` pixels further in memory order.
+
+    Those that enter a row from another one are empty, because no ink may leave the image.
+    """
+    taken, given = source.reshape(-1), target.reshape(-1)
+    given[max(distance, 0) : len(given) + min(distance, 0)] = taken[max(-distance, 0) : len(taken) - max(distance, 0)]
 
 
 def _possible_shift(inked: Mask, wanted: Floats) -> NDArray[np.intp]:

@@ -8,6 +8,7 @@ Of the metadata only the EXIF orientation is used.
 import io
 import warnings
 import zlib
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -41,8 +42,9 @@ def decode_image(
     Returns a `PreprocessedImage`: image uint8 [size, size] (0 = background, 255 = ink).
     Raises UndecodableImage, UnsupportedImage or ImageTooLarge, and no other exception for any input.
     """
-    if preprocess != "digit" and size == 28 and (plain := _plain_png(data)) is not None:
-        return PreprocessedImage(plain) if preprocess == "none" else _centred_grey(plain, ())
+    if preprocess != "digit" and size == 28 and (plain := plain_scanlines(data)) is not None:
+        grey = decode_scanlines([plain])[0]
+        return PreprocessedImage(grey) if preprocess == "none" else _centred_grey(grey, ())
     kind = sniff(data)
     try:
         shown, steps = to_display_mode(_open(data, kind, max_pixels))
@@ -144,6 +146,8 @@ _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _QUICK_BYTES, _QUICK_PIXELS = 2048, 10_000
 _PLAIN_HEAD = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR\x00\x00\x00\x1c\x00\x00\x00\x1c\x08\x00\x00\x00\x00Wf\x80H"
 _PLAIN_TAIL = b"\x00\x00\x00\x00IEND\xaeB`\x82"
+_EMPTY_LINE = bytes(29)  # of a 28x28 image: the filter, none, and the pixels
+_LAST_FILTER = 4  # of PNG's
 
 
 def decodes_quickly(data: bytes) -> bool:
@@ -156,23 +160,35 @@ def decodes_quickly(data: bytes) -> bool:
     return data.startswith(_PLAIN_HEAD) or int.from_bytes(data[16:20]) * int.from_bytes(data[20:24]) <= _QUICK_PIXELS
 
 
-def _plain_png(data: bytes) -> Pixels | None:
-    """Fast path for a grey 8-bit 28x28 PNG with one IDAT chunk: uint8 [28, 28]. Returns None for any other file.
+def plain_scanlines(data: bytes) -> bytes | None:
+    """Return the scanlines of a grey 8-bit 28x28 PNG with one IDAT chunk, still filtered; None for any other file.
 
-    Takes half the time of `Image.open`, which spends most of it on parsing.
+    With `decode_scanlines`, they are a way to the pixels that takes half the time of `Image.open`, which spends most of it on
+    parsing. Of a damaged file, `decode_image` tells what is wrong.
     """
     if data[:33] != _PLAIN_HEAD or data[-12:] != _PLAIN_TAIL or data[37:41] != b"IDAT":
         return None
     end = len(data) - 16
     if int.from_bytes(data[33:37]) != end - 41 or int.from_bytes(data[end : end + 4]) != zlib.crc32(data[37:end]):
         return None
+    inflate = zlib.decompressobj()
     try:
-        if len(zlib.decompressobj().decompress(data[41:end], 28 * 29)) < 28 * 29:
-            return None
-        image = Image.frombytes("L", (28, 28), data[41:end], "zip", "L", 0)
-    except Exception:  # the general path raises the error with its message
+        scanlines = inflate.decompress(data[41:end], 28 * 29 + 1)
+    except zlib.error:
         return None
-    return np.frombuffer(image.tobytes(), np.uint8).reshape(28, 28)
+    complete = len(scanlines) == 28 * 29 and inflate.eof
+    return scanlines if complete and max(scanlines[::29]) <= _LAST_FILTER else None
+
+
+def decode_scanlines(images: Sequence[bytes]) -> Pixels:
+    """Undo the filters of the scanlines of N images: uint8 [N, 28, 28]. N calls of Pillow would take ten times as long.
+
+    Pillow decodes all as one tall image. After each of them comes an empty line, because the first line of an image is
+    filtered as if an empty one were above it.
+    """
+    stacked = zlib.compress(_EMPTY_LINE.join((*images, b"")), 0)  # Pillow reads compressed data; level 0 only copies
+    tall = Image.frombytes("L", (28, 29 * len(images)), stacked, "zip", "L", 0)
+    return np.frombuffer(tall.tobytes(), np.uint8).reshape(-1, 29, 28)[:, :28]
 
 
 def _to_model_size(pixels: Pixels, steps: tuple[str, ...], preprocess: Preprocess, size: int) -> PreprocessedImage:

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from app.detection.imaging.decode import MAX_PIXELS, Preprocess, decode_image
+from app.detection.imaging.centring import centre_images
+from app.detection.imaging.decode import MAX_PIXELS, Preprocess, decode_image, decode_scanlines
 from app.detection.imaging.frames import count_frames
 from app.detection.imaging.preprocess import PreprocessedImage
 
@@ -46,15 +47,28 @@ def decode_upload(
     return _with_warnings(image, data, dark_ground=preprocess != "none")
 
 
+def decode_plain_uploads(scanlines: Sequence[bytes]) -> list[PreprocessedImage]:
+    """`decode_upload` for several files at once, of which `plain_scanlines` returned these scanlines."""
+    images, moved = centre_images(decode_scanlines(scanlines))
+    return [
+        PreprocessedImage(image, ("centred",) if shifted else (), (LOOKS_INVERTED,) if _is_inverted(image) else ())
+        for image, shifted in zip(images, moved.tolist(), strict=True)
+    ]
+
+
 def _with_warnings(image: PreprocessedImage, data: bytes, *, dark_ground: bool) -> PreprocessedImage:
     """`dark_ground`: images that are not prepared are expected on a dark ground."""
     warnings = tuple(map(in_words, image.warnings))
     if (frames := count_frames(data)) > 1:
         warnings = (f"several_frames: the first of {frames} pictures is used", *warnings)
-    expected_dark = dark_ground and image.features is None
-    if expected_dark and image.image[0, 0] > _BRIGHT and looks_inverted(image.image[None])[0]:  # most have one dark corner
+    if dark_ground and image.features is None and _is_inverted(image.image):
         warnings = (*warnings, LOOKS_INVERTED)
     return image._replace(warnings=warnings) if warnings else image
+
+
+def _is_inverted(image: NDArray[np.uint8]) -> bool:
+    """`looks_inverted` for one image [S, S]."""
+    return bool(image[0, 0] > _BRIGHT and looks_inverted(image[None])[0])  # most have one dark corner, which is quick to see
 
 
 def looks_inverted(images: NDArray[np.uint8]) -> NDArray[np.bool_]:

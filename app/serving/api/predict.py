@@ -179,7 +179,9 @@ class Endpoints:
             with self._admission.elsewhere(), self._large_arrays if is_large else nullcontext():
                 result = await inference.infer_array(upload.images, outputs, deadline=call.deadline)
         else:
-            result = await inference.infer(Job(upload.images, upload.features, outputs), deadline=call.deadline)
+            job = Job(upload.images, upload.features, outputs, upload.scanlines)
+            result = await inference.infer(job, deadline=call.deadline)
+            upload = upload.decoded(result.decoded)
         inferred = clock()
         if len(upload.infos) <= _INLINE_IMAGES and not spec.outputs.error_maps:
             response = _render_response(None, call, upload, result)
@@ -188,7 +190,8 @@ class Endpoints:
             cost = len(upload.infos) * (_PICTURE_S if spec.outputs.error_maps and call.media != NPY else _ENTRY_S)
             with self._admission.elsewhere():
                 response = await stage.run(cost, call.deadline, _render_response, call, upload, result)
-        decode_s, queue_s = decoded - started, max(inferred - decoded - result.infer_s, 0.0)
+        decode_s = decoded - started + result.decode_s
+        queue_s = max(inferred - decoded - result.infer_s - result.decode_s, 0.0)
         encode_s = clock() - inferred
         self._metrics.record_stages(decode_s, queue_s, result.infer_s, encode_s)
         response.raw_headers.append(responses.server_timing(decode_s, queue_s, result.infer_s, encode_s))
@@ -200,7 +203,7 @@ class Endpoints:
         if not spec.outputs.error_maps:
             return
         if media == NPY:
-            size = upload.images.size * np.dtype(np.float32).itemsize
+            size = len(upload.infos) * math.prod(upload.images.shape[1:]) * np.dtype(np.float32).itemsize
             if size > (most := self._settings.max_answers_bytes):
                 raise TooLarge(f"The response would take {size:,} bytes; at most {most:,} are sent. Send fewer images.")
             return

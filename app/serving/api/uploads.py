@@ -11,7 +11,7 @@ from starlette.requests import Request
 from app.detection.detector import stack_features
 from app.detection.imaging.arrays import read_array
 from app.detection.imaging.centring import centre_images
-from app.detection.imaging.decode import Preprocess, decodes_quickly
+from app.detection.imaging.decode import Preprocess, decodes_quickly, plain_scanlines
 from app.detection.imaging.errors import ImageError
 from app.detection.imaging.preprocess import PreprocessedImage
 from app.detection.imaging.upload_warnings import LOOKS_INVERTED, decode_upload, looks_inverted
@@ -38,16 +38,30 @@ _CHUNK_IMAGES = 1024  # that are centred between two looks at the deadline
 _ARRAY_IMAGE_S, _FORM_BYTE_S = 5e-6, 2e-9  # cost of centring an image, of parsing a byte of a form
 _INLINE_LENGTH_DIGITS = 4  # a Content-Length of more digits announces an image for the decoder processes
 _INLINE_INFO = [ImageInfo("image")]  # of an unprepared image that is the whole body
+_PLAIN_OPTIONS = DecodeOptions("auto", 28)  # with which plain PNGs are decoded together
+_NO_IMAGES = np.empty((0, 28, 28), np.uint8)
 
 
 class Upload(NamedTuple):
-    """The images of a request: prepared images, or an array as it was sent; and the images that could not be decoded."""
+    """The images of a request: prepared images, an array as it was sent, or a plain PNG that is decoded with its batch.
 
-    images: NDArray[np.uint8]  # [n, S, S]
+    And the images that could not be decoded.
+    """
+
+    images: NDArray[np.uint8]  # [n, S, S]; none of a plain PNG
     infos: Sequence[ImageInfo]  # of each image
     features: NDArray[np.float32] | None = None  # upload features [n, K]; None where no image was prepared
     is_array: bool = False
     failed: Mapping[int, tuple[str, Problem]] = MappingProxyType({})  # position in the request -> name and problem
+    scanlines: bytes | None = None  # of a plain PNG
+
+    def decoded(self, image: PreprocessedImage | None) -> "Upload":
+        """The upload after its batch, which decoded the plain PNG, or None for any other upload."""
+        if image is None:
+            return self
+        changed = image.preprocess or image.warnings
+        infos = [ImageInfo(self.infos[0].name, image.preprocess, image.warnings)] if changed else self.infos
+        return Upload(image.image[None], infos)
 
 
 class Body(NamedTuple):
@@ -109,14 +123,11 @@ class Uploads:
         options = DecodeOptions(preprocess, size)
         if body.kind == FORM:
             return await self._decode_form(body, options, deadline)
+        if (scanlines := _plain_scanlines(body.data, options)) is not None:
+            return Upload(_NO_IMAGES, _INLINE_INFO, scanlines=scanlines)
         (result,) = await self.decode_files([body.data], options, deadline)
         if isinstance(result, ImageError):
             raise image_problem(result, body.data)
-        if result.features is None:
-            is_plain = not result.preprocess and not result.warnings
-            return Upload(
-                result.image[None], _INLINE_INFO if is_plain else [ImageInfo("image", result.preprocess, result.warnings)]
-            )
         return _prepared_upload([("image", result)], {})
 
     async def _decode_form(self, body: Body, options: DecodeOptions, deadline: float) -> Upload:
@@ -129,6 +140,8 @@ class Uploads:
         failed: dict[int, tuple[str, Problem]] = {
             index: (part.name, problem) for index, part in enumerate(parts) if (problem := _wrong_type(part))
         }
+        if len(parts) == 1 and not failed and (scanlines := _plain_scanlines(parts[0].data, options)) is not None:
+            return Upload(_NO_IMAGES, [ImageInfo(parts[0].name)], scanlines=scanlines)
         accepted = [(index, part) for index, part in enumerate(parts) if index not in failed]
         results = await self.decode_files([part.data for _, part in accepted], options, deadline)
         prepared = []
@@ -153,6 +166,10 @@ class Uploads:
             return decode_upload(data, preprocess=options.preprocess, max_pixels=self._settings.max_pixels, size=options.size)
         except ImageError as error:
             return error
+
+
+def _plain_scanlines(data: bytes, options: DecodeOptions) -> bytes | None:
+    return plain_scanlines(data) if options == _PLAIN_OPTIONS else None
 
 
 def _wrong_type(part: Part) -> UnsupportedType | None:

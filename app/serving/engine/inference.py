@@ -1,6 +1,7 @@
 """The detector for many requests at once: jobs of prepared images in, detections out.
 
-Jobs that wait at the same time share a forward pass in the event loop. Arrays are processed in chunks on a thread.
+Jobs that wait at the same time share a forward pass in the event loop, and the decoding of their plain PNGs. Arrays are
+processed in chunks on a thread.
 """
 
 import time
@@ -12,6 +13,8 @@ from numpy.typing import NDArray
 
 from app.detection.bundle import Bundle
 from app.detection.detector import Detections, Detector, stack_features
+from app.detection.imaging.preprocess import PreprocessedImage
+from app.detection.imaging.upload_warnings import decode_plain_uploads
 from app.serving.engine.batcher import Batcher
 from app.serving.engine.thread_stage import Deadline, ThreadStage
 
@@ -36,14 +39,22 @@ class Job(NamedTuple):
     images: NDArray[np.uint8]  # [n, S, S]
     features: NDArray[np.float32] | None  # upload features [n, K]; None where no image was prepared
     outputs: RequestedOutputs
+    scanlines: bytes | None = None  # of a plain PNG instead of images: it is decoded with those of the same batch
+
+    @property
+    def image_count(self) -> int:
+        """The number of images."""
+        return len(self.images) if self.scanlines is None else 1
 
 
 class InferenceResult(NamedTuple):
-    """Detections of one job, the bundle that made them, and the seconds that the forward pass took."""
+    """Detections of one job, the bundle that made them, and the seconds that the batch took."""
 
     bundle: Bundle
     detections: Detections
-    infer_s: float
+    infer_s: float  # the forward pass
+    decode_s: float = 0.0  # decoding plain PNGs
+    decoded: PreprocessedImage | None = None  # the job's own plain PNG
 
 
 BatchObserver = Callable[[Bundle, int, Detections | None], None]  # bundle, number of images, detections with verdicts
@@ -57,7 +68,7 @@ class Inference:
         self._detector: Detector | None = None
         self._observer = observer
         self._batcher: Batcher[Job, InferenceResult] = Batcher(
-            self._run_batch, lambda job: len(job.images), max_batch_size=max_batch_size
+            self._run_batch, lambda job: job.image_count, max_batch_size=max_batch_size
         )
         self._arrays = arrays
 
@@ -96,6 +107,8 @@ class Inference:
 
     def _run_batch(self, jobs: list[Job]) -> list[InferenceResult]:
         detector = self.detector  # read once: a batch never mixes versions
+        began = time.perf_counter()
+        jobs, decoded = _decode_plain(jobs)
         started = time.perf_counter()
         single = len(jobs) == 1
         images = jobs[0].images if single else np.concatenate([job.images for job in jobs])
@@ -109,7 +122,23 @@ class Inference:
         parts = [detections] if single else _split(detections, jobs)
         if self._observer is not None:
             self._observer(detector.bundle, len(images), _with_verdicts(jobs, detections, parts))
-        return [InferenceResult(detector.bundle, part, seconds) for part in parts]
+        decode_s = started - began
+        return [
+            InferenceResult(detector.bundle, part, seconds, decode_s, image) for part, image in zip(parts, decoded, strict=True)
+        ]
+
+
+def _decode_plain(jobs: list[Job]) -> tuple[list[Job], list[PreprocessedImage | None]]:
+    """The jobs with the images of their plain PNGs, and these images; None for other jobs."""
+    scanlines = [job.scanlines for job in jobs if job.scanlines is not None]
+    if not scanlines:
+        return jobs, [None] * len(jobs)
+    images = iter(decode_plain_uploads(scanlines))
+    decoded = [None if job.scanlines is None else next(images) for job in jobs]
+    complete = [
+        job if image is None else Job(image.image[None], None, job.outputs) for job, image in zip(jobs, decoded, strict=True)
+    ]
+    return complete, decoded
 
 
 def _split(detections: Detections, jobs: list[Job]) -> list[Detections]:

@@ -14,7 +14,14 @@ from hypothesis import strategies as st
 from PIL import Image
 from strokes import stroke_images
 
-from app.detection.imaging.decode import decode_array, decode_image, decodes_quickly, encode_png
+from app.detection.imaging.decode import (
+    decode_array,
+    decode_image,
+    decode_scanlines,
+    decodes_quickly,
+    encode_png,
+    plain_scanlines,
+)
 from app.detection.imaging.decoding_cost import decoding_seconds
 from app.detection.imaging.errors import ImageError, ImageTooLarge, TooManyImages, UndecodableImage, UnsupportedImage
 
@@ -106,6 +113,52 @@ def test_the_short_way_and_the_long_way_agree():
     for level in range(10):
         image = (seven() * rng.uniform(0.5, 1, (28, 28))).astype(np.uint8)
         assert np.array_equal(decode_image(saved(image, compress_level=level)).image, image)
+
+
+def filtered(image: np.ndarray, filters: list[int]) -> bytes:
+    """The scanlines of a grey image, each with its own filter (PNG specification, section 9)."""
+    height, width = image.shape
+    padded = np.zeros((height + 1, width + 1), int)
+    padded[1:, 1:] = image
+    lines = b""
+    for row, kind in enumerate(filters):
+        left, up, corner = padded[row + 1, :-1], padded[row, 1:], padded[row, :-1]
+        estimate = left + up - corner
+        distances = np.abs(np.stack([estimate - left, estimate - up, estimate - corner]))
+        nearest = np.choose(distances.argmin(axis=0), [left, up, corner])
+        predicted = [0 * left, left, up, (left + up) // 2, nearest][kind]
+        lines += bytes([kind]) + ((image[row] - predicted) % 256).astype(np.uint8).tobytes()
+    return lines
+
+
+def test_plain_pngs_are_decoded_together_as_each_alone():
+    """Whatever filters they have: the first line of each is filtered as if nothing were above it."""
+    rng = np.random.default_rng(3)
+    images = rng.integers(0, 256, (6, 28, 28)).astype(np.uint8)
+    lines = [filtered(image, rng.integers(0, 5, 28).tolist()) for image in images[:5]] + [filtered(images[5], [4] * 28)]
+    files = [png(28, 28, body=zlib.compress(each)) for each in lines]
+    assert [plain_scanlines(file) for file in files] == lines
+    assert np.array_equal(decode_scanlines(lines), images)
+    for file, image in zip(files, images, strict=True):
+        assert np.array_equal(decode_image(file, preprocess="none").image, image)
+        assert np.array_equal(np.asarray(Image.open(io.BytesIO(file))), image)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        zlib.compress(bytes(28 * 29))[:-4],
+        zlib.compress(bytes(28 * 29))[:-1] + b"x",
+        zlib.compress(bytes(28 * 29 - 1)),
+        zlib.compress(bytes(28 * 29 + 1)),
+        zlib.compress(b"\x05" + bytes(28 * 29 - 1)),
+        b"no zlib at all",
+    ],
+    ids=["no checksum", "wrong checksum", "too short", "too long", "unknown filter", "not compressed"],
+)
+def test_a_damaged_png_is_not_plain(body):
+    """It is left to Pillow, which reads it or says what is wrong."""
+    assert plain_scanlines(png(28, 28, body=body)) is None
 
 
 def test_transparency_is_shown_on_white():

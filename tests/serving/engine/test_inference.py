@@ -6,11 +6,14 @@ import pytest
 from strokes import stroke_images
 
 from app.detection.detector import Detector
+from app.detection.imaging.decode import encode_png, plain_scanlines
+from app.detection.imaging.upload_warnings import decode_upload
 from app.serving.engine.inference import Inference, Job, NotLoaded, RequestedOutputs
 from app.serving.engine.thread_stage import ThreadStage
 
 PIXELS = stroke_images(30, seed=9)
 IMAGES = PIXELS
+NO_IMAGES = np.empty((0, 28, 28), np.uint8)
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +58,29 @@ def test_requests_that_wait_together_get_what_each_would_alone(detector):
         assert outcome.bundle is detector.bundle
         assert outcome.detections.reconstructions is not None or not want.reconstructions
         assert outcome.detections.error_maps is not None or not want.error_maps
+
+
+def test_plain_pngs_are_decoded_with_their_batch(detector):
+    """Each job gets its own picture back, as it would alone; jobs with images may stand between them."""
+    shifted = np.roll(IMAGES[:6], (0, 5), (1, 2))
+    files = [encode_png(image) for image in (*IMAGES[:2], *shifted[2:4], 255 - IMAGES[4])]
+    alone = [decode_upload(file) for file in files]
+    wanted = RequestedOutputs(verdicts=True, reconstructions=True)
+    jobs = [Job(NO_IMAGES, None, wanted, plain_scanlines(file)) for file in files]
+    jobs.insert(2, job(IMAGES[5:8], wanted))
+    results = answered(
+        detector,
+        lambda inference: asyncio.gather(*(inference.infer(waiting, deadline=math.inf) for waiting in jobs)),
+        max_batch_size=64,
+    )
+    np.testing.assert_allclose(results[2].detections.scores, detector.detect(IMAGES[5:8]).scores, rtol=1e-5)
+    assert results.pop(2).decoded is None
+    for result, expected in zip(results, alone, strict=True):
+        assert np.array_equal(result.decoded.image, expected.image)
+        assert (result.decoded.preprocess, result.decoded.warnings) == (expected.preprocess, expected.warnings)
+        score = detector.detect(expected.image[None]).scores
+        np.testing.assert_allclose(result.detections.scores, score, rtol=1e-5)
+    assert any(each.preprocess for each in alone) and any(each.warnings for each in alone)
 
 
 def test_an_array_gets_what_its_images_get(detector):

@@ -94,17 +94,17 @@ def _join_runs(upper: Ints, lower: Ints, count: int) -> Ints:
             return np.unique(parent, return_inverse=True)[1].reshape(-1)
 
 
-def dilate(values: Floats, radius: int) -> Floats:
+def dilate(values: NDArray[T], radius: int) -> NDArray[T]:
     """Return the largest value within an octagon of this radius around each pixel, [H, W]. Edges are padded."""
     return _octagon_filter(values, np.maximum, radius)
 
 
-def erode(values: Floats, radius: int) -> Floats:
+def erode(values: NDArray[T], radius: int) -> NDArray[T]:
     """Return the smallest value within an octagon of this radius around each pixel, [H, W]. Edges are padded."""
     return _octagon_filter(values, np.minimum, radius)
 
 
-def _octagon_filter(values: Floats, extreme: np.ufunc, radius: int) -> Floats:
+def _octagon_filter(values: NDArray[T], extreme: np.ufunc, radius: int) -> NDArray[T]:
     """Alternate a cross and a square of 3x3 pixels: together they approximate a disc."""
     for step in range(radius):
         down = values.copy()

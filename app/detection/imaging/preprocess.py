@@ -88,7 +88,7 @@ def _to_working_size(pixels: Pixels) -> Pixels:
 
 def _is_bilevel(pixels: Pixels) -> bool:
     """Return whether the image holds two grey levels only."""
-    grey = pixels if pixels.ndim == 2 else pixels[..., 1]
+    grey = pixels if pixels.ndim == 2 else pixels[..., 1].copy()  # in one piece, which is faster to compare
     return bool(np.count_nonzero((grey == grey.min()) | (grey == grey.max())) >= 0.995 * grey.size)
 
 
@@ -104,7 +104,7 @@ def _find_glyph(foreground: Foreground) -> Glyph | None:
     lines_removed = bool(page.any())
     if lines_removed:
         kept = ink & ~page
-        intensity = np.where((dilate(page.astype(np.float32), 1) > 0) & ~kept, np.float32(0), intensity)
+        intensity = np.where((dilate(page.view(np.uint8), 1) > 0) & ~kept, np.float32(0), intensity)
     if float(intensity.max(initial=0.0)) < floor:
         return None
     components = label_components(intensity > max(_otsu(intensity), floor), intensity)
@@ -115,7 +115,8 @@ def _otsu(intensity: Floats) -> float:
     """Return Otsu's threshold (A threshold selection method from gray-level histograms, 1979)."""
     top = float(intensity.max())
     bins = (intensity.ravel() * np.float32(64 / (top or 1.0))).astype(np.intp)
-    counts = np.bincount(np.minimum(bins, 63), minlength=64).astype(np.float64)
+    counts = np.bincount(bins, minlength=65).astype(np.float64)
+    counts = np.append(counts[:63], counts[63:].sum())  # the largest values are in the last bin
     below = np.cumsum(counts)
     moment = np.cumsum(counts * np.arange(64))
     above = below[-1] - below
@@ -167,7 +168,7 @@ def _extract_strokes(foreground: Foreground, intensity: Floats, components: Conn
     contrast = float(percentiles(intensity[digit], 85)[0])
     low = min(2 * foreground.noise, 0.3 * contrast)
     left, top, right, bottom = _bounds(components, selected)
-    near = dilate(digit.astype(np.float32), max(1, round(0.03 * max(right - left, bottom - top))) + 1)
+    near = dilate(digit.view(np.uint8), max(1, round(0.03 * max(right - left, bottom - top))) + 1)
     strokes = np.clip((intensity - low) / max(contrast - low, 1e-6), 0, 1) * near
     if selected.sum() > 1:
         strokes = _close_gaps(strokes)

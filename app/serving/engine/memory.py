@@ -4,7 +4,7 @@ import ctypes
 import sys
 from contextlib import suppress
 
-_M_ARENA_MAX = -8  # of mallopt, in malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # of mallopt, in malloc.h
 
 
 def use_one_heap() -> None:
@@ -12,9 +12,23 @@ def use_one_heap() -> None:
 
     By default each thread has its own heap, and `return_free_memory` leaves the free end of each: 35 MiB after large arrays.
     """
+    _mallopt(_M_ARENA_MAX, 1)
+
+
+def keep_freed_memory(size: int) -> None:
+    """Let the C library keep `size` bytes of freed memory for the next allocations, where there is glibc.
+
+    By default it returns most arrays of a photograph to the operating system at once, and gets new pages for the next ones.
+    Larger arrays are still returned when they are freed.
+    """
+    _mallopt(_M_MMAP_THRESHOLD, size)
+    _mallopt(_M_TRIM_THRESHOLD, size)
+
+
+def _mallopt(parameter: int, value: int) -> None:
     if sys.platform == "linux":
         with suppress(OSError, AttributeError):  # musl has no mallopt
-            ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
+            ctypes.CDLL(None).mallopt(parameter, value)
 
 
 def return_free_memory() -> None:

@@ -1,6 +1,7 @@
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -42,3 +43,33 @@ def kept_mib(prepare):
 def test_with_one_heap_freed_memory_of_threads_is_returned():
     assert kept_mib("use_one_heap()") < 5
     assert kept_mib("") > 10  # else use_one_heap has no purpose any more
+
+
+PHOTOGRAPHS = """
+import resource, sys
+from app.detection.imaging.upload_warnings import decode_upload
+from app.serving.engine.decode_worker import limit_process
+
+{prepare}
+with open(sys.argv[1], "rb") as file:
+    photograph = file.read()
+for _ in range(2):
+    decode_upload(photograph)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10):
+    decode_upload(photograph)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / 10)
+"""
+
+
+def page_faults(prepare):
+    """How many pages of memory a photograph of 320 x 320 pixels takes anew from the operating system."""
+    photograph = Path(__file__).parents[2] / "samples" / "two.jpg"
+    command = [sys.executable, "-c", PHOTOGRAPHS.format(prepare=prepare), photograph]
+    return float(subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told how much memory to keep")
+def test_a_decoder_process_uses_its_memory_again():
+    assert page_faults("limit_process()") < 50
+    assert page_faults("") > 200  # else keep_freed_memory has no purpose any more

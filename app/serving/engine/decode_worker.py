@@ -19,7 +19,7 @@ from app.detection.imaging.upload_warnings import decode_upload
 from app.serving.engine.memory import keep_freed_memory
 
 _MEMORY_BYTES = 384 * 2**20  # beside the memory of the libraries; the most for an accepted file is 210 MiB
-_KEPT_BYTES = 4 * 2**20  # of freed memory: without them a photograph takes a quarter more time
+_KEPT_BYTES = 4 * 2**20  # of freed memory: without them a photograph takes a third more time
 _SLOWEST_S, _HOPELESS = 2.0, 4  # seconds of CPU time for one image; no estimate is wrong by more than this factor
 _NICE = 5  # the event loop goes first
 

@@ -161,6 +161,13 @@ def test_a_damaged_png_is_not_plain(body):
     assert plain_scanlines(png(28, 28, body=body)) is None
 
 
+def test_a_large_file_is_not_plain():
+    """Its checksum would hold up the event loop."""
+    rows = zlib.compress(bytes(28 * 29))
+    assert plain_scanlines(png(28, 28, body=rows)) is not None
+    assert plain_scanlines(png(28, 28, body=rows + bytes(2**20))) is None
+
+
 def test_transparency_is_shown_on_white():
     """Black ink on nothing is black ink on white."""
     ink = seven(28)

@@ -43,12 +43,12 @@ _NO_IMAGES = np.empty((0, 28, 28), np.uint8)
 
 
 class Upload(NamedTuple):
-    """The images of a request: prepared images, an array as it was sent, or a plain PNG that is decoded with its batch.
+    """The images of a request, prepared or as they were sent in an array, and those that could not be decoded.
 
-    And the images that could not be decoded.
+    Or one plain PNG (see `plain_scanlines`), which is decoded later, with the others of its batch.
     """
 
-    images: NDArray[np.uint8]  # [n, S, S]; none of a plain PNG
+    images: NDArray[np.uint8]  # [n, S, S]; n is 0 for a plain PNG
     infos: Sequence[ImageInfo]  # of each image
     features: NDArray[np.float32] | None = None  # upload features [n, K]; None where no image was prepared
     is_array: bool = False
@@ -56,7 +56,7 @@ class Upload(NamedTuple):
     scanlines: bytes | None = None  # of a plain PNG
 
     def decoded(self, image: PreprocessedImage | None) -> "Upload":
-        """The upload after its batch, which decoded the plain PNG, or None for any other upload."""
+        """The upload with the image that its plain PNG was decoded to; the same upload if `image` is None."""
         if image is None:
             return self
         changed = image.preprocess or image.warnings

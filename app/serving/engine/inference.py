@@ -36,10 +36,10 @@ class RequestedOutputs(NamedTuple):
 class Job(NamedTuple):
     """The images of one request."""
 
-    images: NDArray[np.uint8]  # [n, S, S]
+    images: NDArray[np.uint8]  # [n, S, S]; n is 0 for a plain PNG
     features: NDArray[np.float32] | None  # upload features [n, K]; None where no image was prepared
     outputs: RequestedOutputs
-    scanlines: bytes | None = None  # of a plain PNG instead of images: it is decoded with those of the same batch
+    scanlines: bytes | None = None  # of a plain PNG, which is decoded with the others of the batch
 
     @property
     def image_count(self) -> int:

@@ -311,13 +311,23 @@ def test_images_off_the_middle_are_shifted_by_whole_pixels():
     assert np.array_equal(images[1], image)
 
 
+def test_images_are_centred_whatever_their_order_in_memory():
+    image = preprocess_digit(written()).image
+    off = np.stack([np.roll(image, (2, -2), (0, 1))] * 3)
+    for order in ((0, 1, 2), (0, 2, 1), (2, 1, 0), (1, 2, 0)):
+        kept = off.transpose(order).copy().transpose(np.argsort(order))
+        assert np.array_equal(kept, off)
+        assert np.array_equal(centre_images(kept)[0], np.stack([image] * 3))
+        assert np.array_equal(centre_image(kept[0])[0], image)
+
+
 def test_centring_loses_no_ink():
     """Where the shift would move ink out of the image, it is smaller."""
-    image = np.zeros((1, 28, 28), np.uint8)
-    image[0, 5:9, 2:4], image[0, 27, 26] = 255, 1
-    centred, _ = centre_images(image)
-    assert centred.sum(dtype=int) == image.sum(dtype=int)
-    assert np.array_equal(np.sort(centred, axis=None), np.sort(image, axis=None))
+    image = np.zeros((28, 28), np.uint8)
+    image[5:9, 2:4], image[27, 26] = 255, 1
+    for centred in (centre_image(image)[0], *centre_images(np.stack([image, image]))[0]):
+        assert centred.sum(dtype=int) == image.sum(dtype=int)
+        assert np.array_equal(np.sort(centred, axis=None), np.sort(image, axis=None))
 
 
 @given(arrays(np.uint8, (28, 28), elements=st.sampled_from([0, 0, 0, 1, 90, 255])), st.integers(0, 27), st.integers(0, 27))
@@ -325,10 +335,11 @@ def test_one_image_is_centred_as_many_are(noise, rows, columns):
     """Blank ones, and ink at any place."""
     image = noise.copy()
     image[rows:], image[:, columns:] = 0, 0
-    images, moved = centre_images(image[None])
-    centred, shifted = centre_image(image)
-    assert np.array_equal(centred, images[0])
-    assert shifted == moved[0]
+    images, moved = centre_images(np.stack([image, image.T]))  # of one image, centre_images would ask centre_image
+    for expected, was_moved, each in zip(images, moved, (image, image.T), strict=True):
+        centred, shifted = centre_image(each)
+        assert np.array_equal(centred, expected)
+        assert shifted == was_moved
 
 
 @pytest.mark.skipif(not (DATA / "MNIST" / "raw").is_dir(), reason=f"no MNIST under {DATA}")

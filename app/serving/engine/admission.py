@@ -46,9 +46,8 @@ class Admission:
     @property
     def is_overloaded(self) -> bool:
         """Whether one more request would be rejected."""
-        if self.in_flight <= 1:
-            return self.in_flight >= self._max_waiting
-        return self.in_flight >= self._max_waiting or self.expected_wait_s > _MARGIN * self._deadline_s
+        in_flight = self.in_flight
+        return in_flight >= self._max_waiting or (in_flight > 1 and self.expected_wait_s > _MARGIN * self._deadline_s)
 
     def check(self) -> None:
         """Raise Overloaded if one more request would be rejected."""

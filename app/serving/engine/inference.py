@@ -108,10 +108,10 @@ class Inference:
     def _run_batch(self, jobs: list[Job]) -> list[InferenceResult]:
         detector = self.detector  # read once: a batch never mixes versions
         began = time.perf_counter()
-        jobs, decoded = _decode_plain(jobs)
+        decoded = _decode_plain(jobs)
         started = time.perf_counter()
+        images = _join_images(jobs, decoded)
         single = len(jobs) == 1
-        images = jobs[0].images if single else np.concatenate([job.images for job in jobs])
         detections = detector.detect(
             images,
             _join_features(jobs),
@@ -128,24 +128,24 @@ class Inference:
         ]
 
 
-def _decode_plain(jobs: list[Job]) -> tuple[list[Job], list[PreprocessedImage | None]]:
-    """The jobs with the images of their plain PNGs, and these images; None for other jobs."""
+def _decode_plain(jobs: list[Job]) -> list[PreprocessedImage | None]:
+    """The plain PNG of each job; None for other jobs."""
     scanlines = [job.scanlines for job in jobs if job.scanlines is not None]
-    if not scanlines:
-        return jobs, [None] * len(jobs)
-    images = iter(decode_plain_uploads(scanlines))
-    decoded = [None if job.scanlines is None else next(images) for job in jobs]
-    complete = [
-        job if image is None else Job(image.image[None], None, job.outputs) for job, image in zip(jobs, decoded, strict=True)
-    ]
-    return complete, decoded
+    images = iter(decode_plain_uploads(scanlines) if scanlines else ())
+    return [None if job.scanlines is None else next(images) for job in jobs]
+
+
+def _join_images(jobs: list[Job], decoded: list[PreprocessedImage | None]) -> NDArray[np.uint8]:
+    """The images of all jobs [N, S, S], the plain PNGs among them."""
+    parts = [job.images if plain is None else plain.image[None] for job, plain in zip(jobs, decoded, strict=True)]
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def _split(detections: Detections, jobs: list[Job]) -> list[Detections]:
     """The detections of each job, of a batch that holds the jobs in order."""
     parts, start = [], 0
     for job in jobs:
-        stop = start + len(job.images)
+        stop = start + job.image_count
         parts.append(detections.part(start, stop))
         start = stop
     return parts
@@ -165,7 +165,7 @@ def _join_features(jobs: list[Job]) -> NDArray[np.float32] | None:
         return jobs[0].features
     if all(job.features is None for job in jobs):
         return None
-    rows = [[None] * len(job.images) if job.features is None else list(job.features) for job in jobs]
+    rows = [[None] * job.image_count if job.features is None else list(job.features) for job in jobs]
     return stack_features([row for part in rows for row in part])
 
 

@@ -181,7 +181,7 @@ class RequestContext:
             raise BadRequest("The Host header is missing.")
         if len(headers) != len(sent) and sum(name == b"host" for name, _ in sent) > 1:
             raise BadRequest("There is more than one Host header.")
-        if headers.get(b"content-encoding", b"identity").strip().lower() not in (b"identity", b""):
+        if b"content-encoding" in headers and headers[b"content-encoding"].strip().lower() not in (b"identity", b""):
             raise UnsupportedType("Content-Encoding is not supported; send the body as it is.")
 
     async def send(self, message: Message) -> None:

@@ -3,9 +3,7 @@
 import asyncio
 import math
 import time
-from collections.abc import Iterator
 from contextlib import nullcontext
-from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -53,10 +51,10 @@ class EndpointSpec:
             head["fdr"] = decision.fdr
         return head
 
-    def entries(self, upload: Upload, result: InferenceResult, decision: Decision) -> Iterator[Entry]:
-        """The `results` of the JSON response."""
+    def entries(self, upload: Upload, result: InferenceResult, decision: Decision, indices: range) -> list[Entry]:
+        """The elements of `results` in the JSON response, for some of the images."""
         preparation = result.bundle.card.preprocess
-        return responses.score_entries(upload.infos, result.detections, preparation, decision.threshold)
+        return responses.score_entries(upload.infos, result.detections, indices, preparation, decision.threshold)
 
     def array(self, result: InferenceResult) -> NDArray[np.float32] | None:
         """The array of the .npy response."""
@@ -69,8 +67,8 @@ class _EmbedSpec(EndpointSpec):
     def head(self, bundle: Bundle, decision: Decision) -> Entry:
         return {"model": responses.model_entry(bundle)}
 
-    def entries(self, upload: Upload, result: InferenceResult, decision: Decision) -> Iterator[Entry]:
-        return responses.embed_entries(upload.infos, result.detections)
+    def entries(self, upload: Upload, result: InferenceResult, decision: Decision, indices: range) -> list[Entry]:
+        return responses.embed_entries(upload.infos, result.detections, indices)
 
     def array(self, result: InferenceResult) -> NDArray[np.float32] | None:
         return result.detections.embeddings
@@ -80,8 +78,8 @@ class _ReconstructSpec(_EmbedSpec):
     outputs = RequestedOutputs(reconstructions=True, error_maps=True)
     offers = (JSON, PNG, NPY)
 
-    def entries(self, upload: Upload, result: InferenceResult, decision: Decision) -> Iterator[Entry]:
-        return responses.reconstruct_entries(upload.infos, upload.images, result.detections)
+    def entries(self, upload: Upload, result: InferenceResult, decision: Decision, indices: range) -> list[Entry]:
+        return responses.reconstruct_entries(upload.infos, upload.images, result.detections, indices)
 
     def array(self, result: InferenceResult) -> NDArray[np.float32] | None:
         return result.detections.reconstructions
@@ -91,9 +89,9 @@ class _InspectSpec(EndpointSpec):
     outputs = RequestedOutputs(verdicts=True, reconstructions=True, error_maps=True)
     offers = (JSON,)
 
-    def entries(self, upload: Upload, result: InferenceResult, decision: Decision) -> Iterator[Entry]:
-        preparation = result.bundle.card.preprocess
-        return responses.inspect_entries(upload.infos, upload.images, result.detections, preparation, decision.threshold)
+    def entries(self, upload: Upload, result: InferenceResult, decision: Decision, indices: range) -> list[Entry]:
+        parts = [spec.entries(upload, result, decision, indices) for spec in (_RECONSTRUCT, _EMBED, _SCORE)]
+        return [{**pictures, **embedding, **score} for pictures, embedding, score in zip(*parts, strict=True)]
 
 
 _SCORE, _EMBED, _RECONSTRUCT, _INSPECT = EndpointSpec(), _EmbedSpec(), _ReconstructSpec(), _InspectSpec()
@@ -219,47 +217,52 @@ def deadline_error(settings: Settings) -> DeadlinePassed:
 
 def _render_response(deadline: Deadline | None, call: _Call, upload: Upload, result: InferenceResult) -> Response:
     """The result in the media type that was negotiated. Raises TimeoutError after the deadline."""
-    spec, media, anomalies = call.spec, call.media, None
     body: bytes | memoryview
-    if media == NPY:
-        array = spec.array(result)
-        assert array is not None  # every endpoint requests the array that it returns
-        body = responses.npy(array)
-    elif media == PNG:
+    anomalies = None
+    if call.media == JSON:
+        body, anomalies = _render_json(deadline, call, upload, result)
+    elif call.media == PNG:
         body = responses.contact_sheet(upload.images, result.detections)
     else:
-        decision = decide(result, call.options)
-        body = _json_body(deadline, call, upload, result, decision)
-        if spec.outputs.verdicts:
-            # a third of the time that numpy.count_nonzero takes for one image
-            anomalies = (result.detections.scores > decision.threshold).tolist().count(True)
-    response = BytesResponse(body, media)
+        array = call.spec.array(result)
+        assert array is not None  # every endpoint requests the array that it returns
+        body = responses.npy(array)
+    response = BytesResponse(body, call.media)
     response.raw_headers.append(responses.result_header(len(upload.infos), anomalies))
     return response
 
 
-def _json_body(deadline: Deadline | None, call: _Call, upload: Upload, result: InferenceResult, decision: Decision) -> bytes:
-    head, entries = call.spec.head(result.bundle, decision), call.spec.entries(upload, result, decision)
+def _render_json(deadline: Deadline | None, call: _Call, upload: Upload, result: InferenceResult) -> tuple[bytes, int | None]:
+    """The body, and the number of anomalies in it; None for an endpoint without verdicts."""
+    spec, decision = call.spec, decide(result, call.options)
     if len(upload.infos) > _INLINE_IMAGES and not upload.failed:
-        return _json_in_pieces(deadline, head, entries)
-    results = list(entries)
+        return _json_in_pieces(deadline, call, upload, result, decision)
+    content = spec.head(result.bundle, decision)
+    content["results"] = entries = spec.entries(upload, result, decision, range(len(upload.infos)))
+    anomalies = responses.count_anomalies(entries) if spec.outputs.verdicts else None
     if upload.failed:
         scope = call.request.scope
         for index, (name, problem) in sorted(upload.failed.items()):
             error = problem.body(scope["path"], scope["state"]["request_id"])
-            results.insert(index, {"name": name, "error": error})
-    return responses.json_bytes({**head, "results": results})
+            entries.insert(index, {"name": name, "error": error})
+    return responses.json_bytes(content), anomalies
 
 
-def _json_in_pieces(deadline: Deadline | None, head: Entry, entries: Iterator[Entry]) -> bytes:
-    """`head` with the entries as `results`; other threads can run, and the deadline is checked, between the pieces."""
-    pieces = [responses.json_bytes({**head, "results": []})[:-2]]
-    while piece := list(islice(entries, _PIECE_ENTRIES)):
+def _json_in_pieces(
+    deadline: Deadline | None, call: _Call, upload: Upload, result: InferenceResult, decision: Decision
+) -> tuple[bytes, int | None]:
+    """As `_render_json`; other threads can run, and the deadline is checked, between the pieces."""
+    spec, count, anomalies = call.spec, len(upload.infos), 0
+    pieces = [responses.json_bytes({**spec.head(result.bundle, decision), "results": []})[:-2]]
+    for start in range(0, count, _PIECE_ENTRIES):
         if deadline is not None:
             deadline.check()
-        pieces += (responses.json_bytes(piece)[1:-1], b",")
+        entries = spec.entries(upload, result, decision, range(start, min(start + _PIECE_ENTRIES, count)))
+        anomalies += responses.count_anomalies(entries)
+        pieces += (responses.json_bytes(entries)[1:-1], b",")
     pieces[-1] = b"]}"  # in place of the last comma
-    return b"".join(pieces)  # other threads can run, unlike while a bytearray grows
+    # joined, because other threads can run, unlike while a bytearray grows
+    return b"".join(pieces), anomalies if spec.outputs.verdicts else None
 
 
 def decide(result: InferenceResult, options: Options) -> Decision:

@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -60,56 +60,62 @@ def model_entry(bundle: Bundle) -> Entry:
     return {"name": bundle.card.name, "version": bundle.card.version}
 
 
-def score_entries(infos: Sequence[ImageInfo], detections: Detections, preparation: str, threshold: float) -> Iterator[Entry]:
-    """The `results` of /score; `preparation` is that of the model's card."""
-    columns = zip(
-        infos,
-        detections.scores.tolist(),
-        detections.p_values.tolist(),
-        detections.reconstruction_errors.tolist(),
-        detections.calibrated.tolist(),
-        strict=True,
-    )
-    for (name, preprocess, warnings), score, p_value, error, calibrated in columns:
-        yield {
-            "name": name,
-            "score": score,
-            "p_value": p_value,
-            "is_anomaly": score > threshold,
-            "reconstruction_error": error,
-            "preprocess": preprocess,
-            "warnings": with_calibration(warnings, preprocess, preparation, calibrated),
-        }
+def score_entries(
+    infos: Sequence[ImageInfo], detections: Detections, indices: range, preparation: str, threshold: float
+) -> list[Entry]:
+    """The elements of `results` of /score for the images with these indices; `preparation` is that of the model's card."""
+    entries = []
+    for index in indices:
+        name, preprocess, warnings = infos[index]
+        score = detections.scores.item(index)
+        entries.append(
+            {
+                "name": name,
+                "score": score,
+                "p_value": detections.p_values.item(index),
+                "is_anomaly": score > threshold,
+                "reconstruction_error": detections.reconstruction_errors.item(index),
+                "preprocess": preprocess,
+                "warnings": with_calibration(warnings, preprocess, preparation, detections.calibrated.item(index)),
+            }
+        )
+    return entries
 
 
-def embed_entries(infos: Sequence[ImageInfo], detections: Detections) -> Iterator[Entry]:
-    """The `results` of /embed."""
-    for (name, preprocess, warnings), embedding in zip(infos, detections.embeddings.tolist(), strict=True):
-        yield {"name": name, "embedding": embedding, "preprocess": preprocess, "warnings": warnings}
+def count_anomalies(entries: Sequence[Entry]) -> int:
+    """How many of the elements of `results` have the verdict that the image is an anomaly."""
+    return sum([entry.get("is_anomaly", False) for entry in entries])
 
 
-def reconstruct_entries(infos: Sequence[ImageInfo], images: NDArray[np.uint8], detections: Detections) -> Iterator[Entry]:
-    """The `results` of /reconstruct; `images` are the network's input, uint8 [N, S, S]."""
-    for index, (name, preprocess, warnings) in enumerate(infos):
+def embed_entries(infos: Sequence[ImageInfo], detections: Detections, indices: range) -> list[Entry]:
+    """The elements of `results` of /embed for the images with these indices."""
+    entries = []
+    for index in indices:
+        name, preprocess, warnings = infos[index]
+        embedding = detections.embeddings[index].tolist()
+        entries.append({"name": name, "embedding": embedding, "preprocess": preprocess, "warnings": warnings})
+    return entries
+
+
+def reconstruct_entries(
+    infos: Sequence[ImageInfo], images: NDArray[np.uint8], detections: Detections, indices: range
+) -> list[Entry]:
+    """The elements of `results` of /reconstruct for some of the images [N, S, S], which are those that the network saw."""
+    entries = []
+    for index in indices:
+        name, preprocess, warnings = infos[index]
         given, reconstruction, error_map = _triple(images, detections, index)
-        yield {
-            "name": name,
-            "input": picture_text(given),
-            "reconstruction": picture_text(reconstruction),
-            "error_map": picture_text(error_map),
-            "preprocess": preprocess,
-            "warnings": warnings,
-        }
-
-
-def inspect_entries(
-    infos: Sequence[ImageInfo], images: NDArray[np.uint8], detections: Detections, preparation: str, threshold: float
-) -> Iterator[Entry]:
-    """The `results` of /inspect: the fields of the three others together."""
-    scores = score_entries(infos, detections, preparation, threshold)
-    columns = zip(reconstruct_entries(infos, images, detections), embed_entries(infos, detections), scores, strict=True)
-    for pictures, embedding, score in columns:
-        yield {**pictures, **embedding, **score}
+        entries.append(
+            {
+                "name": name,
+                "input": picture_text(given),
+                "reconstruction": picture_text(reconstruction),
+                "error_map": picture_text(error_map),
+                "preprocess": preprocess,
+                "warnings": warnings,
+            }
+        )
+    return entries
 
 
 def picture_text(pixels: NDArray[np.uint8]) -> str:

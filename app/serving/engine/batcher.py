@@ -27,12 +27,9 @@ class _Waiting(NamedTuple, Generic[Job, Result]):
 class Batcher(Generic[Job, Result]):
     """Groups jobs that wait at the same time. Belongs to one event loop."""
 
-    def __init__(
-        self, run: Callable[[list[Job]], Sequence[Result]], size: Callable[[Job], int], *, max_batch_size: int
-    ) -> None:
-        """`run` maps jobs to their results, in order; `size` is the share of `max_batch_size` that a job takes."""
+    def __init__(self, run: Callable[[list[Job]], Sequence[Result]], *, max_batch_size: int) -> None:
+        """`run` maps jobs to their results, in order."""
         self._run = run
-        self._size = size
         self._max_batch_size = max_batch_size
         self._waiting: deque[_Waiting[Job, Result]] = deque()
         self._depth = 0
@@ -44,22 +41,21 @@ class Batcher(Generic[Job, Result]):
         """The sum of the sizes of all waiting jobs."""
         return self._depth
 
-    async def submit(self, job: Job, *, deadline: float = math.inf) -> Result:
-        """The result of `job`. Also raises whatever `run` raised for its batch.
+    def submit(self, job: Job, size: int, *, deadline: float = math.inf) -> asyncio.Future[Result]:
+        """The future result of `job`, which takes `size` of the `max_batch_size`. It raises what `run` raised for its batch.
 
         Raises:
             TimeoutError: the job's batch would begin after `deadline`, a time of the event loop's clock.
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Result] = loop.create_future()
-        size = self._size(job)
         self._waiting.append(_Waiting(job, size, future, deadline))
         self._depth += size
         self._idle_iterations = 0
         if not self._flushing:
             self._flushing = True
             loop.call_soon(self._flush, loop)
-        return await future
+        return future
 
     def _flush(self, loop: asyncio.AbstractEventLoop) -> None:
         """Run one batch, unless more jobs are to be expected. The loop serves sockets between two calls."""

@@ -5,7 +5,7 @@ processed in chunks on a thread.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -67,9 +67,7 @@ class Inference:
         """`max_batch_size` in images; `arrays` runs arrays; `observer` is called after every forward pass."""
         self._detector: Detector | None = None
         self._observer = observer
-        self._batcher: Batcher[Job, InferenceResult] = Batcher(
-            self._run_batch, lambda job: job.image_count, max_batch_size=max_batch_size
-        )
+        self._batcher: Batcher[Job, InferenceResult] = Batcher(self._run_batch, max_batch_size=max_batch_size)
         self._arrays = arrays
 
     @property
@@ -93,9 +91,9 @@ class Inference:
         """Use `detector` from the next batch on."""
         self._detector = detector
 
-    async def infer(self, job: Job, *, deadline: float) -> InferenceResult:
+    def infer(self, job: Job, *, deadline: float) -> Awaitable[InferenceResult]:
         """The result of `job`, in a batch with other waiting jobs. Raises TimeoutError after `deadline` (loop time)."""
-        return await self._batcher.submit(job, deadline=deadline)
+        return self._batcher.submit(job, job.image_count, deadline=deadline)
 
     async def infer_array(self, images: NDArray[np.uint8], outputs: RequestedOutputs, *, deadline: float) -> InferenceResult:
         """The result for uint8 images [N, S, S], computed on a thread. Raises Overloaded or TimeoutError."""

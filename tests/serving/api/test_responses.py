@@ -33,10 +33,13 @@ def opened(data):
 def test_entries_are_those_of_the_schemas(detections):
     """What is built by hand is what the contract's models describe, image by image in order."""
     threshold = float(detections.scores[2])
-    scores = [schemas.Score.model_validate(entry) for entry in answers.score_entries(SHOWN, detections, "digit", threshold)]
-    embeddings = [schemas.Embedding.model_validate(entry) for entry in answers.embed_entries(SHOWN, detections)]
+    scores = [
+        schemas.Score.model_validate(entry) for entry in answers.score_entries(SHOWN, detections, range(4), "digit", threshold)
+    ]
+    embeddings = [schemas.Embedding.model_validate(entry) for entry in answers.embed_entries(SHOWN, detections, range(4))]
     pictures = [
-        schemas.Reconstruction.model_validate(entry) for entry in answers.reconstruct_entries(SHOWN, IMAGES, detections)
+        schemas.Reconstruction.model_validate(entry)
+        for entry in answers.reconstruct_entries(SHOWN, IMAGES, detections, range(4))
     ]
     for entries in (scores, embeddings, pictures):
         assert [entry.name for entry in entries] == ["0.png", "1.png", "2.png", "3.png"]
@@ -47,7 +50,7 @@ def test_entries_are_those_of_the_schemas(detections):
 
 def test_the_input_picture_is_the_image_that_the_network_saw(detections):
     """Its pixels come back to the last one; the others have its size."""
-    for index, entry in enumerate(answers.reconstruct_entries(SHOWN, IMAGES, detections)):
+    for index, entry in enumerate(answers.reconstruct_entries(SHOWN, IMAGES, detections, range(4))):
         given_, made, error = (opened(base64.b64decode(entry[key])) for key in ("input", "reconstruction", "error_map"))
         assert np.array_equal(given_, stroke_images(4, seed=7)[index])
         assert made.shape == (28, 28)

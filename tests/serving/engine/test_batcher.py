@@ -9,18 +9,19 @@ from app.serving.engine.batcher import Batcher
 
 
 def recording(*, max_batch_size=8):
-    """A batcher of numbers that take their own size and come back doubled; and the batches it ran."""
+    """A batcher of numbers that come back doubled, and the batches it ran."""
     batches = []
 
     def run(jobs):
         batches.append(list(jobs))
         return [2 * job for job in jobs]
 
-    return Batcher(run, lambda job: job, max_batch_size=max_batch_size), batches
+    return Batcher(run, max_batch_size=max_batch_size), batches
 
 
-async def submit_all(batcher, jobs):
-    return await asyncio.gather(*(batcher.submit(job) for job in jobs), return_exceptions=True)
+async def submit_all(batcher, jobs, size=None):
+    """The results of the jobs, which are numbers and take their own size unless another is given."""
+    return await asyncio.gather(*(batcher.submit(job, size or job) for job in jobs), return_exceptions=True)
 
 
 @given(st.lists(st.integers(1, 12), max_size=30), st.integers(1, 20))
@@ -47,7 +48,7 @@ def test_several_jobs_wait_for_those_that_follow_at_once():
     async def submit_later(batcher, job, *, iterations):
         for _ in range(iterations):
             await asyncio.sleep(0)
-        return await batcher.submit(job)
+        return await batcher.submit(job, job)
 
     def batches_of(iterations, *, max_batch_size=8):
         async def submit():
@@ -71,8 +72,8 @@ def test_a_failing_batch_fails_its_own_jobs_alone():
             raise ZeroDivisionError("three")
         return jobs
 
-    batcher = Batcher(run, lambda job: 1, max_batch_size=2)
-    results = asyncio.run(submit_all(batcher, [1, 2, 3, 4, 5]))
+    batcher = Batcher(run, max_batch_size=2)
+    results = asyncio.run(submit_all(batcher, [1, 2, 3, 4, 5], size=1))
     assert results[:2] == [1, 2]
     assert [type(result) for result in results[2:4]] == [ZeroDivisionError] * 2
     assert results[4] == 5
@@ -85,10 +86,10 @@ def test_a_batcher_works_on_after_a_failure():
         return [1 // job for job in jobs]
 
     async def both():
-        batcher = Batcher(run, lambda job: 1, max_batch_size=2)
+        batcher = Batcher(run, max_batch_size=2)
         with pytest.raises(ZeroDivisionError):
-            await batcher.submit(0)
-        return await batcher.submit(1)
+            await batcher.submit(0, 1)
+        return await batcher.submit(1, 1)
 
     assert asyncio.run(both()) == 1
 
@@ -98,12 +99,11 @@ def test_jobs_whose_client_has_gone_are_dropped():
 
     async def three():
         batcher, batches = recording(max_batch_size=2)
-        tasks = [asyncio.create_task(batcher.submit(1)) for _ in range(5)]
-        await asyncio.sleep(0)  # all are submitted, none has run
+        futures = [batcher.submit(1, 1) for _ in range(5)]
         assert batcher.depth == 5
-        for task in tasks[1:4]:
-            task.cancel()
-        results = await asyncio.gather(*tasks, return_exceptions=True)
+        for future in futures[1:4]:
+            future.cancel()
+        results = await asyncio.gather(*futures, return_exceptions=True)
         return results, batches
 
     results, batches = asyncio.run(three())
@@ -117,11 +117,9 @@ def test_all_jobs_cancelled_leaves_a_batcher_that_works():
 
     async def one_after_none():
         batcher, batches = recording()
-        task = asyncio.create_task(batcher.submit(1))
+        batcher.submit(1, 1).cancel()
         await asyncio.sleep(0)
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-        return await batcher.submit(3), batches
+        return await batcher.submit(3, 3), batches
 
     assert asyncio.run(one_after_none()) == (6, [[3]])
 
@@ -140,8 +138,8 @@ def test_the_loop_turns_between_batches():
             order.append("batch")
             return jobs
 
-        batcher = Batcher(run, lambda job: 1, max_batch_size=1)
-        await asyncio.gather(submit_all(batcher, range(3)), witness())
+        batcher = Batcher(run, max_batch_size=1)
+        await asyncio.gather(submit_all(batcher, range(3), size=1), witness())
 
     asyncio.run(both())
     assert "batch batch" not in " ".join(order[:-1])
@@ -154,7 +152,7 @@ def test_jobs_past_their_deadline_are_refused_and_take_no_room():
         batcher, batches = recording(max_batch_size=2)
         now = asyncio.get_running_loop().time()
         results = await asyncio.gather(
-            *(batcher.submit(1, deadline=now + shift) for shift in (-1, 60, -1, 60)), return_exceptions=True
+            *(batcher.submit(1, 1, deadline=now + shift) for shift in (-1, 60, -1, 60)), return_exceptions=True
         )
         return results, batches, batcher.depth
 

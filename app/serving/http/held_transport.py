@@ -1,8 +1,6 @@
 """The transport between uvicorn and a connection: when it is read, how it is written, and how long that may take."""
 
 import asyncio
-from collections import deque
-from collections.abc import Callable
 from typing import Any
 
 _SLOW_WRITE_S = 20.0  # how long a client may read more slowly than _MIN_WRITE_RATE
@@ -104,34 +102,3 @@ class HeldTransport(asyncio.Transport):
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401
         return getattr(self._transport, name)
-
-
-class IterationLimit:
-    """Limits how many connections do their work in one iteration of the event loop; the others wait, in order.
-
-    The first requests of 500 clients that connect at the same time would otherwise be parsed in one iteration, of 80 ms.
-    """
-
-    def __init__(self, connections: int = 4) -> None:
-        """`connections` is the most for one iteration."""
-        self._most = self._left = connections
-        self._waiting: deque[tuple[HeldTransport, Callable[[], None]]] = deque()
-
-    def run(self, transport: HeldTransport, work: Callable[[], None]) -> None:
-        """Call `work` now or in a later iteration, unless `transport` closes before; until then the transport is not read."""
-        if self._left == self._most:
-            asyncio.get_running_loop().call_soon(self._begin_iteration)
-        if self._left:
-            self._left -= 1
-            work()
-        else:
-            transport.hold("iteration")
-            self._waiting.append((transport, work))
-
-    def _begin_iteration(self) -> None:
-        self._left = self._most
-        while self._waiting and self._left:
-            transport, work = self._waiting.popleft()
-            if not transport.is_closing():
-                transport.release("iteration")
-                self.run(transport, work)

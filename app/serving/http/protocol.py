@@ -6,23 +6,24 @@ for malformed requests, and the body behind an Upgrade header, which uvicorn los
 (https://github.com/Kludex/uvicorn/discussions/2722). Trailers are read and dropped.
 
 Names of uvicorn that its documentation does not promise, all used in this file alone: `HttpToolsProtocol`; its attributes
-`connections`, `transport`, `parser`, `scope`, `cycle`, `pipeline` and methods `on_response_complete`,
-`_unset_keepalive_if_required`; and of a cycle (a request with its response) `response_started`, `response_complete`,
-`disconnected`. The other methods are callbacks of asyncio and httptools.
+`parser`, `scope`, `cycle`, `pipeline` and methods `on_response_complete`, `_unset_keepalive_if_required`; and of a cycle (a
+request with its response) `response_started`, `response_complete`, `disconnected`, `keep_alive`, `default_headers`. The other
+methods are callbacks of asyncio and httptools.
 """
 
 import enum
 from asyncio import TimerHandle, Transport, get_running_loop
-from collections import OrderedDict
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import httptools
+from starlette.types import Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from app.serving.errors import BadRequest, Problem, RequestTimeout, TooLarge, Unavailable
-from app.serving.http.body import MAX_DISCARDED_BODY_BYTES, ByteRate
-from app.serving.http.held_transport import HeldTransport, IterationLimit
+from app.serving.http.body import MAX_DISCARDED_BODY_BYTES
+from app.serving.http.connection_limits import ConnectionLimits
+from app.serving.http.held_transport import HeldTransport
 from app.serving.http.problem_responses import last_response
 from app.serving.http.sockets import set_write_timeout
 from app.serving.http.upgrade import SkipFirstHead
@@ -30,27 +31,15 @@ from app.serving.http.upgrade import SkipFirstHead
 if TYPE_CHECKING:
     from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
+WRITE_RESPONSE = "oddigit.write_response"  # key of an ASGI extension; see `LimitedProtocol.write_response`
+
 _MAX_HEAD_BYTES = 32 * 1024  # of a request without its body: head, trailers, chunk framing beyond the allowance
 _MAX_FIELDS = 100  # header fields of a request, and trailers
 _PROBES = (b"/livez", b"/readyz", b"/health/live", b"/health/ready")  # how their paths end
 _PROBE_CONNECTIONS = 16  # beyond the maximum, for probes alone
-_EVICT_AFTER_S = 0.25  # a connection that has waited this long for a request makes room for a new one
 _PIECE_BYTES = 2048  # that are parsed at once: fifty of the smallest requests
 _FRAMING_ALLOWANCE = 8  # bytes of chunk framing for each byte of the body; chunks of one byte take six
 _DISCARD_TIMEOUT_S = 60.0  # for the rest of a body whose request has been answered
-
-
-@dataclass(frozen=True)
-class ConnectionLimits:
-    """Limits of each connection, and what all connections of a server share."""
-
-    max_connections: int = 4096
-    head_timeout_s: float = 10.0
-    write_timeout_s: float = 20.0
-    discard_rate: ByteRate = field(default_factory=ByteRate)
-    first_data: IterationLimit = field(default_factory=IterationLimit)  # of each connection
-    # Connections that wait for a request, and the loop times since which they do; the first has waited longest.
-    waiting: "OrderedDict[LimitedProtocol, float]" = field(default_factory=OrderedDict)
 
 
 class _Phase(enum.Enum):
@@ -64,7 +53,7 @@ class _Phase(enum.Enum):
 class LimitedProtocol(HttpToolsProtocol):
     """One connection. Requests that are received while another is answered wait in uvicorn's `pipeline`."""
 
-    def __init__(self, *arguments: Any, limits: ConnectionLimits = ConnectionLimits(), **options: Any) -> None:  # noqa: ANN401
+    def __init__(self, *arguments: Any, limits: ConnectionLimits, **options: Any) -> None:  # noqa: ANN401
         super().__init__(*arguments, **options)
         self._limits = limits
         self._phase = _Phase.IDLE
@@ -76,21 +65,24 @@ class LimitedProtocol(HttpToolsProtocol):
         self._unparsed = b""
         self._is_new = True  # nothing was received
         self._probes_only = False
+        self._write_paused = False
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
         self._held = HeldTransport(transport)
         super().connection_made(self._held)
         set_write_timeout(transport.get_extra_info("socket"), self._limits.write_timeout_s)
-        self._limits.waiting[self] = get_running_loop().time()
-        excess = len(self.connections) - self._limits.max_connections
-        self._probes_only = excess > 0 and not self._evict_waiting_connection()
+        self._limits.open.count += 1
+        self._limits.open.begin_wait(self._held)
+        excess = self._limits.open.count - self._limits.max_connections
+        self._probes_only = excess > 0 and not self._limits.open.evict()
         if self._probes_only and excess > _PROBE_CONNECTIONS:
             self._send_failure(_too_many_connections())
         else:
             self._start_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._limits.waiting.pop(self, None)
+        self._limits.open.count -= 1
+        self._limits.open.end_wait(self._held)
         self._stop_timer()
         if self._active is not None:
             self._active.disconnected = True  # uvicorn tells the newest request only
@@ -99,7 +91,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self.pipeline.clear()
         self._unparsed = b""
         self._active = None
-        self.cycle = None  # type: ignore[assignment]  # a request that waited in the pipeline refers to this object
+        self.scope = self.cycle = None  # type: ignore[assignment]  # both refer to this object
 
     def data_received(self, data: bytes) -> None:
         self._unset_keepalive_if_required()
@@ -169,11 +161,12 @@ class LimitedProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         super().on_headers_complete()  # raises for a target that is no URL: then there is no cycle, and the head is refused
         self._phase = _Phase.BODY
-        self._limits.waiting.pop(self, None)
+        self._limits.open.end_wait(self._held)
         self._non_body_bytes = self._body_bytes = self._fields = 0
         self._stop_timer()
         if not self._is_answering:
             self._active = self.cycle
+        self.scope["extensions"] = {WRITE_RESPONSE: self.write_response}  # type: ignore[dict-item]
 
     def on_body(self, body: bytes) -> None:
         self._non_body_bytes -= (1 + _FRAMING_ALLOWANCE) * len(body)
@@ -181,7 +174,7 @@ class LimitedProtocol(HttpToolsProtocol):
         if not self.cycle.response_complete:
             super().on_body(body)
         elif self._body_bytes > MAX_DISCARDED_BODY_BYTES:
-            self.transport.close()
+            self._held.close()
         else:
             self._discarded_bytes += len(body)
 
@@ -193,13 +186,31 @@ class LimitedProtocol(HttpToolsProtocol):
         self._stop_timer()
         super().on_message_complete()
         if not self._is_answering:  # it was answered before its body was complete
-            self._limits.waiting[self] = get_running_loop().time()
+            self._limits.open.begin_wait(self._held)
+
+    def write_response(self, send: Send, headers: Iterable[tuple[bytes, bytes]], body: bytes) -> bool:
+        """Write a complete response with status 200, in place of two calls of the request's ASGI `send`.
+
+        Returns False, and writes nothing, where `send` has more to do: it is that of a middleware, or has to wait for a slow
+        client or to close the connection. uvicorn's checks each header with two regular expressions; here they must be valid.
+        """
+        cycle = self.cycle
+        is_uvicorns = getattr(send, "__self__", self) is cycle
+        if not is_uvicorns or self._phase is not _Phase.IDLE or self._write_paused or not cycle.keep_alive:
+            return False
+        cycle.response_started = cycle.response_complete = True
+        lines = [b"%b: %b\r\n" % header for header in (*cycle.default_headers, *headers)]
+        self._held.write(b"HTTP/1.1 200 OK\r\n%b\r\n%b" % (b"".join(lines), body))
+        self.on_response_complete()
+        return True
 
     def pause_writing(self) -> None:
+        self._write_paused = True
         self._held.start_write_timeout()
         super().pause_writing()
 
     def resume_writing(self) -> None:
+        self._write_paused = False
         self._held.extend_write_timeout()
         super().resume_writing()
 
@@ -208,15 +219,15 @@ class LimitedProtocol(HttpToolsProtocol):
         if self.pipeline:
             self._active = self.pipeline[-1][0]
         super().on_response_complete()
-        if self._unparsed and not self.pipeline and not self.transport.is_closing():
+        if self._unparsed and not self.pipeline and not self._held.is_closing():
             self._parse_pieces()
-        if self._is_answering or self.transport.is_closing():
+        if self._is_answering or self._held.is_closing():
             return
         if self._failure is not None:
             self._send_failure(self._failure)
             return
         if self._phase is not _Phase.BODY:
-            self._limits.waiting[self] = get_running_loop().time()
+            self._limits.open.begin_wait(self._held)
         if self._phase is _Phase.IDLE:
             self.scope = self.cycle = self._active = None  # type: ignore[assignment]  # else 3 KB stay
         elif self._timer is None:
@@ -225,17 +236,6 @@ class LimitedProtocol(HttpToolsProtocol):
     @property
     def _is_answering(self) -> bool:
         return self._active is not None and not self._active.response_complete
-
-    def _evict_waiting_connection(self) -> bool:
-        """Close the connection that has waited longest for a request, to make room. Returns whether one could be closed."""
-        waiting = self._limits.waiting
-        while (oldest := next(iter(waiting))).transport.is_closing():
-            del waiting[oldest]
-        if waiting[oldest] > get_running_loop().time() - _EVICT_AFTER_S:
-            return False
-        del waiting[oldest]
-        oldest.transport.close()
-        return True
 
     def _parse(self, data: memoryview) -> memoryview:
         """Parse `data`; returns what follows a head that offered an Upgrade, else nothing.
@@ -267,8 +267,8 @@ class LimitedProtocol(HttpToolsProtocol):
         """Write `problem` and close. If a response to the malformed request has begun, only close."""
         self._failure = problem
         if self._phase is not _Phase.BODY or self.cycle is not self._active or not self.cycle.response_started:
-            self.transport.write(last_response(problem))
-        self.transport.close()
+            self._held.write(last_response(problem))
+        self._held.close()
 
     def _start_timer(self) -> None:
         timeout_s = _DISCARD_TIMEOUT_S if self._phase is _Phase.BODY else self._limits.head_timeout_s
@@ -281,10 +281,10 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def _on_timeout(self) -> None:
         """408 for a head that did not arrive in time; without a head there is nothing to reply to."""
-        if self._phase is _Phase.HEAD and not self.transport.is_closing():
+        if self._phase is _Phase.HEAD and not self._held.is_closing():
             self._send_failure(RequestTimeout(f"The request's head did not arrive within {self._limits.head_timeout_s:g} s."))
         else:
-            self.transport.close()
+            self._held.close()
 
 
 def _too_many_connections() -> Unavailable:

@@ -3,7 +3,8 @@ import time
 
 import pytest
 
-from app.serving.http.held_transport import HeldTransport, IterationLimit
+from app.serving.http.connection_limits import IterationLimit
+from app.serving.http.held_transport import HeldTransport
 
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\n"
 

@@ -220,17 +220,27 @@ def test_an_id_with_line_ends_or_overlength_is_replaced(client):
 
 
 def test_requests_on_one_connection_are_answered_in_order(server):
-    """Pipelined requests, refused ones among them, get their answers one after the other."""
-    paths = ["/livez", "/nowhere", "/readyz", "/nowhere", "/livez"]
+    """Pipelined requests, refused ones and images among them, get their answers one after the other."""
+    paths = ["/livez", "/score", "/nowhere", "/score", "/score", "/readyz", "/nowhere", "/livez"]
+    image, requests = png(stroke_images(1, seed=0)[0]), []
+    for number, path in enumerate(paths):
+        if path == "/score":
+            requests.append(
+                head(path, content_type="image/png", content_length=len(image), x_request_id=f"id-{number}") + image
+            )
+        else:
+            requests.append(head(path, "GET", x_request_id=f"id-{number}"))
     with socket.create_connection(("127.0.0.1", server.port), timeout=20) as line:
-        line.sendall(b"".join(head(path, "GET", x_request_id=f"id-{index}") for index, path in enumerate(paths)))
+        line.sendall(b"".join(requests))
         text = b""
-        while text.count(b"HTTP/1.1 ") < 5 or not text.rstrip().endswith(b"}"):
+        while text.count(b"HTTP/1.1 ") < len(paths) or not text.rstrip().endswith(b"}"):
             text += line.recv(65536)
-    assert [text.index(f"x-request-id: id-{index}".encode()) for index in range(5)] == sorted(
-        text.index(f"x-request-id: id-{index}".encode()) for index in range(5)
-    )
-    assert [part[:3] for part in text.split(b"HTTP/1.1 ")[1:]] == [b"200", b"404", b"200", b"404", b"200"]
+    answers = text.split(b"HTTP/1.1 ")[1:]
+    assert [answer[:3] for answer in answers] == [b"404" if path == "/nowhere" else b"200" for path in paths]
+    for number, answer in enumerate(answers):
+        assert answer.count(b"x-request-id: ") == 1
+        assert f"x-request-id: id-{number}\r\n".encode() in answer
+        assert (b"is_anomaly" in answer) is (paths[number] == "/score")
 
 
 @pytest.mark.parametrize(

@@ -21,15 +21,18 @@ def centre_images(images: Pixels) -> tuple[Pixels, Mask]:
     if len(images) == 1:
         image, shifted = centre_image(images[0])
         return image[None], np.array([shifted])
-    moved = np.zeros(len(images), np.bool_)
-    result = images
+    distances = np.zeros(len(images), np.intp)
     for start in range(0, len(images), _CHUNK_IMAGES):
-        chunk = images[start : start + _CHUNK_IMAGES]
-        offset = _off_centre(chunk)
-        suspects = np.flatnonzero(np.abs(offset).max(axis=1) > MAX_OFF_CENTRE)
-        if len(suspects):
-            result = images.copy() if result is images else result
-            result[start + suspects], moved[start + suspects] = _shifted(chunk[suspects], -np.rint(offset[suspects]))
+        chunk = slice(start, start + _CHUNK_IMAGES)
+        distances[chunk] = _distances(images[chunk])
+    moved = distances != 0
+    if not moved.any():
+        return images, moved
+    result = images.copy()
+    taken, given = images.reshape(len(images), -1), result.reshape(len(images), -1)
+    for index, distance in enumerate(distances.tolist()):
+        if distance:
+            _shift_pixels(taken[index], given[index], distance)
     return result, moved
 
 
@@ -42,9 +45,12 @@ def centre_image(image: Pixels) -> tuple[Pixels, bool]:
     if max(abs(down), abs(across)) <= MAX_OFF_CENTRE * ink:
         return image, False
     down, across = _limit_shift(image, -round(down / ink)), _limit_shift(image.T, -round(across / ink))
-    shifted = np.zeros(image.shape, np.uint8)
-    _shift_pixels(image, shifted, distance := down * side + across)
-    return shifted, distance != 0
+    distance = down * side + across
+    if not distance:
+        return image, False
+    shifted = np.empty(image.shape, np.uint8)
+    _shift_pixels(image.reshape(-1), shifted.reshape(-1), distance)
+    return shifted, True
 
 
 def _limit_shift(image: Pixels, shift: int) -> int:
@@ -55,13 +61,6 @@ def _limit_shift(image: Pixels, shift: int) -> int:
     return min(max(shift, -(before // side)), after // side)
 
 
-def _off_centre(images: Pixels) -> Floats:
-    """Return the centres of mass of images [N, S, S] in pixels from the middle, down and across [N, 2]; 0 without ink."""
-    moments = images.reshape(len(images), -1).astype(np.float32) @ _moment_weights(images.shape[-1])
-    offset: Floats = (moments[:, 1:] / np.maximum(moments[:, :1], 1)).astype(np.float32)
-    return offset
-
-
 @lru_cache(maxsize=4)
 def _moment_weights(side: int) -> Floats:
     """Return the weights of each pixel in the sums of ink, of ink times row, and of ink times column [S * S, 3]."""
@@ -70,26 +69,35 @@ def _moment_weights(side: int) -> Floats:
     return np.stack(columns, axis=1).astype(np.float32)
 
 
-def _shifted(images: Pixels, wanted: Floats) -> tuple[Pixels, Mask]:
-    """Shift images [N, S, S] by whole pixels down and across [N, 2], as far as no ink leaves them; also return which moved."""
-    down = _possible_shift(images.max(axis=2) > 0, wanted[:, 0])
-    across = _possible_shift(images.max(axis=1) > 0, wanted[:, 1])
-    moved = np.zeros(images.shape, np.uint8)
-    for source, target, distance in zip(images, moved, (down * images.shape[-1] + across).tolist(), strict=True):
-        _shift_pixels(source, target, distance)
-    return moved, (down != 0) | (across != 0)
+def _distances(images: Pixels) -> NDArray[np.intp]:
+    """How far to shift each image [N, S, S], in pixels in memory order [N]; 0 for those that stay."""
+    side = images.shape[-1]
+    pixels = images.astype(np.float32)
+    moments = pixels.reshape(len(images), -1) @ _moment_weights(side)
+    centres = moments[:, 1:] / np.maximum(moments[:, :1], 1)  # of mass, down and across from the middle [N, 2]
+    distances = np.zeros(len(images), np.intp)
+    off = np.flatnonzero(np.abs(centres).max(axis=1) > MAX_OFF_CENTRE)
+    if len(off):
+        pixels, wanted, ones = pixels[off], -np.rint(centres[off]), np.ones(side, np.float32)
+        down = _possible_shift(pixels @ ones > 0, wanted[:, 0])  # a product is faster than the largest pixel of each row
+        across = _possible_shift(ones @ pixels > 0, wanted[:, 1])
+        distances[off] = down * side + across
+    return distances
 
 
-def _shift_pixels(source: Pixels, target: Pixels, distance: int) -> None:
-    """Copy the pixels of an image [S, S] to an empty one, `distance` pixels further in memory order.
+def _shift_pixels(taken: Pixels, given: Pixels, distance: int) -> None:
+    """Copy the pixels of an image [S * S] to another one, `distance` pixels further, which is not 0.
 
     Those that enter a row from another one are empty, because no ink may leave the image.
     """
-    taken, given = source.reshape(-1), target.reshape(-1)
-    given[max(distance, 0) : len(given) + min(distance, 0)] = taken[max(-distance, 0) : len(taken) - max(distance, 0)]
+    if distance > 0:
+        given[:distance], given[distance:] = 0, taken[:-distance]
+    else:
+        given[distance:], given[:distance] = 0, taken[-distance:]
 
 
 def _possible_shift(inked: Mask, wanted: Floats) -> NDArray[np.intp]:
     """Limit shifts [N] along an axis so that no inked row or column [N, S] leaves the image."""
     first, after_last = inked.argmax(axis=1), inked[:, ::-1].argmax(axis=1)
-    return np.clip(wanted.astype(np.intp), -first, after_last)
+    possible: NDArray[np.intp] = np.minimum(np.maximum(wanted.astype(np.intp), -first), after_last)
+    return possible

@@ -34,6 +34,10 @@ class HeldTransport(asyncio.Transport):
             return
         self._transport.write(data)
 
+    def write_response(self, response: bytes) -> None:
+        """Send a complete response, head and body; none may have begun."""
+        self._transport.write(response)
+
     def end_response(self) -> None:
         """The response is complete: send its head if no body was added."""
         self._write_due = 0.0

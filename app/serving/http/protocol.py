@@ -200,7 +200,7 @@ class LimitedProtocol(HttpToolsProtocol):
             return False
         cycle.response_started = cycle.response_complete = True
         lines = [b"%b: %b\r\n" % header for header in (*cycle.default_headers, *headers)]
-        self._held.write(b"HTTP/1.1 200 OK\r\n%b\r\n%b" % (b"".join(lines), body))
+        self._held.write_response(b"HTTP/1.1 200 OK\r\n%b\r\n%b" % (b"".join(lines), body))
         self.on_response_complete()
         return True
 

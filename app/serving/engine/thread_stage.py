@@ -1,8 +1,12 @@
 """A thread that works beside the event loop on work whose cost is known before: arrays, or pictures of responses."""
 
 import asyncio
+import os
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from threading import get_native_id
 from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
 
 from app.serving.engine.admission import Pace, WorkQueue
@@ -28,10 +32,13 @@ class Deadline(NamedTuple):
 class ThreadStage:
     """One thread with a queue that is bounded in seconds of work. Belongs to one event loop."""
 
-    def __init__(self, name: str, *, deadline_s: float, max_jobs: int) -> None:
+    def __init__(self, name: str, *, deadline_s: float, max_jobs: int, niceness: int = 0) -> None:
+        """`niceness`: how far the thread's priority lies below that of the event loop (on Linux), from 0 to 19."""
         self._queue = WorkQueue(servers=1, max_wait_s=_WAIT * deadline_s, max_jobs=max_jobs)
         self._pace = Pace()
-        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
+        self._pool = ThreadPoolExecutor(
+            max_workers=1, thread_name_prefix=name, initializer=_lower_priority, initargs=(niceness,)
+        )
 
     def check(self) -> None:
         """Raise Overloaded if the queue accepts no more work."""
@@ -78,3 +85,10 @@ class Stages(NamedTuple):
     def close(self) -> None:
         self.arrays.close()
         self.pictures.close()
+
+
+def _lower_priority(niceness: int) -> None:
+    """Lower the priority of the calling thread. Only Linux has priorities of threads."""
+    if niceness and sys.platform == "linux":
+        with suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, get_native_id(), os.getpriority(os.PRIO_PROCESS, get_native_id()) + niceness)

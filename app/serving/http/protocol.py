@@ -166,7 +166,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._stop_timer()
         if not self._is_answering:
             self._active = self.cycle
-        self.scope["extensions"] = {WRITE_RESPONSE: self.write_response}  # type: ignore[dict-item]
+        self.scope.setdefault("extensions", {})[WRITE_RESPONSE] = self.write_response  # type: ignore[assignment]
 
     def on_body(self, body: bytes) -> None:
         self._non_body_bytes -= (1 + _FRAMING_ALLOWANCE) * len(body)

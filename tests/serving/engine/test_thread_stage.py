@@ -1,6 +1,8 @@
 """Threads beside the event loop: bounded queues, deadlines within work, and the pace."""
 
 import asyncio
+import os
+import sys
 import threading
 
 import pytest
@@ -103,3 +105,19 @@ def test_a_full_stage_refuses_more_work():
         return await stage.run(0.1, loop.time() + 60, lambda deadline: "done")
 
     assert run(question) == "done"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have priorities on Linux alone")
+def test_a_thread_can_give_way_to_the_event_loop():
+    """Its priority is lower by what was asked; that of the event loop's thread stays."""
+
+    def priority(*_):
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    async def priorities(niceness):
+        stage = ThreadStage("test", deadline_s=60, max_jobs=1, niceness=niceness)
+        return await stage.run(0.0, asyncio.get_running_loop().time() + 60, priority), priority()
+
+    own = priority()
+    assert asyncio.run(priorities(7)) == (min(own + 7, 19), own)
+    assert asyncio.run(priorities(0)) == (own, own)

@@ -42,10 +42,10 @@ class Batcher(Generic[Job, Result]):
         return self._depth
 
     def submit(self, job: Job, size: int, *, deadline: float = math.inf) -> asyncio.Future[Result]:
-        """The future result of `job`, which takes `size` of the `max_batch_size`. It raises what `run` raised for its batch.
+        """The future result of `job`, which takes `size` of the `max_batch_size`.
 
-        Raises:
-            TimeoutError: the job's batch would begin after `deadline`, a time of the event loop's clock.
+        Its exception is what `run` raised for the batch, or a TimeoutError if the batch would begin after `deadline`, a time of
+        the event loop's clock.
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Result] = loop.create_future()

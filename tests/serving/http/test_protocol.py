@@ -403,6 +403,7 @@ def read_out(line, pause=0.0):
 def test_a_client_that_does_not_read_is_disconnected(impatient_server):
     """A response that nobody reads is dropped with its connection; a client that reads slowly but steadily gets all of it."""
     with no_reader(impatient_server) as still:
+        assert select.select([still], [], [], 60)[0]  # the response has begun
         time.sleep(1.5)
         assert read_out(still) < 784 * 4 * 4000
     with no_reader(impatient_server) as slow:

@@ -86,7 +86,7 @@ def _distances(images: Pixels) -> NDArray[np.intp]:
 
 
 def _shift_pixels(taken: Pixels, given: Pixels, distance: int) -> None:
-    """Copy the pixels of an image [S * S] to another one, `distance` pixels further, which is not 0.
+    """Copy the pixels of an image [S * S] to another one, `distance` pixels further; `distance` is not 0.
 
     Those that enter a row from another one are empty, because no ink may leave the image.
     """

@@ -90,5 +90,6 @@ class Stages(NamedTuple):
 def _lower_priority(niceness: int) -> None:
     """Lower the priority of the calling thread. Only Linux has priorities of threads."""
     if niceness and sys.platform == "linux":
-        with suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, get_native_id(), os.getpriority(os.PRIO_PROCESS, get_native_id()) + niceness)
+        thread = get_native_id()
+        with suppress(OSError):  # a sandbox may forbid it; an error here would end the thread
+            os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + niceness)

@@ -191,12 +191,13 @@ class LimitedProtocol(HttpToolsProtocol):
     def write_response(self, send: Send, headers: Iterable[tuple[bytes, bytes]], body: bytes) -> bool:
         """Write a complete response with status 200, in place of two calls of the request's ASGI `send`.
 
-        Returns False, and writes nothing, where `send` has more to do: it is that of a middleware, or has to wait for a slow
-        client or to close the connection. uvicorn's checks each header with two regular expressions; here they must be valid.
+        Returns False, and writes nothing, where `send` has more to do: a middleware has put its own in place of uvicorn's, the
+        client reads slowly, or the connection is to close. `send` also checks each header with two regular expressions; the
+        caller of this method sends valid ones.
         """
         cycle = self.cycle
-        is_uvicorns = getattr(send, "__self__", self) is cycle
-        if not is_uvicorns or self._phase is not _Phase.IDLE or self._write_paused or not cycle.keep_alive:
+        is_replaced = getattr(send, "__self__", self) is not cycle
+        if is_replaced or self._phase is not _Phase.IDLE or self._write_paused or not cycle.keep_alive:
             return False
         cycle.response_started = cycle.response_complete = True
         lines = [b"%b: %b\r\n" % header for header in (*cycle.default_headers, *headers)]

@@ -206,6 +206,26 @@ def test_a_connection_that_waits_keeps_nothing_of_its_last_request(port):
             time.sleep(0.05)
 
 
+def test_small_responses_are_written_at_once_where_nothing_has_to_wait(port, monkeypatch):
+    """Not by uvicorn's `send`; a response of the framework, and one after which the connection closes, are."""
+    sent, send = [], RequestResponseCycle.send
+
+    async def recorded(self, message):
+        sent.append(message["type"])
+        await send(self, message)
+
+    monkeypatch.setattr(RequestResponseCycle, "send", recorded)
+    by_uvicorn = ["http.response.start", "http.response.body"]
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as line:
+        for path, expected in (("/score", []), ("/reconstruct", []), ("/livez", by_uvicorn), ("/score", [])):
+            method, body = ("GET", b"") if path == "/livez" else ("POST", SMALL)
+            sent.clear()
+            assert asked(line, ask(path, body, method, connection="keep-alive"))
+            assert sent == expected
+    assert talk(port, ask("/score", SMALL)).startswith(b"HTTP/1.1 200")
+    assert sent == by_uvicorn
+
+
 REQUESTS = {
     "image": ask("/score", SMALL),
     "photograph": ask("/score", PHOTO, content_type="image/jpeg"),
@@ -240,5 +260,26 @@ def test_requests_leave_no_reference_cycles(port, data, wait):
             talk(port, data, wait=wait)
         time.sleep(0.5)
         assert gc.collect() < 50  # objects in cycles: less than one for each request
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("path", ["/score", "/reconstruct"])
+def test_requests_over_connections_that_stay_open_leave_no_reference_cycles(port, path):
+    """Neither the requests nor, once the client has left, the connections."""
+
+    def ask_twice_and_leave():
+        with socket.create_connection(("127.0.0.1", port), timeout=30) as line:
+            assert all(asked(line, ask(path, SMALL, connection="keep-alive")) for _ in range(2))
+
+    ask_twice_and_leave()
+    time.sleep(0.2)
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(50):
+            ask_twice_and_leave()
+        time.sleep(0.5)
+        assert gc.collect() < 50
     finally:
         gc.enable()

@@ -1,11 +1,14 @@
 """The transport between uvicorn and a connection: when it is read, how it is written, and how long that may take."""
 
 import asyncio
+from collections.abc import Iterable
+from http import HTTPStatus
 from typing import Any
 
 _SLOW_WRITE_S = 20.0  # how long a client may read more slowly than _MIN_WRITE_RATE
 _MIN_WRITE_RATE = 16 * 1024  # bytes a second
 _HIGH_WATER_BYTES = 64 * 1024  # asyncio's: the transport pauses writing when more than this waits to be sent
+_STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
 _FINAL_HEAD = (b"HTTP/1.1 2", b"HTTP/1.1 3", b"HTTP/1.1 4", b"HTTP/1.1 5")  # 1xx is sent at once
 
 
@@ -34,9 +37,10 @@ class HeldTransport(asyncio.Transport):
             return
         self._transport.write(data)
 
-    def write_response(self, response: bytes) -> None:
-        """Send a complete response, head and body; none may have begun."""
-        self._transport.write(response)
+    def write_response(self, status: int, headers: Iterable[tuple[bytes, bytes]], body: bytes) -> None:
+        """Send a complete response; none may have begun."""
+        lines = [b"%b: %b\r\n" % header for header in headers]
+        self._transport.write(b"%b%b\r\n%b" % (_STATUS_LINES[status], b"".join(lines), body))
 
     def end_response(self) -> None:
         """The response is complete: send its head if no body was added."""

@@ -213,13 +213,13 @@ class RequestContext:
 
         Returns False if that is not possible; see `LimitedProtocol.write_response`.
         """
-        write = self.scope.get("extensions", {}).get(WRITE_RESPONSE)
-        if write is None or response.status_code != 200 or self._closing or not self.receive.complete:
+        write, status = self.scope.get("extensions", {}).get(WRITE_RESPONSE), response.status_code
+        if write is None or self.scope["method"] != "POST" or self._closing:
             return False
         headers = self._with_default_headers([*response.raw_headers])
-        if not write(self._send, headers, response.body):
+        if headers[-1] is _CLOSE or not write(self._send, status, headers, response.body):
             return False
-        self.status, self._response_headers, self.complete = 200, headers, True
+        self.status, self._response_headers, self.complete = status, headers, True
         return True
 
     async def _send_body(self, start: Message | None, body: bytes | memoryview, *, more: bool) -> None:

@@ -188,20 +188,19 @@ class LimitedProtocol(HttpToolsProtocol):
         if not self._is_answering:  # it was answered before its body was complete
             self._limits.open.begin_wait(self._held)
 
-    def write_response(self, send: Send, headers: Iterable[tuple[bytes, bytes]], body: bytes) -> bool:
-        """Write a complete response with status 200, in place of two calls of the request's ASGI `send`.
+    def write_response(self, send: Send, status: int, headers: Iterable[tuple[bytes, bytes]], body: bytes) -> bool:
+        """Write a complete response to a POST request, in place of two calls of the request's ASGI `send`.
 
         Returns False, and writes nothing, where `send` has more to do: a middleware has put its own in place of uvicorn's, the
-        client reads slowly, or the connection is to close. `send` also checks each header with two regular expressions; the
-        caller of this method sends valid ones.
+        request is not complete, the client reads slowly, or the connection is to close. `send` also checks each header with
+        two regular expressions; the caller of this method sends valid ones.
         """
         cycle = self.cycle
         is_replaced = getattr(send, "__self__", self) is not cycle
         if is_replaced or self._phase is not _Phase.IDLE or self._write_paused or not cycle.keep_alive:
             return False
         cycle.response_started = cycle.response_complete = True
-        lines = [b"%b: %b\r\n" % header for header in (*cycle.default_headers, *headers)]
-        self._held.write_response(b"HTTP/1.1 200 OK\r\n%b\r\n%b" % (b"".join(lines), body))
+        self._held.write_response(status, (*cycle.default_headers, *headers), body)
         self.on_response_complete()
         return True
 

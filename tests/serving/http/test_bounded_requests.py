@@ -1,6 +1,7 @@
 """Bounds on each connection: header fields, trailers, connections that send nothing, and objects that stay behind."""
 
 import gc
+import http.client
 import re
 import socket
 import threading
@@ -175,21 +176,21 @@ def test_the_connection_that_waited_longest_makes_room(port):
     with ExitStack() as stack:
         oldest, *silent = [stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=30)) for _ in range(40)]
         time.sleep(0.7)
-        assert asked(oldest, request)
+        assert asked(oldest, request) == 200
         time.sleep(0.7)
         newest = stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=30))
-        assert asked(newest, request)
+        assert asked(newest, request) == 200
         assert silent[0].recv(1) == b""
-        assert asked(oldest, request) and all(asked(line, request) for line in silent[1:])
+        assert asked(oldest, request) == 200 and all(asked(line, request) == 200 for line in silent[1:])
 
 
 def asked(line, request):
-    """Whether a request over a connection that stays open is answered with 200."""
+    """The status of the response to a request over a connection that stays open."""
     line.sendall(request)
-    answer = b""
-    while b"}" not in answer and (piece := line.recv(65536)):
-        answer += piece
-    return answer.startswith(b"HTTP/1.1 200")
+    answer = http.client.HTTPResponse(line)
+    answer.begin()
+    answer.read()
+    return answer.status
 
 
 def test_a_connection_that_waits_keeps_nothing_of_its_last_request(port):
@@ -199,7 +200,7 @@ def test_a_connection_that_waits_keeps_nothing_of_its_last_request(port):
         return sum(type(each) is RequestResponseCycle for each in gc.get_objects())
 
     with socket.create_connection(("127.0.0.1", port), timeout=30) as line:
-        assert asked(line, ask("/livez", method="GET", connection="keep-alive"))
+        assert asked(line, ask("/livez", method="GET", connection="keep-alive")) == 200
         until = time.monotonic() + 3  # the server closes such a connection after 5 s
         while requests():
             assert time.monotonic() < until
@@ -217,10 +218,16 @@ def test_small_responses_are_written_at_once_where_nothing_has_to_wait(port, mon
     monkeypatch.setattr(RequestResponseCycle, "send", recorded)
     by_uvicorn = ["http.response.start", "http.response.body"]
     with socket.create_connection(("127.0.0.1", port), timeout=30) as line:
-        for path, expected in (("/score", []), ("/reconstruct", []), ("/livez", by_uvicorn), ("/score", [])):
-            method, body = ("GET", b"") if path == "/livez" else ("POST", SMALL)
+        for request, status, expected in (
+            (ask("/score", SMALL, connection="keep-alive"), 200, []),
+            (ask("/reconstruct", SMALL, connection="keep-alive"), 200, []),
+            (ask("/score", b"no image", connection="keep-alive"), 400, []),
+            (ask("/score", SMALL, connection="keep-alive", content_encoding="gzip"), 415, []),
+            (ask("/livez", method="GET", connection="keep-alive"), 200, by_uvicorn),
+            (ask("/score", SMALL, connection="keep-alive"), 200, []),
+        ):
             sent.clear()
-            assert asked(line, ask(path, body, method, connection="keep-alive"))
+            assert asked(line, request) == status
             assert sent == expected
     assert talk(port, ask("/score", SMALL)).startswith(b"HTTP/1.1 200")
     assert sent == by_uvicorn
@@ -270,7 +277,7 @@ def test_requests_over_connections_that_stay_open_leave_no_reference_cycles(port
 
     def ask_twice_and_leave():
         with socket.create_connection(("127.0.0.1", port), timeout=30) as line:
-            assert all(asked(line, ask(path, SMALL, connection="keep-alive")) for _ in range(2))
+            assert all(asked(line, ask(path, SMALL, connection="keep-alive")) == 200 for _ in range(2))
 
     ask_twice_and_leave()
     time.sleep(0.2)

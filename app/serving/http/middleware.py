@@ -1,7 +1,7 @@
 """The ASGI middleware around FastAPI: request id, API key, limits of the body, errors, metrics and access log.
 
 It holds the one short cut past the framework: `fast_endpoints` are called here, without FastAPI's middleware and routing, and
-their small responses are written without uvicorn's `send`.
+small responses to POST requests are written without uvicorn's `send`.
 """
 
 import asyncio

@@ -58,7 +58,7 @@ test_installs := core gpu train test
 .venv/installed-%: requirements/%.txt pyproject.toml
 	@echo "Installing $($*_contents), into .venv"
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --require-hashes --requirement requirements/$*.txt
+	$(BIN)/pip install --no-compile --require-hashes --requirement requirements/$*.txt
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $(patsubst %,.venv/installed-%,$($*_installs))
 

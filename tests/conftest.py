@@ -29,12 +29,25 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # where a shell has th
 torch.set_num_threads(1)  # small batches, and other processes want the cores
 
 
-LONG_FILES = ("test_first_hour.py", "test_deploy.py", "test_train.py", "test_reload.py", "test_inference_clients.py")
+LONG_FILES = (  # those that take more than 40 s, and one whose optional tests take minutes
+    "test_first_hour.py",
+    "test_reload.py",
+    "test_drawing.py",
+    "test_train.py",
+    "test_protocol.py",
+    "test_models.py",
+    "test_bulk.py",
+    "test_states.py",
+    "test_deploy.py",
+    "test_checkpoint.py",
+    "test_inference_clients.py",
+)
 
 
 def pytest_collection_modifyitems(items):
     """Skip tests marked `gpu` where torch sees no CUDA device. Long files come first, so that both processes end together."""
-    items.sort(key=lambda item: item.path.name not in LONG_FILES)
+    order = {name: index for index, name in enumerate(LONG_FILES)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):

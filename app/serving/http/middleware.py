@@ -15,7 +15,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.serving.errors import RESULT, BadRequest, Unauthorized, Unavailable, UnsupportedType
+from app.serving.errors import BadRequest, Unauthorized, Unavailable, UnsupportedType
 from app.serving.http.access_log import AccessLog
 from app.serving.http.auth import ApiKeyAuth
 from app.serving.http.body import MAX_DISCARDED_BODY_BYTES, ByteBudget, ByteRate, LimitedReceive
@@ -256,9 +256,8 @@ class RequestContext:
         client = scope.get("client")
         path = scope["raw_path"].decode("latin-1") if "raw_path" in scope else scope["path"]
         address = client[0] if client else "-"
-        result = next((value.decode("latin-1") for name, value in self._response_headers if name == RESULT), "")
-        received = self.receive.received
-        access_log.write(address, scope["method"], path, self.status, seconds, self.id, self.key_name, received, result)
+        sent, received = self._response_headers, self.receive.received
+        access_log.write(address, scope["method"], path, self.status, seconds, self.id, self.key_name, received, sent)
 
     def _can_discard_body(self) -> bool:
         """Whether what has not been received of the body can be dropped while the connection stays open.

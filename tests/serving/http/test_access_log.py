@@ -49,8 +49,9 @@ def test_lines_for_machines_are_json():
 
 def test_a_line_for_machines_says_what_was_judged():
     """The bytes of the body, and the Oddigit-Result header of the response; what it does not say is null."""
-    results = ("images=3, anomalies=1", "images=2", "problem=not-an-image", "")
-    entries = [json.loads(line) for line in logged(*((*REQUEST, 784, result) for result in results), as_json=True)]
+    length, results = (b"content-length", b"9"), (b"images=3, anomalies=1", b"images=2", b"problem=not-an-image")
+    headers = [*([length, (b"oddigit-result", result)] for result in results), [length]]
+    entries = [json.loads(line) for line in logged(*((*REQUEST, 784, sent) for sent in headers), as_json=True)]
     assert {entry["bytes"] for entry in entries} == {784}
     assert [tuple(entry[name] for name in ("images", "anomalies", "problem")) for entry in entries] == [
         (3, 1, None), (2, None, None), (None, None, "not-an-image"), (None, None, None),

@@ -16,7 +16,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.serving.errors import BadRequest, Unauthorized, Unavailable, UnsupportedType
-from app.serving.http.access_log import AccessLog
+from app.serving.http.access_log import AccessLog, LoggedRequest
 from app.serving.http.auth import ApiKeyAuth
 from app.serving.http.body import MAX_DISCARDED_BODY_BYTES, ByteBudget, ByteRate, LimitedReceive
 from app.serving.http.problem_responses import ProblemResponses
@@ -257,7 +257,8 @@ class RequestContext:
         path = scope["raw_path"].decode("latin-1") if "raw_path" in scope else scope["path"]
         address = client[0] if client else "-"
         sent, received = self._response_headers, self.receive.received
-        access_log.write(address, scope["method"], path, self.status, seconds, self.id, self.key_name, received, sent)
+        answered = (address, scope["method"], path, self.status, seconds, self.id, self.key_name, received, sent)
+        access_log.write(LoggedRequest(*answered))
 
     def _can_discard_body(self) -> bool:
         """Whether what has not been received of the body can be dropped while the connection stays open.

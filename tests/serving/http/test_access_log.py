@@ -3,7 +3,7 @@ import io
 import json
 import re
 
-from app.serving.http.access_log import AccessLog
+from app.serving.http.access_log import AccessLog, LoggedRequest
 
 REQUEST = ("10.1.2.3", "GET", "/score", 200, 0.0123, "id-1", None)
 
@@ -15,7 +15,7 @@ def logged(*requests, as_json=False):
     async def log():
         access_log = AccessLog(as_json=as_json, stream=stream)
         for request in requests:
-            access_log.write(*request)
+            access_log.write(LoggedRequest(*request))
         assert stream.getvalue() == ""
         await asyncio.sleep(0.15)
 
@@ -65,7 +65,7 @@ def test_many_lines_do_not_wait():
     async def log():
         access_log = AccessLog(as_json=False, stream=stream)
         for _ in range(200):
-            access_log.write(*REQUEST)
+            access_log.write(LoggedRequest(*REQUEST))
 
     asyncio.run(log())
     assert stream.getvalue().count("\n") == 200
@@ -81,8 +81,8 @@ def test_lines_that_cannot_be_written_are_lost():
     async def log():
         access_log = AccessLog(as_json=False, stream=Full())
         for _ in range(450):
-            access_log.write(*REQUEST)
+            access_log.write(LoggedRequest(*REQUEST))
         access_log.flush()
         return access_log
 
-    assert asyncio.run(log())._lines == []
+    assert asyncio.run(log())._waiting == []

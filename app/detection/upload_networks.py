@@ -9,6 +9,7 @@ reads the upload features, in which pictures of things (training/synthetic/pictu
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any, NamedTuple, Self
 
@@ -115,13 +116,21 @@ def _layers(arrays: Mapping[str, NDArray[Any]], prefix: str, name: str) -> tuple
 
 
 def _convolve(values: Floats, kernel: Floats, bias: Floats) -> Floats:
-    """[N, H, W, C] -> [N, H', W', O] without a border."""
-    size = kernel.shape[1]
-    windows = np.lib.stride_tricks.sliding_window_view(values, (size, size), axis=(1, 2))[:, ::STRIDE, ::STRIDE]
-    shape = windows.shape[:3]  # N, H', W'
-    columns = windows.reshape(math.prod(shape), math.prod(kernel.shape[:3]))
+    """[N, H, H, C] -> [N, H', H', O] without a border. Taking windows by position is twice as fast as sliding views."""
+    count, side, _, channels = values.shape
+    windows = _windows(side, channels, kernel.shape[1])
+    columns = values.reshape(count, side * side * channels).take(windows, axis=1)  # [N, H' * H', C * K * K]
     convolved: Floats = np.maximum(columns @ kernel.reshape(-1, len(bias)) + bias, 0)
-    return convolved.reshape(*shape, len(bias))
+    out = math.isqrt(len(windows))
+    return convolved.reshape(count, out, out, len(bias))
+
+
+@lru_cache(maxsize=16)
+def _windows(side: int, channels: int, size: int) -> NDArray[np.intp]:
+    """The positions of the values of each window of size K in an image [H, H, C] in memory order: [H' * H', C * K * K]."""
+    positions = np.arange(side * side * channels).reshape(side, side, channels)
+    windows = np.lib.stride_tricks.sliding_window_view(positions, (size, size), axis=(0, 1))[::STRIDE, ::STRIDE]
+    return windows.reshape(-1, channels * size * size)
 
 
 @dataclass(frozen=True)

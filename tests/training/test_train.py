@@ -23,10 +23,20 @@ def same_weights(one, other):
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
+def published_weights(folder):
+    return torch.load(folder / store.WEIGHTS, weights_only=True)
+
+
 @pytest.fixture
-def unpublished(monkeypatch):
-    """Trainings end with their weights: publishing takes most of the time."""
-    monkeypatch.setattr("app.training.train._publish", lambda training, *others: training.model.state_dict())
+def weights_after(monkeypatch):
+    """Trains, and returns the weights without publishing them, which takes most of the time."""
+
+    def weights(config):
+        with monkeypatch.context() as patch:
+            patch.setattr("app.training.train._publish", lambda training, *others: training.model.state_dict())
+            return train(config)
+
+    return weights
 
 
 def test_published_version(trained_version):
@@ -43,14 +53,14 @@ def test_published_version(trained_version):
     assert not (trained_version.parent / FOLDER).exists()
 
 
-def test_same_seed_same_weights(short, trained_version, unpublished):
+def test_same_seed_same_weights(short, trained_version, weights_after):
     """A seed decides the weights, to the bit, and torch's own generator neither influences a training nor is changed by it."""
-    published = torch.load(trained_version / store.WEIGHTS, weights_only=True)
     torch.rand(7)
     before = torch.get_rng_state()
-    assert same_weights(train(short()), published)
+    weights = published_weights(train(short()))
     assert torch.equal(before, torch.get_rng_state())
-    assert not same_weights(train(short(seed=1)), published)
+    assert same_weights(weights, published_weights(trained_version))
+    assert not same_weights(weights, weights_after(short(seed=1)))
 
 
 @pytest.mark.parametrize(
@@ -88,9 +98,9 @@ def test_a_network_of_more_dimensions_is_published_like_the_plain_one(short, var
     np.testing.assert_allclose(torch_scores, detections.scores, rtol=1e-3)
 
 
-def test_a_variational_training_is_reproducible(short, unpublished):
+def test_a_variational_training_is_reproducible(short, weights_after):
     """The drawn embeddings come from the seed too."""
-    assert same_weights(train(short(variational=True)), train(short(variational=True)))
+    assert same_weights(weights_after(short(variational=True)), weights_after(short(variational=True)))
 
 
 def test_divergence_stops_with_a_sentence(short, tmp_path):

@@ -46,7 +46,7 @@ def _serve(host: str, port: int, workers: int) -> None:
     from app.main import check_settings  # not at the top: the other commands do not need the server
     from app.serving.http import workers as processes
     from app.serving.http.auth import KeysError
-    from app.serving.http.connection_limits import ConnectionLimits
+    from app.serving.http.connections import ConnectionLimits
     from app.serving.http.protocol import LimitedProtocol
     from app.serving.http.sockets import raise_open_file_limit
     from app.serving.settings import SettingsError, read_settings

@@ -22,8 +22,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from app.serving.errors import BadRequest, Problem, RequestTimeout, TooLarge, Unavailable
 from app.serving.http.body import MAX_DISCARDED_BODY_BYTES
-from app.serving.http.connection_limits import ConnectionLimits
-from app.serving.http.held_transport import HeldTransport
+from app.serving.http.connections import ConnectionLimits, HeldTransport
 from app.serving.http.problem_responses import last_response
 from app.serving.http.sockets import set_write_timeout
 from app.serving.http.upgrade import SkipFirstHead

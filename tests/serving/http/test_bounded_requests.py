@@ -18,7 +18,7 @@ from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from app.main import create_app
 from app.serving.http.body import ByteRate
-from app.serving.http.connection_limits import ConnectionLimits
+from app.serving.http.connections import ConnectionLimits
 from app.serving.http.protocol import LimitedProtocol
 from app.serving.settings import read_settings
 

@@ -1,10 +1,15 @@
-"""The transport between uvicorn and a connection: when it is read, how it is written, and how long that may take."""
+"""Connections: when each is read, how it is written and how long that may take, and what all connections of a server share."""
 
 import asyncio
-from collections.abc import Iterable
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
 
+from app.serving.http.body import ByteRate
+
+_EVICT_AFTER_S = 0.25  # a connection that has waited this long for a request makes room for a new one
 _SLOW_WRITE_S = 20.0  # how long a client may read more slowly than _MIN_WRITE_RATE
 _MIN_WRITE_RATE = 16 * 1024  # bytes a second
 _HIGH_WATER_BYTES = 64 * 1024  # asyncio's: the transport pauses writing when more than this waits to be sent
@@ -15,7 +20,8 @@ _FINAL_HEAD = (b"HTTP/1.1 2", b"HTTP/1.1 3", b"HTTP/1.1 4", b"HTTP/1.1 5")  # 1x
 class HeldTransport(asyncio.Transport):
     """Passes everything on to another transport. While it is held, nothing is read. A client that reads slowly is disconnected.
 
-    uvicorn writes a head and a body separately, and each write is a system call. Here a head waits for what is written next.
+    It stands between uvicorn and a connection. uvicorn writes a head and a body separately, and each write is a system call.
+    Here a head waits for what is written next.
     """
 
     def __init__(self, transport: asyncio.Transport) -> None:
@@ -110,3 +116,73 @@ class HeldTransport(asyncio.Transport):
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401
         return getattr(self._transport, name)
+
+
+class OpenConnections:
+    """The connections of a server."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        # Those that wait for a request, and the loop times since which they do; the first has waited longest.
+        self._waiting: OrderedDict[HeldTransport, float] = OrderedDict()
+
+    def begin_wait(self, transport: HeldTransport) -> None:
+        """From now on this connection waits for a request."""
+        self._waiting[transport] = asyncio.get_running_loop().time()
+
+    def end_wait(self, transport: HeldTransport) -> None:
+        """This connection has a request, or is closed."""
+        self._waiting.pop(transport, None)
+
+    def evict(self) -> bool:
+        """Close the connection that has waited longest for a request, to make room. Returns whether one could be closed."""
+        while (oldest := next(iter(self._waiting))).is_closing():
+            del self._waiting[oldest]
+        if self._waiting[oldest] > asyncio.get_running_loop().time() - _EVICT_AFTER_S:
+            return False
+        del self._waiting[oldest]
+        oldest.close()
+        return True
+
+
+class IterationLimit:
+    """Limits how many connections do their work in one iteration of the event loop; the others wait, in order.
+
+    The first requests of 500 clients that connect at the same time would otherwise be parsed in one iteration, of 80 ms.
+    """
+
+    def __init__(self, connections: int = 4) -> None:
+        """`connections` is the most for one iteration."""
+        self._most = self._left = connections
+        self._waiting: deque[tuple[HeldTransport, Callable[[], None]]] = deque()
+
+    def run(self, transport: HeldTransport, work: Callable[[], None]) -> None:
+        """Call `work` now or in a later iteration, unless `transport` closes before; until then the transport is not read."""
+        if self._left == self._most:
+            asyncio.get_running_loop().call_soon(self._begin_iteration)
+        if self._left:
+            self._left -= 1
+            work()
+        else:
+            transport.hold("iteration")
+            self._waiting.append((transport, work))
+
+    def _begin_iteration(self) -> None:
+        self._left = self._most
+        while self._waiting and self._left:
+            transport, work = self._waiting.popleft()
+            if not transport.is_closing():
+                transport.release("iteration")
+                self.run(transport, work)
+
+
+@dataclass(frozen=True)
+class ConnectionLimits:
+    """Limits of each connection, and what all connections of a server share."""
+
+    max_connections: int = 4096
+    head_timeout_s: float = 10.0
+    write_timeout_s: float = 20.0
+    discard_rate: ByteRate = field(default_factory=ByteRate)
+    first_data: IterationLimit = field(default_factory=IterationLimit)  # of each connection
+    open: OpenConnections = field(default_factory=OpenConnections)

@@ -3,8 +3,7 @@ import time
 
 import pytest
 
-from app.serving.http.connection_limits import IterationLimit
-from app.serving.http.held_transport import HeldTransport
+from app.serving.http.connections import HeldTransport, IterationLimit
 
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\n"
 

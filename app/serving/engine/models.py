@@ -6,16 +6,22 @@ between two batches of its model. A model that cannot be loaded is left out unti
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 
-from app.detection.detector import Detector
+import numpy as np
+from numpy.typing import NDArray
+
+from app.detection.bundle import Bundle
+from app.detection.detector import Detections, Detector
 from app.detection.store import StoreError
 from app.serving.engine.daemon_threads import start_daemon
 from app.serving.engine.inference import Inference
 from app.serving.engine.reload import Versions
 from app.serving.engine.thread_stage import ThreadStage
-from app.serving.telemetry.drift import TrafficMonitor
-from app.serving.telemetry.model_metrics import ModelMetrics
+from app.serving.telemetry.drift import Drift, DriftMonitor
+from app.serving.telemetry.metrics import ModelMetrics
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +31,61 @@ START_TIMEOUT_S = 10.0  # for the models besides the default; one takes 0.15 s
 
 class UnknownModel(LookupError):
     """No model of this name is in service; the message lists those that are."""
+
+
+class TrafficMonitor:
+    """Records the results of every forward pass of one model: metrics of all images, drift of the images with verdicts.
+
+    The p-values of one forward pass are shuffled before the bets: neighbours in an array that is sorted by writer or class are
+    alike, which is not drift.
+    """
+
+    def __init__(self, metrics: ModelMetrics, level: float) -> None:
+        """`level` is the alarm level of the drift monitor's capital."""
+        self._metrics = metrics
+        self._level = level
+        self._bundle: Bundle | None = None  # the bundle in service
+        self._drift = DriftMonitor(1, level)
+        self._random = np.random.default_rng()
+        self._batches: deque[tuple[NDArray[np.float64], NDArray[np.intp]]] = deque()  # p-values and sizes, not shuffled yet
+
+    def set_model(self, bundle: Bundle, device: str) -> None:
+        """Start a new stream of p-values for a bundle that goes into service on `device`."""
+        uploads = bundle.uploads
+        self._batches.clear()
+        upload_groups = () if uploads is None else (uploads.pooled.n, *(group.n for group in uploads.groups.values()))
+        self._bundle, self._drift = bundle, DriftMonitor(bundle.calibration.n, self._level, upload_groups)
+        self._metrics.set_version(bundle.card.version, bundle.card.scorer, device)
+
+    def record_batch(self, bundle: Bundle, images: int, scored: Detections | None) -> None:
+        """Record a forward pass of `images` images; `scored` holds the detections that become verdicts."""
+        self._metrics.record_batch(images)
+        if scored is None:
+            return
+        self._metrics.record_scores(scored.scores, scored.p_values, bundle.card.threshold)
+        if bundle is not self._bundle:  # a long array may finish after its version was replaced
+            return
+        self._batches.append((scored.p_values, scored.calibration_sizes))
+
+    def update_drift(self) -> None:
+        """Make the bets of the drift monitor; may be called on another thread."""
+        self._with_all_batches().update()
+
+    def drift(self) -> Drift:
+        """The drift state of the model in service."""
+        return self._with_all_batches().state()
+
+    def _with_all_batches(self) -> DriftMonitor:
+        """The drift monitor, which has now observed the p-values of each batch, in random order within the batch."""
+        drift = self._drift
+        for _ in range(len(self._batches)):
+            with suppress(IndexError):  # another thread was faster
+                p_values, sizes = self._batches.popleft()
+                if len(p_values) > 1:
+                    order = self._random.permutation(len(p_values))
+                    p_values, sizes = p_values[order], sizes[order]
+                drift.observe(p_values, sizes)
+        return drift
 
 
 class Model:

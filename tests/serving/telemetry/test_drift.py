@@ -16,7 +16,8 @@ from app.detection import store
 from app.detection.conformal import Calibration
 from app.detection.detector import Detections
 from app.serving import schemas
-from app.serving.telemetry.drift import DriftMonitor, TrafficMonitor, largest_tail_probability
+from app.serving.engine.models import TrafficMonitor
+from app.serving.telemetry.drift import DriftMonitor, largest_tail_probability
 from app.serving.telemetry.metrics import Metrics
 
 NPY = {"content-type": "application/x-npy"}

@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry, Histogram
 from prometheus_client.parser import text_string_to_metric_families
 from strokes import npy, png, stroke_images
 
-from app.serving.telemetry.model_metrics import observe_many
+from app.serving.telemetry.metrics import observe_many
 
 PNG, NPY = {"content-type": "image/png"}, {"content-type": "application/x-npy"}
 GOOD = png(stroke_images(1, seed=0)[0])

@@ -71,12 +71,13 @@ def score(
         raise typer.BadParameter("must lie between 0 and 1, both excluded", param_hint="--alpha")
     with options.errors_as_sentences():
         from app.detection.detector import Detector
+        from app.detection.imaging.decode import choose_preprocess
         from app.detection.store import find, load
 
         folder = find(store, model, version)
         bundle = load(folder)
         threshold = bundle.card.threshold if alpha is None else bundle.calibration.threshold(alpha)
-        preparation = bundle.card.preprocess_for(preprocess.value)
+        preparation = choose_preprocess(preprocess.value, bundle.card.preprocess)
         if to is not None:
             from app.scaling.scoring import Job
 

@@ -98,8 +98,9 @@ def _read_array(name: str, data: bytes, reading: Reading) -> Iterator[Input]:
 
     from app.detection.imaging.arrays import read_array
     from app.detection.imaging.centring import centre_images
+    from app.detection.imaging.decode import looks_inverted
     from app.detection.imaging.preprocess import PreprocessedImage
-    from app.detection.imaging.upload_warnings import LOOKS_INVERTED, looks_inverted
+    from app.detection.imaging.upload_warnings import LOOKS_INVERTED
 
     array = read_array(data, max_images=sys.maxsize, size=reading.size)
     images, moved, bright = array, np.zeros(len(array), bool), np.zeros(len(array), bool)

@@ -1,13 +1,10 @@
 """The model card: what a published version states about itself. `Card` is the content of card.json."""
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
-
-if TYPE_CHECKING:
-    from app.detection.imaging.decode import Preprocess
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
 Dimension = Annotated[int, Field(ge=1)]
@@ -70,10 +67,6 @@ class Card(_Strict):
     onnx_max_relative_difference: float | None = None  # of a score between ONNX Runtime and torch, over calibration images
     self_check: SelfCheck
     files: dict[str, str]  # sha256 of every other file of the version
-
-    def preprocess_for(self, asked: "Preprocess") -> "Preprocess":
-        """How to prepare an upload: as asked, and for `auto` as the images were that the detector was calibrated on."""
-        return "none" if asked == "auto" and self.preprocess == "none" else asked
 
 
 def self_check_images(seed: int, size: int, count: int = 16) -> NDArray[np.uint8]:

@@ -17,10 +17,10 @@ import numpy as np
 from app.detection.conformal import too_few_images
 from app.detection.detector import Detector, stack_features
 from app.detection.imaging.centring import centre_image
-from app.detection.imaging.decode import Preprocess
+from app.detection.imaging.decode import Preprocess, looks_inverted
 from app.detection.imaging.errors import ImageError
 from app.detection.imaging.preprocess import PreprocessedImage
-from app.detection.imaging.upload_warnings import LOOKS_INVERTED, decode_upload, looks_inverted, with_calibration
+from app.detection.imaging.upload_warnings import LOOKS_INVERTED, decode_upload, with_calibration
 from app.detection.store import CARD, load
 from app.scaling.sources import Item, Slice, names, read
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from PIL.ImageFile import ImageFile
 
-from app.detection.imaging.centring import centre_image
+from app.detection.imaging.centring import centre_image, centre_images
 from app.detection.imaging.decoding_cost import MAX_TIFF_SHARE, tiff_pixels
 from app.detection.imaging.display_mode import to_display_mode
 from app.detection.imaging.errors import ImageError, ImageTooLarge, TooManyImages, UndecodableImage
@@ -27,6 +27,11 @@ Preprocess = Literal["auto", "none", "digit"]
 Pixels = NDArray[np.uint8]
 
 MAX_PIXELS = 25_000_000
+
+
+def choose_preprocess(asked: Preprocess, calibrated: Preprocess) -> Preprocess:
+    """How to prepare an upload: as `asked`, but `auto` is `none` for a detector whose calibration images were not prepared."""
+    return "none" if asked == "auto" and calibrated == "none" else asked
 
 
 def decode_image(
@@ -148,6 +153,7 @@ _PLAIN_HEAD = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR\x00\x00\x00\x1c\x00\x00\x00\
 _PLAIN_TAIL = b"\x00\x00\x00\x00IEND\xaeB`\x82"
 _EMPTY_LINE = bytes(29)  # of a 28x28 image: the filter, none, and the pixels
 _LAST_FILTER = 4  # of PNG's
+_BRIGHT = 127  # corners that are brighter than this are taken for white paper
 
 
 def decodes_quickly(data: bytes) -> bool:
@@ -191,6 +197,28 @@ def decode_scanlines(images: Sequence[bytes]) -> Pixels:
     return np.frombuffer(tall.tobytes(), np.uint8).reshape(-1, 29, 28)[:, :28]
 
 
+def decode_plain_images(scanlines: Sequence[bytes]) -> list[PreprocessedImage]:
+    """`decode_image` for several files at once, of which `plain_scanlines` returned these scanlines."""
+    images, moved = centre_images(decode_scanlines(scanlines))
+    return [
+        PreprocessedImage(image, ("centred",) if shifted else (), _ground_warnings(image))
+        for image, shifted in zip(images, moved.tolist(), strict=True)
+    ]
+
+
+def looks_inverted(images: Pixels) -> NDArray[np.bool_]:
+    """For each of the images [N, S, S] that were not prepared, whether all its corners are bright."""
+    last = images.shape[-1] - 1
+    inverted: NDArray[np.bool_] = images[:, ::last, ::last].min(axis=(1, 2)) > _BRIGHT
+    return inverted
+
+
+def _ground_warnings(image: Pixels) -> tuple[str, ...]:
+    """The warning of an image [S, S] that is taken as it is, but looks inverted."""
+    is_inverted = image[0, 0] > _BRIGHT and looks_inverted(image[None])[0]  # most have one dark corner, which is quick to see
+    return ("looks_inverted",) if is_inverted else ()
+
+
 def _to_model_size(pixels: Pixels, steps: tuple[str, ...], preprocess: Preprocess, size: int) -> PreprocessedImage:
     if preprocess == "none":
         return _resized(Image.fromarray(pixels), steps, size)
@@ -202,7 +230,7 @@ def _to_model_size(pixels: Pixels, steps: tuple[str, ...], preprocess: Preproces
 
 def _centred_grey(grey: Pixels, steps: tuple[str, ...]) -> PreprocessedImage:
     image, moved = centre_image(grey)
-    return PreprocessedImage(image, (*steps, "centred") if moved else steps)
+    return PreprocessedImage(image, (*steps, "centred") if moved else steps, _ground_warnings(image))
 
 
 def _as_grey(pixels: Pixels) -> Pixels | None:

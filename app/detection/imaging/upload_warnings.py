@@ -2,11 +2,7 @@
 
 from collections.abc import Sequence
 
-import numpy as np
-from numpy.typing import NDArray
-
-from app.detection.imaging.centring import centre_images
-from app.detection.imaging.decode import MAX_PIXELS, Preprocess, decode_image, decode_scanlines
+from app.detection.imaging.decode import MAX_PIXELS, Preprocess, decode_image
 from app.detection.imaging.frames import count_frames
 from app.detection.imaging.preprocess import PreprocessedImage
 
@@ -18,7 +14,6 @@ WORDS = {
     "uncalibrated": "images of this kind were not calibrated; more than alpha of them may be flagged",
     "looks_inverted": "all corners are bright; a 28x28 image is taken as it is, with 0 = background and 255 = ink",
 }
-_BRIGHT = 127  # corners that are brighter than this are taken for white paper
 
 
 def in_words(code: str) -> str:
@@ -42,37 +37,9 @@ def with_calibration(warnings: Sequence[str], steps: Sequence[str], preparation:
 def decode_upload(
     data: bytes, *, preprocess: Preprocess = "auto", max_pixels: int = MAX_PIXELS, size: int = 28
 ) -> PreprocessedImage:
-    """`decode_image`, with the warnings in words, and with those that the file's headers and its corners give."""
+    """`decode_image`, with the warnings in words, and with that of a file of several pictures."""
     image = decode_image(data, preprocess=preprocess, max_pixels=max_pixels, size=size)
-    return _with_warnings(image, data, dark_ground=preprocess != "none")
-
-
-def decode_plain_uploads(scanlines: Sequence[bytes]) -> list[PreprocessedImage]:
-    """`decode_upload` for several files at once, of which `plain_scanlines` returned these scanlines."""
-    images, moved = centre_images(decode_scanlines(scanlines))
-    return [
-        PreprocessedImage(image, ("centred",) if shifted else (), (LOOKS_INVERTED,) if _is_inverted(image) else ())
-        for image, shifted in zip(images, moved.tolist(), strict=True)
-    ]
-
-
-def _with_warnings(image: PreprocessedImage, data: bytes, *, dark_ground: bool) -> PreprocessedImage:
-    """`dark_ground`: images that are not prepared are expected on a dark ground."""
     warnings = tuple(map(in_words, image.warnings))
     if (frames := count_frames(data)) > 1:
         warnings = (f"several_frames: the first of {frames} pictures is used", *warnings)
-    if dark_ground and image.features is None and _is_inverted(image.image):
-        warnings = (*warnings, LOOKS_INVERTED)
     return image._replace(warnings=warnings) if warnings else image
-
-
-def _is_inverted(image: NDArray[np.uint8]) -> bool:
-    """`looks_inverted` for one image [S, S]."""
-    return bool(image[0, 0] > _BRIGHT and looks_inverted(image[None])[0])  # most have one dark corner, which is quick to see
-
-
-def looks_inverted(images: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """For each of the images [N, S, S] that were not prepared, whether all its corners are bright."""
-    last = images.shape[-1] - 1
-    inverted: NDArray[np.bool_] = images[:, ::last, ::last].min(axis=(1, 2)) > _BRIGHT
-    return inverted

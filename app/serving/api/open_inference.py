@@ -14,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from app.detection.detector import Detector, stack_features
+from app.detection.imaging.decode import choose_preprocess
 from app.detection.imaging.errors import ImageError
 from app.serving import infer_schemas as schemas
 from app.serving.api import responses
@@ -212,7 +213,7 @@ class OpenInference:
         if inputs.images is not None:
             return Job(inputs.images, None, outputs)
         parameters = inputs.request.parameters
-        preprocess = detector.bundle.card.preprocess_for(parameters.preprocess if parameters else "auto")
+        preprocess = choose_preprocess(parameters.preprocess if parameters else "auto", detector.bundle.card.preprocess)
         options = DecodeOptions(preprocess, detector.image_size)
         prepared = []
         for index, result in enumerate(await self._uploads.decode_files(inputs.files, options, deadline)):

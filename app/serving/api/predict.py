@@ -13,6 +13,7 @@ from starlette.responses import Response
 
 from app.detection.bundle import Bundle
 from app.detection.conformal import CalibrationError, benjamini_hochberg, check_images
+from app.detection.imaging.decode import choose_preprocess
 from app.serving.api import responses
 from app.serving.api.query import DEFAULTS, JSON, NPY, PNG, Options, choose, read_options
 from app.serving.api.responses import BytesResponse, Entry
@@ -164,7 +165,7 @@ class Endpoints:
     async def _respond_to_body(self, call: _Call, body: Body) -> Response:
         clock, spec, inference = time.perf_counter, call.spec, call.inference
         started, size = clock(), inference.detector.image_size
-        preprocess = inference.detector.bundle.card.preprocess_for(call.options.preprocess)
+        preprocess = choose_preprocess(call.options.preprocess, inference.detector.bundle.card.preprocess)
         decode = self._uploads.decode_array if body.kind == NPY else self._uploads.decode
         upload = await decode(body, preprocess, size, deadline=call.deadline)
         self._check_upload(upload, spec, call.media)

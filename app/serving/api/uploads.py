@@ -11,10 +11,10 @@ from starlette.requests import Request
 from app.detection.detector import stack_features
 from app.detection.imaging.arrays import read_array
 from app.detection.imaging.centring import centre_images
-from app.detection.imaging.decode import Preprocess, decodes_quickly, plain_scanlines
+from app.detection.imaging.decode import Preprocess, decodes_quickly, looks_inverted, plain_scanlines
 from app.detection.imaging.errors import ImageError
 from app.detection.imaging.preprocess import PreprocessedImage
-from app.detection.imaging.upload_warnings import LOOKS_INVERTED, decode_upload, looks_inverted
+from app.detection.imaging.upload_warnings import LOOKS_INVERTED, decode_upload, in_words
 from app.serving.api.query import NPY
 from app.serving.api.responses import ImageInfo
 from app.serving.api.upload_errors import array_problem, form_problem, image_problem, unsupported_type
@@ -60,7 +60,8 @@ class Upload(NamedTuple):
         if image is None:
             return self
         changed = image.preprocess or image.warnings
-        infos = [ImageInfo(self.infos[0].name, image.preprocess, image.warnings)] if changed else self.infos
+        warnings = tuple(map(in_words, image.warnings))
+        infos = [ImageInfo(self.infos[0].name, image.preprocess, warnings)] if changed else self.infos
         return Upload(image.image[None], infos)
 
 

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from app.detection.bundle import Bundle
 from app.detection.detector import Detections, Detector, stack_features
+from app.detection.imaging.decode import decode_plain_images
 from app.detection.imaging.preprocess import PreprocessedImage
-from app.detection.imaging.upload_warnings import decode_plain_uploads
 from app.serving.engine.batcher import Batcher
 from app.serving.engine.thread_stage import Deadline, ThreadStage
 
@@ -129,7 +129,7 @@ class Inference:
 def _decode_plain(jobs: list[Job]) -> list[PreprocessedImage | None]:
     """The plain PNG of each job; None for other jobs."""
     scanlines = [job.scanlines for job in jobs if job.scanlines is not None]
-    images = iter(decode_plain_uploads(scanlines) if scanlines else ())
+    images = iter(decode_plain_images(scanlines) if scanlines else ())
     return [None if job.scanlines is None else next(images) for job in jobs]
 
 

@@ -6,8 +6,7 @@ import pytest
 from strokes import stroke_images
 
 from app.detection.detector import Detector
-from app.detection.imaging.decode import encode_png, plain_scanlines
-from app.detection.imaging.upload_warnings import decode_upload
+from app.detection.imaging.decode import decode_image, encode_png, plain_scanlines
 from app.serving.engine.inference import Inference, Job, NotLoaded, RequestedOutputs
 from app.serving.engine.thread_stage import ThreadStage
 
@@ -64,7 +63,7 @@ def test_plain_pngs_are_decoded_with_their_batch(detector):
     """Each job gets its own picture back, as it would alone; jobs with images may stand between them."""
     shifted = np.roll(IMAGES[:6], (0, 5), (1, 2))
     files = [encode_png(image) for image in (*IMAGES[:2], *shifted[2:4], 255 - IMAGES[4])]
-    alone = [decode_upload(file) for file in files]
+    alone = [decode_image(file) for file in files]
     wanted = RequestedOutputs(verdicts=True, reconstructions=True)
     jobs = [Job(NO_IMAGES, None, wanted, plain_scanlines(file)) for file in files]
     jobs.insert(2, job(IMAGES[5:8], wanted))

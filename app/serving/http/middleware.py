@@ -19,7 +19,7 @@ from app.serving.errors import BadRequest, Unauthorized, Unavailable, Unsupporte
 from app.serving.http.access_log import AccessLog, LoggedRequest
 from app.serving.http.auth import ApiKeyAuth
 from app.serving.http.body import MAX_DISCARDED_BODY_BYTES, ByteBudget, ByteRate, LimitedReceive
-from app.serving.http.problem_responses import ProblemResponses
+from app.serving.http.problem_responses import CLIENT_CLOSED_REQUEST, ProblemResponses
 from app.serving.http.protocol import WRITE_RESPONSE
 from app.serving.http.shutdown import Draining
 from app.serving.telemetry.metrics import Metrics
@@ -30,22 +30,21 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 PROBES = ("/livez", "/readyz", "/v2/health/live", "/v2/health/ready")
 PAGES = ("/", "/page.css", "/page.js", "/docs", "/docs.css", "/docs.js")
 PUBLIC_PATHS = frozenset({*PAGES, *PROBES})  # need no API key
-_PUBLIC_PREFIXES = ("/problems/", "/page/")  # the `type` of every problem leads there; modules of the demo page
+_PUBLIC_PREFIXES = ("/problems/", "/page/")  # where the `type` of every problem leads, and modules of the demo page
 
 _VALID_ID = re.compile(rb"[A-Za-z0-9._:-]{1,64}")
 _NO_SNIFFING = (b"x-content-type-options", b"nosniff")
 _CLOSE = (b"connection", b"close")
-_PIECE_BYTES = 64 * 1024  # of a response: the next one is sent when the client has read most of this one
-_MAX_SEND_S = 600.0  # for a response that takes a share of the budget
-_CLIENT_CLOSED_REQUEST = 499  # nginx's status for a client that left before its response
+_SENT_BYTES = 64 * 1024  # a piece of a large response: the next one is sent when the client has read most of this one
+_MAX_SEND_S = 600.0  # for a response that takes a share of the budget, because it is larger than that
 
 
 @dataclass(frozen=True)
 class RequestLimits:
     """Limits of every request body; the endpoints in `fast_endpoints` have size limits of their own."""
 
-    budget: ByteBudget  # of all request bodies
-    answers: ByteBudget  # of all response bodies
+    bodies: ByteBudget  # of all requests
+    responses: ByteBudget  # of all response bodies
     rate: ByteRate  # of all large request bodies
     max_body_bytes: int
     body_timeout_s: float
@@ -85,12 +84,12 @@ class RequestMiddleware:
             return
         route = path = scope["path"]
         if self._root_path or scope.get("root_path"):
-            scope, route = without_root_path(scope, self._root_path)
+            scope, route = with_root_path_once(scope, self._root_path)
         endpoint = self._fast_endpoints.get(route) if scope["method"] == "POST" else None
         limits = self._limits
         limit = None if endpoint else limits.max_body_bytes
-        body = LimitedReceive(receive, limits.budget, limits.rate, limit=limit, timeout_s=limits.body_timeout_s)
-        context = RequestContext(scope, body, send, limits.answers, closing=self._draining.on)
+        body = LimitedReceive(receive, limits.bodies, limits.rate, limit=limit, timeout_s=limits.body_timeout_s)
+        context = RequestContext(scope, body, send, limits.responses, closing=self._draining.on)
         try:
             context.check_head()
             if self._root_path and path == self._root_path and scope["method"] in ("GET", "HEAD"):
@@ -104,7 +103,7 @@ class RequestMiddleware:
             else:
                 route = await self._call_app(context)
         except ClientDisconnect:
-            context.status = _CLIENT_CLOSED_REQUEST
+            context.status = CLIENT_CLOSED_REQUEST
         except Exception as error:
             if context.complete:  # FastAPI raises an error again after it has answered it
                 pass
@@ -201,7 +200,7 @@ class RequestContext:
     async def respond(self, response: Response) -> None:
         """Send a response whose body is complete. Raises Unavailable, before anything is sent: the budget is exhausted."""
         start = {"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers}
-        if len(response.body) > _PIECE_BYTES:
+        if len(response.body) > _SENT_BYTES:
             await self._send_body(start, response.body, more=False)
         elif not self._write_at_once(response):
             await self._send_head(start)
@@ -227,15 +226,15 @@ class RequestContext:
 
         Raises ClientDisconnect if the client has not read a body that takes a share of the budget within _MAX_SEND_S.
         """
-        size = min(len(body), self._budget.size) if len(body) > _PIECE_BYTES else 0
+        size = min(len(body), self._budget.size) if len(body) > _SENT_BYTES else 0
         if not self._budget.acquire(size):
             raise Unavailable("Too many large responses are being sent.", {"retry-after": "1"})
         try:
             if start is not None:
                 await self._send_head(start)
             async with asyncio.timeout(_MAX_SEND_S if size else None):
-                while len(body) > _PIECE_BYTES:
-                    piece, body = body[:_PIECE_BYTES], memoryview(body)[_PIECE_BYTES:]
+                while len(body) > _SENT_BYTES:
+                    piece, body = body[:_SENT_BYTES], memoryview(body)[_SENT_BYTES:]
                     await self._send({"type": "http.response.body", "body": bytes(piece), "more_body": True})
                     await asyncio.sleep(0)  # other requests go on: `send` does not wait for a client that reads fast
                 await self._send({"type": "http.response.body", "body": bytes(body), "more_body": more})
@@ -282,7 +281,7 @@ def request_id(sent: bytes) -> str:
     return f"{random.getrandbits(64):016x}"
 
 
-def without_root_path(scope: Scope, configured: str = "") -> tuple[Scope, str]:
+def with_root_path_once(scope: Scope, configured: str = "") -> tuple[Scope, str]:
     """The scope with its root path exactly once in front of `path`, and the path below it.
 
     A proxy may strip the prefix or keep it, and uvicorn's --root-path puts it in front of whatever was sent.

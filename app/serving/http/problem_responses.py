@@ -7,7 +7,7 @@ from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from pydantic_core import to_json
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Scope
 
@@ -29,6 +29,8 @@ from app.serving.telemetry.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 
+CLIENT_CLOSED_REQUEST = 499  # nginx's status for a client that left before its response
+
 
 class ProblemResponses:
     """Makes the response for an error, counts it, and logs it with its trace if it was not foreseen."""
@@ -49,6 +51,8 @@ class ProblemResponses:
             app.add_exception_handler(kind, self._handle)
 
     async def _handle(self, request: Request, error: Exception) -> Response:
+        if isinstance(error, ClientDisconnect):  # nobody receives this response
+            return Response(status_code=CLIENT_CLOSED_REQUEST)
         return self(request.scope, error)
 
 

@@ -18,7 +18,7 @@ from app.detection.imaging.preprocess import PreprocessedImage
 from app.serving.engine.batcher import Batcher
 from app.serving.engine.thread_stage import Deadline, ThreadStage
 
-_IMAGE_S = 15e-6  # for an image of an array
+_IMAGE_S = 15e-6  # expected time for each image of an array
 
 
 class NotLoaded(RuntimeError):
@@ -64,7 +64,7 @@ class Inference:
     """Runs jobs on the detector in service. Belongs to one event loop."""
 
     def __init__(self, *, max_batch_size: int, arrays: ThreadStage, observer: BatchObserver | None = None) -> None:
-        """`max_batch_size` in images; `arrays` runs arrays; `observer` is called after every forward pass."""
+        """`max_batch_size` in images; `arrays` is the thread that scores arrays; `observer` is called after each pass."""
         self._detector: Detector | None = None
         self._observer = observer
         self._batcher: Batcher[Job, InferenceResult] = Batcher(self._run_batch, max_batch_size=max_batch_size)
@@ -92,11 +92,11 @@ class Inference:
         self._detector = detector
 
     def infer(self, job: Job, *, deadline: float) -> Awaitable[InferenceResult]:
-        """The result of `job`, in a batch with other waiting jobs. Raises TimeoutError after `deadline` (loop time)."""
+        """The result of `job`, in a batch with other jobs. Raises NotLoaded; TimeoutError after `deadline` (loop time)."""
         return self._batcher.submit(job, job.image_count, deadline=deadline)
 
     async def infer_array(self, images: NDArray[np.uint8], outputs: RequestedOutputs, *, deadline: float) -> InferenceResult:
-        """The result for uint8 images [N, S, S], computed on a thread. Raises Overloaded or TimeoutError."""
+        """The result for uint8 images [N, S, S], computed on a thread. Raises NotLoaded, Overloaded, TimeoutError."""
         cost = len(images) * _IMAGE_S
         result = await self._arrays.run(cost, deadline, _run_array, self.detector, images, outputs)
         if self._observer is not None:
@@ -151,14 +151,14 @@ def _split(detections: Detections, jobs: list[Job]) -> list[Detections]:
 
 def _with_verdicts(jobs: list[Job], batch: Detections, parts: list[Detections]) -> Detections | None:
     """Detections of the jobs that asked for verdicts, None without any."""
-    scored = [part for job, part in zip(jobs, parts, strict=True) if job.outputs.verdicts]
-    if len(scored) == len(parts):
+    judged = [part for job, part in zip(jobs, parts, strict=True) if job.outputs.verdicts]
+    if len(judged) == len(parts):
         return batch
-    return Detections.join(scored) if scored else None
+    return Detections.join(judged) if judged else None
 
 
 def _join_features(jobs: list[Job]) -> NDArray[np.float32] | None:
-    """The features [N, K] of all jobs: rows of NaN for images that were not prepared, None where no image was."""
+    """The features [N, K] of all jobs: rows of NaN for images that were not prepared, None if no image was prepared."""
     if len(jobs) == 1:
         return jobs[0].features
     if all(job.features is None for job in jobs):

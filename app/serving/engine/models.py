@@ -1,14 +1,13 @@
 """The models in service: every detector of the store, each with its own versions, inference queue and traffic monitor.
 
-A version is loaded, verified, self-checked and warmed up on a thread while the current one serves; the swap is one assignment
-between two batches of its model. A model that cannot be loaded is left out until it can; the others serve on.
+A version is loaded, verified, self-checked and warmed up on a thread while the current one serves; it replaces that one between
+two batches of its model. A model that cannot be loaded is left out until it can be loaded; the others serve on.
 """
 
 import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,7 +33,7 @@ class UnknownModel(LookupError):
 
 
 class TrafficMonitor:
-    """Records the results of every forward pass of one model: metrics of all images, drift of the images with verdicts.
+    """Records the forward passes of one model: numbers of images; scores, verdicts and drift of images with verdicts.
 
     The p-values of one forward pass are shuffled before the bets: neighbours in an array that is sorted by writer or class are
     alike, which is not drift.
@@ -47,45 +46,46 @@ class TrafficMonitor:
         self._bundle: Bundle | None = None  # the bundle in service
         self._drift = DriftMonitor(1, level)
         self._random = np.random.default_rng()
-        self._batches: deque[tuple[NDArray[np.float64], NDArray[np.intp]]] = deque()  # p-values and sizes, not shuffled yet
+        # p-values and sizes of each batch, not shuffled yet, with the monitor that is to observe them
+        self._batches: deque[tuple[DriftMonitor, NDArray[np.float64], NDArray[np.intp]]] = deque()
 
     def set_model(self, bundle: Bundle, device: str) -> None:
         """Start a new stream of p-values for a bundle that goes into service on `device`."""
         uploads = bundle.uploads
-        self._batches.clear()
         upload_groups = () if uploads is None else (uploads.pooled.n, *(group.n for group in uploads.groups.values()))
         self._bundle, self._drift = bundle, DriftMonitor(bundle.calibration.n, self._level, upload_groups)
         self._metrics.set_version(bundle.card.version, bundle.card.scorer, device)
 
-    def record_batch(self, bundle: Bundle, images: int, scored: Detections | None) -> None:
-        """Record a forward pass of `images` images; `scored` holds the detections that become verdicts."""
+    def record_batch(self, bundle: Bundle, images: int, judged: Detections | None) -> None:
+        """Record a forward pass of `images` images; `judged` holds the detections that become verdicts."""
         self._metrics.record_batch(images)
-        if scored is None:
+        if judged is None:
             return
-        self._metrics.record_scores(scored.scores, scored.p_values, bundle.card.threshold)
-        if bundle is not self._bundle:  # a long array may finish after its version was replaced
-            return
-        self._batches.append((scored.p_values, scored.calibration_sizes))
+        self._metrics.record_scores(judged.scores, judged.p_values, bundle.card.threshold)
+        if bundle is self._bundle:  # a long array may finish after its version was replaced
+            self._batches.append((self._drift, judged.p_values, judged.calibration_sizes))
 
     def update_drift(self) -> None:
         """Make the bets of the drift monitor; may be called on another thread."""
-        self._with_all_batches().update()
+        self._observe_batches()
+        self._drift.update()
 
     def drift(self) -> Drift:
         """The drift state of the model in service."""
-        return self._with_all_batches().state()
+        self._observe_batches()
+        return self._drift.state()
 
-    def _with_all_batches(self) -> DriftMonitor:
-        """The drift monitor, which has now observed the p-values of each batch, in random order within the batch."""
-        drift = self._drift
+    def _observe_batches(self) -> None:
+        """Let the drift monitor observe the p-values of each batch, in random order within the batch."""
         for _ in range(len(self._batches)):
-            with suppress(IndexError):  # another thread was faster
-                p_values, sizes = self._batches.popleft()
-                if len(p_values) > 1:
-                    order = self._random.permutation(len(p_values))
-                    p_values, sizes = p_values[order], sizes[order]
-                drift.observe(p_values, sizes)
-        return drift
+            try:
+                drift, p_values, sizes = self._batches.popleft()
+            except IndexError:  # another thread was faster
+                return
+            if len(p_values) > 1:
+                order = self._random.permutation(len(p_values))
+                p_values, sizes = p_values[order], sizes[order]
+            drift.observe(p_values, sizes)
 
 
 class Model:
@@ -94,7 +94,7 @@ class Model:
     def __init__(
         self, versions: Versions, metrics: ModelMetrics, *, max_batch_size: int, arrays: ThreadStage, drift_level: float
     ) -> None:
-        """`max_batch_size` in images; `arrays` runs arrays; `drift_level` is the alarm level of the drift monitor's capital."""
+        """`max_batch_size` in images; `arrays` is the thread that scores arrays; `drift_level` is that of DriftMonitor."""
         self.name = versions.name
         self.versions = versions
         self.monitor = TrafficMonitor(metrics, drift_level)
@@ -189,22 +189,23 @@ class Models:
 
     async def watch(self) -> None:
         """Reload each model when a better version appears, and add models that appear. Runs until it is cancelled."""
+        watched = set()
         async with asyncio.TaskGroup() as group:
-            for model in self._by_name.values():
-                group.create_task(model.watch())
             while True:
+                for model in self._by_name.values():
+                    if model.name not in watched:  # `load` may have added it after its timeout
+                        watched.add(model.name)
+                        group.create_task(model.watch())
                 await asyncio.sleep(POLL_S)
-                for model in await self._add_new():
-                    group.create_task(model.watch())
+                await self._add_new()
 
-    async def _add_new(self) -> list[Model]:
-        """Load the models of the store that are not known yet; returns them."""
+    async def _add_new(self) -> None:
+        """Load the models of the store that are not known yet."""
         try:
             names = await asyncio.wrap_future(start_daemon(self._list_names))
         except OSError as error:
             logger.error("the store cannot be read: %s", error)
-            return []
+            return
         added = [self._make(name) for name in names if name not in self._by_name]
         self._by_name |= {model.name: model for model in added}  # not in service until it is loaded
         await asyncio.gather(*(model.try_load() for model in added))
-        return added

@@ -64,7 +64,7 @@ class _Bet(NamedTuple):
 class DriftMonitor:
     """Test martingale over a stream of conformal p-values.
 
-    p-values are observed on one thread. The bets on them, 60 ms for 100,000, may be made on another thread.
+    p-values may be observed, and the bets on them made (60 ms for 100,000), on any thread.
     """
 
     def __init__(self, calibration_images: int, level: float = LEVEL, upload_groups: Sequence[int] = ()) -> None:
@@ -85,7 +85,7 @@ class DriftMonitor:
         shares = np.full(len(bets), 0.5 / max(len(bets), 1))
         self._log_shares = np.log(np.array([1 - shares.sum(), *shares]))  # half of the capital is the reserve
         self._pending: deque[tuple[NDArray[np.float64], NDArray[np.intp]]] = deque()  # without bets yet
-        self._updating = threading.Lock()
+        self._observing, self._updating = threading.Lock(), threading.Lock()
         self._calibration_images = calibration_images
         self.level = level
         self.reset()
@@ -105,8 +105,9 @@ class DriftMonitor:
         """
         if sizes is None:
             sizes = np.full(len(p_values), self._calibration_images)
-        self._pending.append((p_values, sizes))
-        self._observed += len(p_values)
+        with self._observing:
+            self._pending.append((p_values, sizes))
+            self._observed += len(p_values)
 
     def update(self) -> None:
         """Bet on each complete block of _BLOCK p-values that was observed."""

@@ -246,8 +246,8 @@ def load_detector(folder):
     return Detector(store.load(folder), "cpu")
 
 
-def models(root, default="mnist", load=load_detector):
-    """The models of a store, loaded by `load`."""
+def models(root, default="mnist", load=load_detector, list_names=store.names):
+    """The models of a store, loaded by `load` and listed by `list_names`."""
     metrics = Metrics()
 
     def make(name):
@@ -255,7 +255,7 @@ def models(root, default="mnist", load=load_detector):
         arrays = ThreadStage("arrays", deadline_s=60, max_jobs=8)
         return Model(versions, metrics.for_model(name), max_batch_size=8, arrays=arrays, drift_level=100.0)
 
-    return Models(default, make, partial(store.names, root))
+    return Models(default, make, partial(list_names, root))
 
 
 def test_the_default_must_be_loadable(root):
@@ -289,6 +289,33 @@ def test_a_model_that_hangs_while_it_is_loaded_delays_no_other(root):
         return early, [model.name for model in found]
 
     assert asyncio.run(start()) == (["mnist"], ["mnist", "other"])
+
+
+def test_a_model_that_the_start_did_not_wait_for_takes_up_new_versions(root):
+    """Though the store was listed so slowly that the models were watched before this one was known."""
+    may_list = threading.Event()
+
+    def list_slowly(store_root):
+        may_list.wait(60)
+        return store.names(store_root)
+
+    async def start():
+        found = models(root, list_names=list_slowly)
+        await found.load(timeout_s=0)
+        watching = asyncio.create_task(found.watch())
+        await asyncio.sleep(0.1)  # it has begun, and looks for new models after POLL_S
+        may_list.set()
+        while len(list(found)) < 2:
+            await asyncio.sleep(0.01)
+        store.publish(make_bundle(1, "other"), root)
+        for _ in range(500):
+            await asyncio.sleep(0.02)
+            if (version := found.find("other").inference.detector.bundle.card.version) > 1:
+                break
+        watching.cancel()
+        return version
+
+    assert asyncio.run(start()) == 2
 
 
 def test_a_model_that_is_removed_from_the_store_serves_on(root):

@@ -59,7 +59,7 @@ class Settings(BaseModel):
     answer_timeout_s: float = Field(
         20.0,
         gt=0,
-        description="Longest time in which a client reads nothing of its response (serve command, Linux).",
+        description="Longest time in which a client reads nothing of its response, or less than 16 KiB/s (serve command).",
     )
     keep_alive_s: float = Field(75.0, gt=0, description="Longest time an idle connection stays open (with the serve command).")
     drain_s: float = Field(

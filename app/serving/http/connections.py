@@ -5,12 +5,10 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import Any
 
 from app.serving.http.body import ByteRate
 
 _EVICT_AFTER_S = 0.25  # a connection that has waited this long for a request makes room for a new one
-_SLOW_WRITE_S = 20.0  # how long a client may read more slowly than _MIN_WRITE_RATE
 _MIN_WRITE_RATE = 16 * 1024  # bytes a second
 _HIGH_WATER_BYTES = 64 * 1024  # asyncio's: the transport pauses writing when more than this waits to be sent
 _STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
@@ -18,18 +16,21 @@ _FINAL_HEAD = (b"HTTP/1.1 2", b"HTTP/1.1 3", b"HTTP/1.1 4", b"HTTP/1.1 5")  # 1x
 
 
 class HeldTransport(asyncio.Transport):
-    """Passes everything on to another transport. While it is held, nothing is read. A client that reads slowly is disconnected.
+    """Stands between uvicorn and a transport. While it is held, nothing is read. A client that reads slowly is disconnected.
 
-    It stands between uvicorn and a connection. uvicorn writes a head and a body separately, and each write is a system call.
-    Here a head waits for what is written next.
+    uvicorn writes a head and a body separately, and each write is a system call. Here a head waits for what is written next.
+    Other methods than those that uvicorn calls are not passed on.
     """
 
-    def __init__(self, transport: asyncio.Transport) -> None:
+    def __init__(self, transport: asyncio.Transport, write_timeout_s: float = 20.0) -> None:
+        """`write_timeout_s`: how long a client may read nothing, or more slowly than _MIN_WRITE_RATE."""
         super().__init__()
         self._transport = transport
-        self._reasons: set[str] = set()  # for which it is held
-        self._paused = False  # by uvicorn
-        self._head = b""  # of a response, not sent yet
+        self._write_timeout_s = write_timeout_s
+        self._reasons: set[str] = set()  # why nothing is read now
+        self._paused = False  # uvicorn wants nothing to be read
+        self._head = b""  # the head of a response that was not sent yet
+        self._hold_timer: asyncio.TimerHandle | None = None
         self._write_due = 0.0  # loop time by which the client must have read more; 0 before it reads slowly
         self._write_timer: asyncio.TimerHandle | None = None
         for method in (transport.abort, transport.is_closing, transport.get_extra_info):
@@ -59,16 +60,16 @@ class HeldTransport(asyncio.Transport):
         self._transport.close()
 
     def start_write_timeout(self) -> None:
-        """Too much waits to be read: disconnect the client unless it reads on in time."""
+        """The write buffer is full: disconnect the client unless it reads on in time."""
         loop = asyncio.get_running_loop()
-        self._write_due = self._write_due or loop.time() + _SLOW_WRITE_S
+        self._write_due = self._write_due or loop.time() + self._write_timeout_s
         self._write_timer = loop.call_at(self._write_due, self._transport.abort)
 
     def extend_write_timeout(self) -> None:
-        """The client has read what waited: give it time for the next part, if the response is not complete."""
+        """The client has read most of the write buffer: give it time for the next part, if the response is not complete."""
         self.stop_write_timeout()
         if self._write_due:
-            latest = asyncio.get_running_loop().time() + _SLOW_WRITE_S
+            latest = asyncio.get_running_loop().time() + self._write_timeout_s
             self._write_due = min(self._write_due + _HIGH_WATER_BYTES / _MIN_WRITE_RATE, latest)
 
     def stop_write_timeout(self) -> None:
@@ -90,7 +91,9 @@ class HeldTransport(asyncio.Transport):
         """Read nothing for this time."""
         if seconds:
             self.hold("time")
-            asyncio.get_running_loop().call_later(seconds, self.release, "time")
+            if self._hold_timer is not None:
+                self._hold_timer.cancel()
+            self._hold_timer = asyncio.get_running_loop().call_later(seconds, self.release, "time")
 
     def pause_reading(self) -> None:
         self._paused = True
@@ -107,15 +110,6 @@ class HeldTransport(asyncio.Transport):
             self._transport.pause_reading()
         else:
             self._transport.resume_reading()
-
-    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
-        self._transport.set_protocol(protocol)
-
-    def get_protocol(self) -> asyncio.BaseProtocol:
-        return self._transport.get_protocol()
-
-    def __getattr__(self, name: str) -> Any:  # noqa: ANN401
-        return getattr(self._transport, name)
 
 
 class OpenConnections:
@@ -135,7 +129,10 @@ class OpenConnections:
         self._waiting.pop(transport, None)
 
     def evict(self) -> bool:
-        """Close the connection that has waited longest for a request, to make room. Returns whether one could be closed."""
+        """Close the connection that has waited longest for a request, to make room. Returns whether one could be closed.
+
+        At least one connection must wait.
+        """
         while (oldest := next(iter(self._waiting))).is_closing():
             del self._waiting[oldest]
         if self._waiting[oldest] > asyncio.get_running_loop().time() - _EVICT_AFTER_S:
@@ -184,5 +181,5 @@ class ConnectionLimits:
     head_timeout_s: float = 10.0
     write_timeout_s: float = 20.0
     discard_rate: ByteRate = field(default_factory=ByteRate)
-    first_data: IterationLimit = field(default_factory=IterationLimit)  # of each connection
+    first_data: IterationLimit = field(default_factory=IterationLimit)  # for the first data of all connections
     open: OpenConnections = field(default_factory=OpenConnections)

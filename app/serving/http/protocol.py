@@ -32,11 +32,11 @@ if TYPE_CHECKING:
 
 WRITE_RESPONSE = "oddigit.write_response"  # key of an ASGI extension; see `LimitedProtocol.write_response`
 
-_MAX_HEAD_BYTES = 32 * 1024  # of a request without its body: head, trailers, chunk framing beyond the allowance
+_MAX_HEAD_BYTES = 32 * 1024  # of a request that are not body: head, trailers, chunk framing beyond the allowance
 _MAX_FIELDS = 100  # header fields of a request, and trailers
 _PROBES = (b"/livez", b"/readyz", b"/health/live", b"/health/ready")  # how their paths end
 _PROBE_CONNECTIONS = 16  # beyond the maximum, for probes alone
-_PIECE_BYTES = 2048  # that are parsed at once: fifty of the smallest requests
+_PARSED_BYTES = 2048  # at once: fifty of the smallest requests
 _FRAMING_ALLOWANCE = 8  # bytes of chunk framing for each byte of the body; chunks of one byte take six
 _DISCARD_TIMEOUT_S = 60.0  # for the rest of a body whose request has been answered
 
@@ -57,7 +57,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._limits = limits
         self._phase = _Phase.IDLE
         self._timer: TimerHandle | None = None  # for the head, or for the rest of a body that is discarded
-        self._active: RequestResponseCycle | None = None  # the request that is answered now, or was answered last
+        self._active: RequestResponseCycle | None = None  # the request that is being answered, or was answered last
         self._failure: Problem | None = None  # the reply to a malformed request, sent after the responses before it
         self._non_body_bytes = self._body_bytes = self._fields = 0
         self._discarded_bytes = 0  # of the data that are parsed now
@@ -67,7 +67,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._write_paused = False
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
-        self._held = HeldTransport(transport)
+        self._held = HeldTransport(transport, self._limits.write_timeout_s)
         super().connection_made(self._held)
         set_write_timeout(transport.get_extra_info("socket"), self._limits.write_timeout_s)
         self._limits.open.count += 1
@@ -114,7 +114,10 @@ class LimitedProtocol(HttpToolsProtocol):
             self._parse_piece(view[:size])
             view = view[size:]
         self._unparsed = bytes(view) if self._failure is None else b""
-        (self._held.hold if self._unparsed else self._held.release)("unparsed")
+        if self._unparsed:
+            self._held.hold("unparsed")
+        else:
+            self._held.release("unparsed")
         if self._discarded_bytes:
             self._held.hold_for(self._limits.discard_rate.delay(self._discarded_bytes))
             self._discarded_bytes = 0
@@ -123,11 +126,11 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def _piece_bytes(self, available: int) -> int:
         """How much to parse at once: the rest of a body whose length is known, or a piece that may hold whole requests."""
-        if available <= _PIECE_BYTES or self._phase is not _Phase.BODY:
-            return _PIECE_BYTES
+        if available <= _PARSED_BYTES or self._phase is not _Phase.BODY:
+            return _PARSED_BYTES
         declared = dict(self.scope["headers"]).get(b"content-length")
         # chunked: larger, because uvicorn copies what it has of the body for each piece
-        return 8 * _PIECE_BYTES if declared is None else max(_PIECE_BYTES, int(declared) - self._body_bytes)
+        return 8 * _PARSED_BYTES if declared is None else max(_PARSED_BYTES, int(declared) - self._body_bytes)
 
     def _parse_piece(self, piece: memoryview) -> None:
         self._non_body_bytes += len(piece)
@@ -139,7 +142,7 @@ class LimitedProtocol(HttpToolsProtocol):
         else:
             if self._non_body_bytes > _MAX_HEAD_BYTES:
                 self._fail(TooLarge(f"The request's head is larger than {_MAX_HEAD_BYTES:,} bytes."))
-            self._non_body_bytes = max(0, self._non_body_bytes)  # the framing of a chunk earns nothing for trailers
+            self._non_body_bytes = max(0, self._non_body_bytes)  # what a chunk leaves of its allowance is not for trailers
 
     def on_message_begin(self) -> None:
         self._phase, self._fields = _Phase.HEAD, 0
@@ -190,9 +193,9 @@ class LimitedProtocol(HttpToolsProtocol):
     def write_response(self, send: Send, status: int, headers: Iterable[tuple[bytes, bytes]], body: bytes) -> bool:
         """Write a complete response to a POST request, in place of two calls of the request's ASGI `send`.
 
-        Returns False, and writes nothing, where `send` has more to do: a middleware has put its own in place of uvicorn's, the
-        request is not complete, the client reads slowly, or the connection is to close. `send` also checks each header with
-        two regular expressions; the caller of this method sends valid ones.
+        Returns False, and writes nothing, where `send` is needed: a middleware has put its own in place of uvicorn's, the
+        request is not complete, the client reads slowly, or the connection is to close. uvicorn's `send` checks each header
+        with two regular expressions; here the caller must give valid ones.
         """
         cycle = self.cycle
         is_replaced = getattr(send, "__self__", self) is not cycle
@@ -228,7 +231,7 @@ class LimitedProtocol(HttpToolsProtocol):
         if self._phase is not _Phase.BODY:
             self._limits.open.begin_wait(self._held)
         if self._phase is _Phase.IDLE:
-            self.scope = self.cycle = self._active = None  # type: ignore[assignment]  # else 3 KB stay
+            self.scope = self.cycle = self._active = None  # type: ignore[assignment]  # frees 3 KB of an idle connection
         elif self._timer is None:
             self._start_timer()
 

@@ -41,6 +41,20 @@ def held(recorded):
     return HeldTransport(recorded)
 
 
+def test_a_later_time_extends_an_earlier_one(recorded, held):
+    """A body that is discarded faster than allowed is read again when the last of the times is over."""
+
+    async def hold_twice():
+        held.hold_for(0.02)
+        held.hold_for(0.3)
+        await asyncio.sleep(0.1)
+        still_held = not recorded.is_read
+        await asyncio.sleep(0.4)
+        return still_held, recorded.is_read
+
+    assert asyncio.run(hold_twice()) == (True, True)
+
+
 def test_a_head_is_sent_together_with_its_body(recorded, held):
     held.write(HEAD)
     assert recorded.written == []
@@ -78,7 +92,8 @@ def test_everything_else_is_sent_at_once(recorded, held, data):
 
 def test_each_iteration_gives_a_few_connections_their_turn():
     """In order; those that wait are not read, and those that close are left out."""
-    transports = [HeldTransport(RecordedTransport()) for _ in range(7)]
+    recorded = [RecordedTransport() for _ in range(7)]
+    transports = [HeldTransport(each) for each in recorded]
     served = []
 
     async def come_at_once():
@@ -88,7 +103,7 @@ def test_each_iteration_gives_a_few_connections_their_turn():
         transports[3].close()
         for expected in ([0, 1], [0, 1, 2, 4], [0, 1, 2, 4, 5, 6]):
             assert served == expected
-            assert [number for number in range(7) if transports[number].is_read and number != 3] == expected
+            assert [number for number in range(7) if recorded[number].is_read and number != 3] == expected
             await asyncio.sleep(0)
         limit.run(transports[0], lambda: served.append("later"))
         assert served[-1] == "later"

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from app.detection.bundle import DECODER_ONNX, DETECTOR_ONNX, SCORER, SCORES_ONNX, WEIGHTS, Bundle, write_npz
-from app.detection.conformal import Calibration, CalibrationError, images_needed
+from app.detection.conformal import Calibration, check_images, images_needed
 from app.detection.detector import Detections, Detector
 from app.detection.imaging.upload_features import GROUPS, upload_groups
 from app.detection.model_card import PREPROCESSING, Architecture, Card, EpochLosses, Preparation, SelfCheck, self_check_images
@@ -58,19 +58,6 @@ class ExportError(RuntimeError):
     """The exported model does not reproduce torch's scores; nothing is published."""
 
 
-def check_calibration_size(alpha: float, images: int) -> None:
-    """Check, before any work, that a threshold at `alpha` will exist.
-
-    Raises:
-        CalibrationError: there are too few calibration images.
-    """
-    if images < images_needed(alpha):
-        raise CalibrationError(
-            f"alpha {alpha:g} needs at least {images_needed(alpha):,} calibration images, but there are {images:,}. "
-            "Ask for a larger alpha or give more images."
-        )
-
-
 def check_scorer(name: str) -> None:
     """Check, before any work, that there is a scorer of this name. Raises UnknownScorer."""
     if name not in SCORERS:
@@ -97,7 +84,7 @@ def make_bundle(
         CalibrationError: there are too few images for `provenance.alpha`.
         ExportError: ONNX Runtime's scores differ from torch's.
     """
-    check_calibration_size(provenance.alpha, len(normal))
+    check_images(provenance.alpha, len(normal))
     scores = score_images(network, normal.images)
     calibration = Calibration.from_scores(scores)
     uploads = None

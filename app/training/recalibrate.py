@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from app.detection.bundle import Bundle
+from app.detection.conformal import check_images
 from app.detection.detector import Detector
 from app.detection.imaging.decode import Preprocess
 from app.detection.model_card import EpochLosses, Preparation, self_check_images
@@ -18,7 +19,6 @@ from app.network.foreign_weights import load_foreign_weights
 from app.training.calibration import (
     Provenance,
     bundle_files,
-    check_calibration_size,
     check_export,
     check_scorer,
     make_bundle,
@@ -71,7 +71,7 @@ def import_weights(weights: Path, config: CalibrateConfig, progress: Progress = 
     model = load_foreign_weights(weights).to(device).eval()
     dataset = load_dataset(config.data, data_dir=config.data_dir, preprocess=config.preprocess, progress=progress)
     splits = split(dataset, config.seed, config.calibration_share)
-    check_calibration_size(config.alpha, len(splits.calibration))
+    check_images(config.alpha, len(splits.calibration))
     provenance = Provenance(
         name=config.name or dataset.name,
         alpha=config.alpha,
@@ -97,7 +97,7 @@ def recalibrate(version: Path, config: CalibrateConfig, progress: Progress = SIL
     preprocess = _preparation(bundle, config.preprocess)
     dataset = load_dataset(config.data, data_dir=config.data_dir, preprocess=preprocess, progress=progress)
     calibration, test = _unseen(bundle, dataset)
-    check_calibration_size(config.alpha, len(calibration))
+    check_images(config.alpha, len(calibration))
     card = bundle.card
     provenance = Provenance(
         name=config.name or card.name,

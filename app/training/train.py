@@ -13,10 +13,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from app.detection.conformal import check_images
 from app.detection.model_card import EpochLosses
 from app.detection.runtimes import choose_device
 from app.network.autoencoder import Autoencoder, ModelConfig, make_autoencoder
-from app.training.calibration import CHUNK, Provenance, check_calibration_size, check_scorer, flatten
+from app.training.calibration import CHUNK, Provenance, check_scorer, flatten
 from app.training.checkpoint import State, checkpoint_path, damaged, load_checkpoint, remove_checkpoint, save_checkpoint
 from app.training.config import TrainConfig, TrainingError
 from app.training.datasets import DataSet, Splits, load_dataset, split
@@ -97,7 +98,7 @@ def train(config: TrainConfig, *, resume: bool = False, progress: Progress = SIL
     dataset = load_dataset(config.data, data_dir=config.data_dir, preprocess=config.preprocess, progress=progress)
     config = replace(config, name=config.name or dataset.name, device=str(device), preprocess=dataset.preprocess)
     splits = split(dataset, config.seed, config.calibration_share)
-    check_calibration_size(config.alpha, len(splits.calibration))
+    check_images(config.alpha, len(splits.calibration))
     training = Training(config, device)
     checkpoint = checkpoint_path(config, dataset)
     if resume:

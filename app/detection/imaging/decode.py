@@ -121,7 +121,8 @@ def _open(data: bytes, kind: str, max_pixels: int) -> Image.Image:
     elif kind == "WEBP":
         _check_webp(data, max_pixels)
     elif kind == "TIFF" and tiff_pixels(data) > MAX_TIFF_SHARE * max_pixels:
-        raise ImageTooLarge(f"a TIFF whose strips or tiles hold more than the {max_pixels:,} pixels that are accepted")
+        most = MAX_TIFF_SHARE * max_pixels
+        raise ImageTooLarge(f"a TIFF whose strips or tiles hold more than {most:,} pixels, the most that are accepted in all")
     image = Image.open(io.BytesIO(data), formats=[kind])
     _check_size(*image.size, max_pixels)
     if isinstance(image, ImageFile):
@@ -138,7 +139,7 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
 
 
 def _check_webp(data: bytes, max_pixels: int) -> None:
-    """Check that the file is complete, and apply the lower limit of this type: libwebp and Pillow hold a picture four times."""
+    """Check that the file is complete, and apply the smaller maximum of this type: libwebp and Pillow hold four copies."""
     width, height = declared_size(data, "WEBP") or (0, 0)
     if width * height > _MAX_WEBP_SHARE * max_pixels:
         most = int(_MAX_WEBP_SHARE * max_pixels)
@@ -149,10 +150,10 @@ def _check_webp(data: bytes, max_pixels: int) -> None:
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _QUICK_BYTES, _QUICK_PIXELS = 2048, 10_000
-_PLAIN_HEAD = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR\x00\x00\x00\x1c\x00\x00\x00\x1c\x08\x00\x00\x00\x00Wf\x80H"
+_PLAIN_HEAD = _PNG_SIGNATURE + b"\x00\x00\x00\rIHDR\x00\x00\x00\x1c\x00\x00\x00\x1c\x08\x00\x00\x00\x00Wf\x80H"
 _PLAIN_TAIL = b"\x00\x00\x00\x00IEND\xaeB`\x82"
 _EMPTY_LINE = bytes(29)  # of a 28x28 image: the filter, none, and the pixels
-_LAST_FILTER = 4  # of PNG's
+_LAST_FILTER = 4  # the types of a PNG's filters are 0 to 4
 _BRIGHT = 127  # corners that are brighter than this are taken for white paper
 
 
@@ -161,16 +162,15 @@ def decodes_quickly(data: bytes) -> bool:
 
     The header of the other types does not limit the time that decoding takes.
     """
-    if len(data) > _QUICK_BYTES or not data.startswith(_PNG_SIGNATURE):
-        return False
-    return data.startswith(_PLAIN_HEAD) or int.from_bytes(data[16:20]) * int.from_bytes(data[20:24]) <= _QUICK_PIXELS
+    is_small_file = len(data) <= _QUICK_BYTES and data.startswith(_PNG_SIGNATURE)
+    return is_small_file and int.from_bytes(data[16:20]) * int.from_bytes(data[20:24]) <= _QUICK_PIXELS
 
 
 def plain_scanlines(data: bytes) -> bytes | None:
     """Return the scanlines of a small grey 8-bit 28x28 PNG with one IDAT chunk, still filtered; None for any other file.
 
     With `decode_scanlines`, they are a way to the pixels that takes half the time of `Image.open`, which spends most of it on
-    parsing. Of a damaged file, `decode_image` tells what is wrong.
+    parsing. For a damaged file, `decode_image` says what is wrong.
     """
     if len(data) > _QUICK_BYTES or data[:33] != _PLAIN_HEAD or data[-12:] != _PLAIN_TAIL or data[37:41] != b"IDAT":
         return None
@@ -198,22 +198,22 @@ def decode_scanlines(images: Sequence[bytes]) -> Pixels:
 
 
 def decode_plain_images(scanlines: Sequence[bytes]) -> list[PreprocessedImage]:
-    """`decode_image` for several files at once, of which `plain_scanlines` returned these scanlines."""
+    """`decode_image` with the preprocessing `auto` for several files at once, of which `plain_scanlines` returned these."""
     images, moved = centre_images(decode_scanlines(scanlines))
     return [
-        PreprocessedImage(image, ("centred",) if shifted else (), _ground_warnings(image))
+        PreprocessedImage(image, ("centred",) if shifted else (), _inversion_warnings(image))
         for image, shifted in zip(images, moved.tolist(), strict=True)
     ]
 
 
 def looks_inverted(images: Pixels) -> NDArray[np.bool_]:
-    """For each of the images [N, S, S] that were not prepared, whether all its corners are bright."""
+    """For each of the images [N, S, S] that did not go through `preprocess_digit`, whether all its corners are bright."""
     last = images.shape[-1] - 1
     inverted: NDArray[np.bool_] = images[:, ::last, ::last].min(axis=(1, 2)) > _BRIGHT
     return inverted
 
 
-def _ground_warnings(image: Pixels) -> tuple[str, ...]:
+def _inversion_warnings(image: Pixels) -> tuple[str, ...]:
     """The warning of an image [S, S] that is taken as it is, but looks inverted."""
     is_inverted = image[0, 0] > _BRIGHT and looks_inverted(image[None])[0]  # most have one dark corner, which is quick to see
     return ("looks_inverted",) if is_inverted else ()
@@ -230,7 +230,7 @@ def _to_model_size(pixels: Pixels, steps: tuple[str, ...], preprocess: Preproces
 
 def _centred_grey(grey: Pixels, steps: tuple[str, ...]) -> PreprocessedImage:
     image, moved = centre_image(grey)
-    return PreprocessedImage(image, (*steps, "centred") if moved else steps, _ground_warnings(image))
+    return PreprocessedImage(image, (*steps, "centred") if moved else steps, _inversion_warnings(image))
 
 
 def _as_grey(pixels: Pixels) -> Pixels | None:
@@ -250,9 +250,10 @@ def _resized(image: Image.Image, steps: tuple[str, ...], size: int) -> Preproces
 
 
 def _fitted(image: Image.Image, size: int) -> Image.Image:
-    """Resize a grey image to a longest side of `size`; what is missing to a square is filled with the median of its border.
+    """Resize a grey image to a longest side of `size`; the rest of the square is filled with the median of its border.
 
-    A smaller image is the mean of the pixels that it covers: enlarging an image by whole pixels is undone exactly.
+    When the image shrinks, each new pixel is the mean of those that it covers, so that an image which was enlarged by a whole
+    factor is restored exactly.
     """
     scale = size / max(image.size)
     width, height = (max(1, round(side * scale)) for side in image.size)

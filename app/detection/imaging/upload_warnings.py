@@ -28,7 +28,7 @@ def with_calibration(warnings: Sequence[str], steps: Sequence[str], preparation:
     """Add the warning `uncalibrated` to the warnings of an image if the detector was not calibrated on such images.
 
     `steps` are what was done to the image, `preparation` is that of the detector's card, `calibrated` is what the detector
-    says of the image. The detector does not know of an image that was only resized, although its card asks for more.
+    says of the image. It cannot see that an image was only resized (`none`) although its card asks for `digit`.
     """
     only_resized = preparation != "none" and "resized" in steps
     return tuple(warnings) if calibrated and not only_resized else (*warnings, UNCALIBRATED)

@@ -26,12 +26,12 @@ from app.serving.telemetry.shared_values import keep_metrics_on_full_disk
 from app.serving.telemetry.worker_processes import WorkerProcesses, remove_dead_workers
 
 _SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10)
-STAGES = ("decode", "queue", "infer", "encode")
+_STAGES = ("decode", "queue", "infer", "encode")
 _BATCHES = (1, 2, 4, 8, 16, 32, 64, 256, 1024, 4096, 16384, 65536)
 _SCORES = (0.25, 0.5, 0.75, 1, 1.25, 1.5, 2, 3, 5, 10, 30, 100)
 _P_VALUES = (0.0001, 0.001, 0.005, 0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1)
 
-_BUFFER_SIZE = 512  # events of one kind that are buffered before they are counted
+_BUFFER_SIZE = 512  # requests of one route and status, or batches, that are buffered before everything is counted
 
 
 class _ModelFamilies:
@@ -129,7 +129,7 @@ class Metrics:
 
     def __init__(self, shared: Path | None = None) -> None:
         """`shared` is PROMETHEUS_MULTIPROC_DIR, the folder that several processes share; None for one process."""
-        disable_created_metrics()  # type: ignore[no-untyped-call]  # unused `_created` series of every counter
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # unused `_created` series
         self._registry = registry = CollectorRegistry()
         self._shared = shared
         keep_metrics_on_full_disk()
@@ -138,21 +138,22 @@ class Metrics:
         else:
             ProcessCollector(registry=registry)
         self._requests = Counter(
-            "oddigit_requests", "Answers by route and status.", ("route", "status"), registry=registry
+            "oddigit_requests", "Responses by route and status.", ("route", "status"), registry=registry
         )  # fmt: skip
         self._request_seconds = Histogram(
-            "oddigit_request_seconds", "From head to answer.", ("route",), buckets=_SECONDS, registry=registry
+            "oddigit_request_seconds", "Seconds from the head of a request to its response.", ("route",),
+            buckets=_SECONDS, registry=registry,
         )  # fmt: skip
         self._rejections = Counter(
-            "oddigit_refused", "Requests that were refused, by problem type.", ("reason",), registry=registry
+            "oddigit_refused", "Requests that were answered with a problem, by its type.", ("reason",), registry=registry
         )
         self._in_flight = Gauge(
-            "oddigit_in_flight", "Questions accepted and not answered yet.", multiprocess_mode="livesum", registry=registry
+            "oddigit_in_flight", "Requests in progress.", multiprocess_mode="livesum", registry=registry
         )  # fmt: skip
         stage = Histogram(
             "oddigit_stage_seconds", "Time in each stage of a request.", ("stage",), buckets=_SECONDS, registry=registry
         )  # fmt: skip
-        self._stages = {name: stage.labels(name) for name in STAGES}
+        self._stages = {name: stage.labels(name) for name in _STAGES}
         self._stopped_decoders = Counter(
             "oddigit_stopped_decoders",
             "Decoder processes that ended while they decoded an image.",
@@ -203,7 +204,7 @@ class Metrics:
             self._rejections.labels(reason).inc(count)
         self._buffered_rejections.clear()
         if self._buffered_stages:
-            for name, column in zip(STAGES, np.array(self._buffered_stages).T, strict=True):
+            for name, column in zip(_STAGES, np.array(self._buffered_stages).T, strict=True):
                 observe_many(self._stages[name], _SECONDS, column)
             self._buffered_stages.clear()
         for model in self._models.values():

@@ -77,16 +77,16 @@ def _prepare_all(prepare: Callable[[Pixels, Rng], PreprocessedImage], images: Pi
     chunks = [range(start, min(start + _CHUNK, len(images))) for start in range(0, len(images), _CHUNK)]
     arguments = [(prepare, images[chunk.start : chunk.stop], seed, chunk) for chunk in chunks]
     if len(chunks) < _LEAST_CHUNKS:
-        parts = [_counted(_prepare_chunk(*each), advance) for each in arguments]
+        parts = [_report_progress(_prepare_chunk(*each), advance) for each in arguments]
     else:
         with ProcessPoolExecutor(mp_context=get_context("forkserver")) as pool:
-            parts = [_counted(part, advance) for part in pool.map(_prepare_chunk, *zip(*arguments, strict=True))]
+            parts = [_report_progress(part, advance) for part in pool.map(_prepare_chunk, *zip(*arguments, strict=True))]
     size = images.shape[-1]
     empty = Uploads(np.zeros((0, size, size), np.uint8), np.zeros((0, len(FEATURE_NAMES)), np.float32))
     return Uploads(*(np.concatenate(column) for column in zip(empty, *parts, strict=True)))
 
 
-def _counted(part: Uploads, advance: Advance) -> Uploads:
+def _report_progress(part: Uploads, advance: Advance) -> Uploads:
     advance(len(part.images))
     return part
 

@@ -18,6 +18,7 @@ from app.serving.errors import (
     BY_STATUS,
     MEDIA_TYPE,
     RESULT,
+    BadRequest,
     InternalError,
     MethodNotAllowed,
     NotFound,
@@ -111,3 +112,15 @@ def last_response(problem: Problem) -> bytes:
     extra = b"".join(f"{name}: {value}\r\n".encode() for name, value in problem.headers.items())
     head = (problem.status, problem.title.encode(), MEDIA_TYPE.encode(), len(body), extra)
     return b"HTTP/1.1 %d %s\r\ncontent-type: %s\r\ncontent-length: %d\r\nconnection: close\r\n%s\r\n" % head + body
+
+
+def too_many_connections() -> Problem:
+    """The reply on a connection beyond the maximum."""
+    return Unavailable("There are too many connections.", {"retry-after": "1"})
+
+
+def parser_problem(error: Exception) -> Problem:
+    """The reply to a request at which the parser stopped with `error`, or at which a callback stopped it."""
+    if isinstance(error.__context__, Problem):
+        return error.__context__.with_traceback(None)  # whose frames refer to the connection: a reference cycle
+    return BadRequest("The request is not valid HTTP.")

@@ -20,12 +20,12 @@ import httptools
 from starlette.types import Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from app.serving.errors import BadRequest, Problem, RequestTimeout, TooLarge, Unavailable
+from app.serving.errors import Problem, RequestTimeout, TooLarge
 from app.serving.http.body import MAX_DISCARDED_BODY_BYTES
 from app.serving.http.connections import ConnectionLimits, HeldTransport
-from app.serving.http.problem_responses import last_response
+from app.serving.http.problem_responses import last_response, parser_problem, too_many_connections
 from app.serving.http.sockets import set_write_timeout
-from app.serving.http.upgrade import SkipFirstHead
+from app.serving.http.upgrade import SkipFirstHead, head_without_upgrade
 
 if TYPE_CHECKING:
     from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
@@ -63,6 +63,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._discarded_bytes = 0  # of the data that are parsed now
         self._unparsed = b""
         self._is_new = True  # nothing was received
+        self._at_end = False  # the client sends no more
         self._probes_only = False
         self._write_paused = False
 
@@ -75,7 +76,7 @@ class LimitedProtocol(HttpToolsProtocol):
         excess = self._limits.open.count - self._limits.max_connections
         self._probes_only = excess > 0 and not self._limits.open.evict()
         if self._probes_only and excess > _PROBE_CONNECTIONS:
-            self._send_failure(_too_many_connections())
+            self._send_failure(too_many_connections())
         else:
             self._start_timer()
 
@@ -103,6 +104,11 @@ class LimitedProtocol(HttpToolsProtocol):
         else:
             self._parse_pieces()
 
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """The client sends no more. Returns whether the transport stays open, for the responses to its complete requests."""
+        self._at_end = True
+        return self._awaits_response or bool(self._unparsed)
+
     def _parse_pieces(self) -> None:
         """Parse what was received until a request has to wait for the one before it. The rest is parsed when no request waits.
 
@@ -114,14 +120,13 @@ class LimitedProtocol(HttpToolsProtocol):
             self._parse_piece(view[:size])
             view = view[size:]
         self._unparsed = bytes(view) if self._failure is None else b""
-        if self._unparsed:
-            self._held.hold("unparsed")
-        else:
-            self._held.release("unparsed")
+        (self._held.hold if self._unparsed else self._held.release)("unparsed")
         if self._discarded_bytes:
             self._held.hold_for(self._limits.discard_rate.delay(self._discarded_bytes))
             self._discarded_bytes = 0
-        if self._timer is None and not self._is_answering:
+        if self._at_end and not self._awaits_response:
+            self._held.close()
+        elif self._timer is None and not self._is_answering:
             self._start_timer()
 
     def _piece_bytes(self, available: int) -> int:
@@ -138,7 +143,7 @@ class LimitedProtocol(HttpToolsProtocol):
             while piece:
                 piece = self._parse(piece)
         except httptools.HttpParserError as error:
-            self._fail(_parser_problem(error))
+            self._fail(parser_problem(error))
         else:
             if self._non_body_bytes > _MAX_HEAD_BYTES:
                 self._fail(TooLarge(f"The request's head is larger than {_MAX_HEAD_BYTES:,} bytes."))
@@ -150,7 +155,7 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def on_url(self, url: bytes) -> None:
         if self._probes_only and not url.partition(b"?")[0].endswith(_PROBES):
-            raise _too_many_connections()  # stops the parser
+            raise too_many_connections()  # stops the parser
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -186,6 +191,8 @@ class LimitedProtocol(HttpToolsProtocol):
         self._phase = _Phase.IDLE
         self._non_body_bytes = 0
         self._stop_timer()
+        if not self.parser.should_keep_alive():  # a trailer may say so: the parser takes no more requests
+            self.cycle.keep_alive = False
         super().on_message_complete()
         if not self._is_answering:  # it was answered before its body was complete
             self._limits.open.begin_wait(self._held)
@@ -223,6 +230,8 @@ class LimitedProtocol(HttpToolsProtocol):
         super().on_response_complete()
         if self._unparsed and not self.pipeline and not self._held.is_closing():
             self._parse_pieces()
+        if self._at_end and self._failure is None and not self._awaits_response:
+            self._held.close()
         if self._is_answering or self._held.is_closing():
             return
         if self._failure is not None:
@@ -239,6 +248,11 @@ class LimitedProtocol(HttpToolsProtocol):
     def _is_answering(self) -> bool:
         return self._active is not None and not self._active.response_complete
 
+    @property
+    def _awaits_response(self) -> bool:
+        """Whether a request that is complete has not been answered."""
+        return self._is_answering and (self._phase is not _Phase.BODY or self._active is not self.cycle)
+
     def _parse(self, data: memoryview) -> memoryview:
         """Parse `data`; returns what follows a head that offered an Upgrade, else nothing.
 
@@ -248,11 +262,8 @@ class LimitedProtocol(HttpToolsProtocol):
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as stop:
-            framing = [
-                b"%b: %b" % each for each in self.scope["headers"] if each[0] in (b"content-length", b"transfer-encoding")
-            ]
             self.parser = httptools.HttpRequestParser(SkipFirstHead(self))
-            self.parser.feed_data(b"\r\n".join([b"POST / HTTP/1.1", *(framing or [b"content-length: 0"]), b"\r\n"]))
+            self.parser.feed_data(head_without_upgrade(self.scope["headers"]))
             return data[stop.args[0] :]
         return data[:0]
 
@@ -287,14 +298,3 @@ class LimitedProtocol(HttpToolsProtocol):
             self._send_failure(RequestTimeout(f"The request's head did not arrive within {self._limits.head_timeout_s:g} s."))
         else:
             self._held.close()
-
-
-def _too_many_connections() -> Unavailable:
-    return Unavailable("There are too many connections.", {"retry-after": "1"})
-
-
-def _parser_problem(error: httptools.HttpParserError) -> Problem:
-    """The reply to a request at which the parser stopped, or at which a callback stopped it."""
-    if isinstance(error.__context__, Problem):
-        return error.__context__.with_traceback(None)  # whose frames refer to the connection: a reference cycle
-    return BadRequest("The request is not valid HTTP.")

@@ -1,5 +1,6 @@
-"""Parser callbacks for a connection on which a client offered an upgrade, which is never accepted."""
+"""What the parser of a connection needs on which a client offered an upgrade, which is never accepted."""
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -32,3 +33,9 @@ class SkipFirstHead:
             self._skip = False
         else:
             self._protocol.on_headers_complete()
+
+
+def head_without_upgrade(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """The bytes of a head that frames the same body as one with these headers, and offers no upgrade."""
+    framing = [b"%b: %b" % each for each in headers if each[0] in (b"content-length", b"transfer-encoding")]
+    return b"\r\n".join([b"POST / HTTP/1.1", *(framing or [b"content-length: 0"]), b"\r\n"])

@@ -130,6 +130,17 @@ def test_trailers_are_dropped(port):
     assert b"x-request-id: trailer" not in answer
 
 
+def test_a_trailer_that_closes_the_connection_closes_it(port):
+    """The parser takes no request after it; the client must not wait for an answer to one."""
+    body = b"%x\r\n%b\r\n0\r\nconnection: close\r\n\r\n" % (len(SMALL), SMALL)
+    with socket.create_connection(("127.0.0.1", port), timeout=5) as line:
+        line.sendall(CHUNKED.replace(b"connection: close\r\n", b"") + body)
+        answer = b""
+        while piece := line.recv(65536):
+            answer += piece
+    assert answer[:12] == b"HTTP/1.1 200"
+
+
 def test_more_than_a_hundred_trailers_are_refused(port):
     """As header fields are."""
     body = b"%x\r\n" % len(SMALL) + SMALL + b"\r\n0\r\n"
@@ -284,6 +295,6 @@ def test_requests_over_connections_that_stay_open_leave_no_reference_cycles(port
 
     def ask_twice_and_leave():
         with socket.create_connection(("127.0.0.1", port), timeout=30) as line:
-            assert all(asked(line, ask(path, SMALL, connection="keep-alive")) == 200 for _ in range(2))
+            assert [asked(line, ask(path, SMALL, connection="keep-alive")) for _ in range(2)] == [200, 200]
 
     assert objects_in_cycles(ask_twice_and_leave, times=50) < 50

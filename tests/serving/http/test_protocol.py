@@ -38,6 +38,21 @@ def impatient_server(tiny_store, tmp_path_factory):
         yield running
 
 
+@pytest.mark.parametrize("file", ["seven.png", "two.jpg"])  # decoded in the event loop and in a process
+def test_a_client_that_only_ends_its_sending_is_answered(server, samples, file):
+    """All complete requests, then the connection is closed; an incomplete one is not waited for."""
+    data = GOOD if file == "seven.png" else (samples / file).read_bytes()
+    asked = head(content_type=PNG, content_length=len(data)) + data
+    for request, count in ((asked, 1), (asked * 3, 3), (NEXT + asked, 2), (asked + asked[:-1], 1), (asked[:-1], 0)):
+        with socket.create_connection(("127.0.0.1", server.port), timeout=5) as line:
+            line.sendall(request)
+            line.shutdown(socket.SHUT_WR)
+            text = b""
+            while piece := line.recv(65536):
+                text += piece
+        assert statuses(text) == [200] * count, (count, text)
+
+
 @contextmanager
 def connected(server, patience=20):
     with socket.create_connection(("127.0.0.1", server.port), timeout=patience) as line:

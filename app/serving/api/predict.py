@@ -32,10 +32,10 @@ _ENTRY_S, _PICTURE_S = 5e-6, 400e-6  # cost of an image in a response
 
 
 class Decision(NamedTuple):
-    """The rule by which images are called anomalies: `score > threshold`."""
+    """The rule by which images are called anomalies: `p_value <= alpha`."""
 
     alpha: float
-    threshold: float
+    threshold: float  # of the score, for the same alpha
     fdr: float | None = None
 
 
@@ -55,7 +55,7 @@ class EndpointSpec:
     def entries(self, upload: Upload, result: InferenceResult, decision: Decision, indices: range) -> list[Entry]:
         """The elements of `results` in the JSON response, for some of the images."""
         preparation = result.bundle.card.preprocess
-        return responses.score_entries(upload.infos, result.detections, indices, preparation, decision.threshold)
+        return responses.score_entries(upload.infos, result.detections, indices, preparation, decision.alpha)
 
     def array(self, result: InferenceResult) -> NDArray[np.float32] | None:
         """The array of the .npy response."""
@@ -281,12 +281,14 @@ def decide(result: InferenceResult, options: Options) -> Decision:
 
 
 def _decide_by_fdr(result: InferenceResult, fdr: float) -> Decision:
-    """The alpha and threshold that control the false discovery rate over the images of this response."""
+    """The alpha and threshold that control the false discovery rate over the images of this response.
+
+    An image above the threshold is normal if its kind has too few calibration images for so small a p-value.
+    """
     detections, calibration = result.detections, result.bundle.calibration
     alpha = benjamini_hochberg(detections.p_values, fdr)
-    normal = detections.scores[detections.p_values > alpha]  # some may lie beyond all calibration images of a small group
     try:
-        threshold = max(calibration.threshold(alpha), float(normal.max(initial=0)))
+        threshold = calibration.threshold(alpha)
     except CalibrationError:  # no p-value is that small: no image is called an anomaly
         threshold = float(max(detections.scores.max(), calibration.scores[-1]))
     return Decision(alpha, threshold, fdr)

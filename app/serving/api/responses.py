@@ -61,19 +61,22 @@ def model_entry(bundle: Bundle) -> Entry:
 
 
 def score_entries(
-    infos: Sequence[ImageInfo], detections: Detections, indices: range, preparation: str, threshold: float
+    infos: Sequence[ImageInfo], detections: Detections, indices: range, preparation: str, alpha: float
 ) -> list[Entry]:
-    """The elements of `results` of /score for the images with these indices; `preparation` is that of the model's card."""
+    """The elements of `results` of /score for the images with these indices; `preparation` is that of the model's card.
+
+    An image is an anomaly if its p-value is at most `alpha`.
+    """
     entries = []
     for index in indices:
         name, preprocess, warnings = infos[index]
-        score = detections.scores.item(index)
+        p_value = detections.p_values.item(index)
         entries.append(
             {
                 "name": name,
-                "score": score,
-                "p_value": detections.p_values.item(index),
-                "is_anomaly": score > threshold,
+                "score": detections.scores.item(index),
+                "p_value": p_value,
+                "is_anomaly": p_value <= alpha,
                 "reconstruction_error": detections.reconstruction_errors.item(index),
                 "preprocess": preprocess,
                 "warnings": with_calibration(warnings, preprocess, preparation, detections.calibrated.item(index)),

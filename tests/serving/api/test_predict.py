@@ -72,6 +72,16 @@ def test_false_discoveries_are_controlled_over_an_answer(client, fdr, strangers)
         assert result["is_anomaly"] == (result["score"] > answer["threshold"]) == (result["p_value"] <= answer["alpha"])
 
 
+def test_an_image_of_a_small_group_hides_no_other_discovery(client, samples):
+    """A blank photograph has a high score but no small p-value, because few blank ones were calibrated."""
+    letter = np.zeros((28, 28), np.uint8)  # an E with a bar in the middle
+    letter[4:24, 13:15] = letter[4:6, 5:23] = letter[13:15, 5:23] = letter[22:24, 5:23] = 255
+    files = [("file", ("letter.png", png(letter))), ("file", ("blank.png", (samples / "blank.png").read_bytes()))]
+    letter, blank = client.post("/score?fdr=0.001", files=files).json()["results"]
+    assert letter["score"] < blank["score"] and letter["p_value"] < blank["p_value"]
+    assert letter["is_anomaly"] and not blank["is_anomaly"]
+
+
 def test_without_discoveries_the_threshold_is_still_that_of_alpha(client):
     """One image of which there is nothing to say: alpha is fdr itself, and the threshold the one that ?alpha= has."""
     p_values = [result["p_value"] for result in ask(client, "/score").json()["results"]]

@@ -94,6 +94,7 @@ ATTACKS: dict[str, Attack] = {
     "GIF comment blocks": _upload("gif", files.gif_comments),
     "GIF comments": _upload("gif", lambda: files.gif_comments(many=True)),
     "PNG of 25 million pixels": _upload("png", files.png_large),
+    "PNG of 200 bytes": Attack(lambda: over_connections([request("/score", "image/png", files.png_small())])),
     "forms of 64 photographs": Attack(lambda: at_rate([_form(64, PHOTO.read_bytes())])),
     "forms of 80,000 parts": Attack(lambda: at_rate([_form(80_000, b"")])),
     "long queries": Attack(lambda: over_connections([request(f"/score?{'alpha=x&' * 7_000}", "image/png", b"x")])),

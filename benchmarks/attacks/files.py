@@ -95,6 +95,13 @@ def png_large(side: int = 5000) -> bytes:
     )
 
 
+def png_small(side: int = 100) -> bytes:
+    """A PNG of few bytes and pixels whose preparation takes as long as that of a photograph: a gradient."""
+    out = io.BytesIO()
+    Image.linear_gradient("L").resize((side, side)).save(out, "PNG")
+    return out.getvalue()
+
+
 def _saved(kind: str) -> bytes:
     out = io.BytesIO()
     Image.new("L", (28, 28)).save(out, kind)

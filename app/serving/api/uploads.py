@@ -157,7 +157,7 @@ class Uploads:
 
     async def decode_files(self, files: list[bytes], options: DecodeOptions, deadline: float) -> list[Result]:
         """Decode the files of one request: here if it is one that decodes quickly, else in the decoder processes."""
-        if len(files) == 1 and decodes_quickly(files[0]):  # 0.3 ms less than a process takes
+        if len(files) == 1 and decodes_quickly(files[0], *options):  # 0.3 ms less than a process takes
             return [self._decode_here(files[0], options)]
         with self._admission.elsewhere():
             return await self._decoders.decode(files, options, deadline=deadline)

@@ -388,23 +388,30 @@ def test_large_run_lengths_are_expected_to_take_long(shape, method):
 @pytest.mark.parametrize(
     ("quick", "data"),
     [
-        (True, saved(seven())),
-        (True, png(100, 100, body=b"")),
-        (False, saved(seven(64), "JPEG")),
-        (False, saved(seven(200))),
-        (False, saved(seven(200), "JPEG", quality=5)),
-        (False, png(1000, 1000, body=b"")),
-        (False, saved(seven(), "WEBP")),
-        (False, saved(seven(), "BMP")),
-        (False, saved(seven(), "GIF")),
-        (False, saved(seven(), "TIFF")),
-        (False, saved(seven()) + bytes(2048)),
-        (False, b"x"),
+        ("auto none", saved(seven())),
+        ("auto none", saved(Image.fromarray(seven()).convert("LA"))),
+        ("auto none", saved(Image.fromarray(seven().astype(np.uint16) * 257))),
+        ("none", saved(Image.fromarray(seven()).convert("RGB"))),
+        ("none", saved(Image.fromarray(seven()).convert("P"))),
+        ("none", saved(seven(20))),
+        ("none", png(100, 100, body=b"")),
+        ("", saved(seven(64), "JPEG")),
+        ("", saved(seven(200))),
+        ("", saved(seven(200), "JPEG", quality=5)),
+        ("", png(1000, 1000, body=b"")),
+        ("", saved(seven(), "WEBP")),
+        ("", saved(seven(), "BMP")),
+        ("", saved(seven(), "GIF")),
+        ("", saved(seven(), "TIFF")),
+        ("", saved(seven()) + bytes(2048)),
+        ("", b"x"),
     ],
 )
-def test_what_is_quick_to_decode_is_small_by_its_header(quick, data):
-    """Few bytes alone say nothing; only types whose header bounds the work are quick."""
-    assert decodes_quickly(data) == quick
+def test_what_is_quick_to_decode_is_small_by_its_header_and_is_not_prepared(quick, data):
+    """Few bytes alone say nothing; only types whose header bounds the work are quick, and preparing any image takes long."""
+    assert [preprocess for preprocess in ("auto", "none", "digit") if decodes_quickly(data, preprocess, 28)] == quick.split()
+    if quick.startswith("auto"):
+        assert decode_image(data).features is None
 
 
 @pytest.mark.parametrize("name", ["text bomb", "utf text bomb", "profile bomb", "many small bombs"])

@@ -111,8 +111,10 @@ class ConvolutionalNetwork(NamedTuple):
 
 def _layers(arrays: Mapping[str, NDArray[Any]], prefix: str, name: str) -> tuple[Floats, ...]:
     """The arrays of this name of all layers; at least one. Raises KeyError."""
-    count = next(layer for layer in range(1, len(arrays) + 2) if f"{prefix}_{name}{layer}" not in arrays)
-    return tuple(arrays[f"{prefix}_{name}{layer}"].astype(np.float32) for layer in range(count))
+    layers = [arrays[f"{prefix}_{name}0"]]
+    while (layer := arrays.get(f"{prefix}_{name}{len(layers)}")) is not None:
+        layers.append(layer)
+    return tuple(layer.astype(np.float32) for layer in layers)
 
 
 def _convolve(values: Floats, kernel: Floats, bias: Floats) -> Floats:
@@ -137,8 +139,8 @@ def _windows(side: int, channels: int, size: int) -> NDArray[np.intp]:
 class UploadNetworks:
     """The networks, what the upload features are scaled by, and the weights of the networks in the score."""
 
-    digits: tuple[ConvolutionalNetwork | SmallNetwork, ...]  # of pixels in [0, 1], [S * S]; older releases have one
-    picture: SmallNetwork  # of scaled features
+    digits: tuple[ConvolutionalNetwork | SmallNetwork, ...]  # read pixels in [0, 1], [S * S]; older releases have one
+    picture: SmallNetwork  # reads scaled features
     feature_mean: Floats  # [F] of the SCORED_FEATURES of normal uploads
     feature_std: Floats  # [F]
     weights: Floats  # [2] of digits and picture

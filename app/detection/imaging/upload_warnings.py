@@ -11,7 +11,7 @@ WORDS = {
     "low_contrast": "ink and paper hardly differ",
     "touches_border": "the digit touches the edge of the image, and part of it may be missing",
     "upscaled": "the digit measures less than 12 pixels, for which no false-alarm rate is promised",
-    "uncalibrated": "images of this kind were not calibrated; more than alpha of them may be flagged",
+    "uncalibrated": "the detector was not calibrated on images of this kind; more than alpha of them may be flagged",
     "looks_inverted": "all corners are bright; a 28x28 image is taken as it is, with 0 = background and 255 = ink",
 }
 

@@ -10,7 +10,7 @@ const WARNINGS = {
   touches_border: () => "The drawing touches the edge of the image; a part of it may be missing.",
   several_glyphs: (count) => `${count ? `${count} glyphs` : "Several glyphs"}: a 42 is not one digit. The network knows single digits.`,
   upscaled: () => "Very small: below 12 pixels no rate of false alarms is promised.",
-  uncalibrated: () => "Images of this kind were not calibrated; more of them may be flagged than alpha says.",
+  uncalibrated: () => "The detector was not calibrated on images of this kind; more of them may be flagged than alpha says.",
 };
 
 export function warningSentence(warning) {

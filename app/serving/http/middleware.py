@@ -101,7 +101,7 @@ class RequestMiddleware:
             if endpoint is not None:
                 await context.respond(await endpoint(Request(scope, body)))
             else:
-                route = await self._call_app(context)
+                await self._call_app(context)
         except ClientDisconnect:
             context.status = CLIENT_CLOSED_REQUEST
         except Exception as error:
@@ -114,17 +114,19 @@ class RequestMiddleware:
         finally:
             body.release()
             seconds = time.perf_counter() - context.started
-            self._metrics.record_request(route, context.status, seconds)
+            self._metrics.record_request(route if endpoint else _route_template(context.scope), context.status, seconds)
             if self._access_log is not None:
                 context.log(self._access_log, seconds)
 
-    async def _call_app(self, context: "RequestContext") -> str:
-        """Let FastAPI answer; returns the template of the path that it found. HEAD is answered as GET, without the body."""
+    async def _call_app(self, context: "RequestContext") -> None:
+        """Let FastAPI answer, and write the route that it found into the scope. HEAD is answered as GET, without the body."""
         scope = context.scope
         if scope["method"] == "HEAD":
             scope = {**scope, "method": "GET"}
-        await self.app(scope, context.receive, context.send)
-        return _route_template(scope)
+        try:
+            await self.app(scope, context.receive, context.send)
+        finally:
+            context.scope["route"] = scope.get("route")
 
     def _authenticate(self, scope: Scope) -> str:
         """The name of the request's API key. Raises Unauthorized."""
@@ -293,6 +295,6 @@ def with_root_path_once(scope: Scope, configured: str = "") -> tuple[Scope, str]
 
 
 def _route_template(scope: Scope) -> str:
-    """The template of the route that the framework found, so that clients cannot create time series at will."""
+    """The template of the route that the framework found, `other` without one: clients cannot create time series at will."""
     template: str = getattr(scope.get("route"), "path", "other")
     return template

@@ -1,6 +1,7 @@
 import json
 import math
 import re
+import socket
 import time
 
 import httpx
@@ -154,17 +155,23 @@ def test_what_is_under_way_is_a_gauge(own):
     assert value(own, "oddigit_queue_images") == 0
 
 
-def test_routes_are_counted_by_their_templates(own):
-    """What clients make up, be it a path, a picture or a method, makes no time series of its own."""
+def test_routes_are_counted_by_their_templates(busy, own):
+    """What clients make up, be it a path, a picture or a method, makes no time series of its own; refused early or not."""
     for index in range(20):
         own.get(f"/nowhere/{index}")
         own.get(f"/model/report/{index}.png")
         own.get(f"/problems/{index}")
         own.post(f"/score/{index}")
         own.request(f"BREW{index}", "/score")
+        assert own.get(f"/encoded/{index}", headers={"content-encoding": "gzip"}).status_code == 415
+        assert speak(busy, f"GET /without-host/{index} HTTP/1.1\r\n\r\n".encode()).status == 400
+        with socket.create_connection(("127.0.0.1", busy.port)) as line:  # and leave in the middle of the body
+            line.sendall(head(f"/v2/models/mnist/versions/{index}/infer", content_length=9) + b"cut")
     there = families(own)
     routes = {sample.labels["route"] for sample in there["oddigit_requests_total"].samples}
     assert {"/model/report/{picture}", "/problems/{type}", "other"} <= routes
+    assert value(own, "oddigit_requests_total", route="other", status="415") == 20
+    assert value(own, "oddigit_requests_total", route="other", status="400") == 20
     assert not any(character.isdigit() for route in routes for character in route.removeprefix("/v2"))
     assert len(there["oddigit_refused_total"].samples) < 30
 

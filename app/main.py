@@ -3,7 +3,9 @@
 import asyncio
 import gc
 import logging
+import multiprocessing
 import os
+import signal
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -100,7 +102,7 @@ class _Engine:
         await self.models.load()
         await self.decoders.start()
         self.draining.begin_on_sigterm(self.settings.drain_s)
-        tasks = [asyncio.create_task(self._flush_metrics())]
+        tasks = [asyncio.create_task(self._work_each_second())]
         if self.settings.reload:
             tasks.append(asyncio.create_task(self.models.watch()))
         gc.collect()
@@ -113,6 +115,7 @@ class _Engine:
             task.cancel()
         await asyncio.to_thread(self.decoders.close)
         self.stages.close()
+        self.metrics.flush()
         if self.access_log is not None:
             self.access_log.flush()
 
@@ -126,13 +129,20 @@ class _Engine:
             drift_level=settings.drift_level,
         )
 
-    async def _flush_metrics(self) -> None:
-        """Count buffered metrics once a second, so that a scrape of another worker finds them; return free memory at times."""
-        seconds = 0
+    async def _work_each_second(self) -> None:
+        """Count buffered metrics, so that a scrape of another worker finds them; return free memory at times.
+
+        A worker whose supervisor was killed stops, or it would keep the port for ever.
+        """
+        supervisor, seconds = multiprocessing.parent_process(), 0
         while True:
             await asyncio.sleep(1)
             await self.health.update_metrics()
             seconds += 1
+            if supervisor is not None and not supervisor.is_alive():
+                logger.error("the process that started this worker has ended; the worker stops")
+                signal.raise_signal(signal.SIGTERM)
+                supervisor = None
             if seconds % _TRIM_INTERVAL_S == 0:
                 await asyncio.to_thread(return_free_memory)
 

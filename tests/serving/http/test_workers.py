@@ -235,6 +235,22 @@ def test_a_killed_worker_is_counted_in_the_metrics(tiny_store, tmp_path):
         assert "died: signal SIGKILL" in server.log.read_text()
 
 
+@linux
+def test_workers_end_after_their_supervisor_was_killed(tiny_store, tmp_path):
+    """Else they would keep the port, and nobody would know of them."""
+    variables = {"ODDIGIT_STORE": str(tiny_store), "ODDIGIT_DRAIN_S": "0"}
+    with serving(tmp_path / "log", "--workers", "2", ends=(-signal.SIGKILL,), **variables) as server:
+        _wait_for_deaths(server, 0)
+        left = children(server.pid)
+        os.kill(server.pid, signal.SIGKILL)
+        until = time.monotonic() + 30
+        while any(Path(f"/proc/{pid}").exists() for pid in left):
+            assert time.monotonic() < until, server.log.read_text()
+            time.sleep(0.1)
+        with pytest.raises(httpx.TransportError):
+            httpx.get(f"{server.url}/livez", timeout=5)
+
+
 def _wait_for_deaths(server, count):
     until = time.monotonic() + 60
     while not _reports_deaths(server, count):

@@ -198,7 +198,7 @@ class Endpoints:
 
     def _check_upload(self, upload: Upload, spec: EndpointSpec, media: str) -> None:
         if media != JSON and upload.failed:
-            raise combine_problems([problem for _, problem in upload.failed.values()])
+            raise combine_problems([problem for _, problem in upload.failed.values()], len(upload.infos) + len(upload.failed))
         if not spec.outputs.error_maps:
             return
         if media == NPY:

@@ -152,7 +152,7 @@ class Uploads:
             else:
                 prepared.append((part.name, result))
         if not prepared:
-            raise combine_problems([problem for _, problem in failed.values()])
+            raise combine_problems([problem for _, problem in failed.values()], len(parts))
         return _prepared_upload(prepared, failed)
 
     async def decode_files(self, files: list[bytes], options: DecodeOptions, deadline: float) -> list[Result]:
@@ -230,10 +230,12 @@ def _prepared_upload(prepared: list[tuple[str, PreprocessedImage]], failed: dict
     )
 
 
-def combine_problems(problems: list[Problem]) -> Problem:
-    """One problem for a request in which nothing could be decoded: of the images' kind where all agree, else InvalidBody."""
+def combine_problems(problems: list[Problem], images: int) -> Problem:
+    """One problem for those of so many images that could not be decoded: of their kind where all agree, else InvalidBody."""
     if len(problems) == 1:
         return problems[0]
     kinds = {type(problem) for problem in problems}
     kind = kinds.pop() if len(kinds) == 1 else InvalidBody
-    return kind(f"None of the {len(problems)} images could be read. The first: {problems[0].detail}")
+    which = "None of the" if len(problems) == images else f"{len(problems)} of the"
+    read = "could" if len(problems) == images else "could not"
+    return kind(f"{which} {images} images {read} be read. The first: {problems[0].detail}")

@@ -6,6 +6,7 @@ most 0.1 s; a process that is killed loses the lines that wait.
 """
 
 import atexit
+import re
 import sys
 import time
 from asyncio import get_running_loop
@@ -18,6 +19,7 @@ from pydantic_core import to_json
 
 from app.serving.errors import RESULT
 
+_ADDRESS = re.compile(r"[0-9A-Za-z.:%_-]{1,64}")  # a proxy passes on what its client sent as X-Forwarded-For
 _FLUSH_S = 0.1
 _MAX_LINES = 200
 
@@ -83,7 +85,7 @@ def _json_line(when: float, request: LoggedRequest) -> str:
         "logger": "oddigit.access",
         "message": _message(request),
         "request_id": request_id,
-        "client": client,
+        "client": client if _ADDRESS.fullmatch(client) else "-",
         "method": method,
         "path": path,
         "status": status,
@@ -97,6 +99,7 @@ def _json_line(when: float, request: LoggedRequest) -> str:
 
 def _message(request: LoggedRequest) -> str:
     client, method, path, status, seconds, _, key_name, _, _ = request
+    client = client if _ADDRESS.fullmatch(client) else "-"
     by = f" by {key_name}" if key_name else ""
     return f'{client} "{method} {path}" {status} {seconds * 1000:.1f} ms{by}'
 

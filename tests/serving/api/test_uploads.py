@@ -160,7 +160,8 @@ def test_preparation_is_as_asked(client):
 def test_a_refusal_of_several_images_is_theirs_where_they_agree():
     """One problem is passed on; several alike keep their kind; several different ones make a bad body."""
     large, bad = TooLarge("a: too large"), InvalidBody("b: broken")
-    assert combine_problems([large]) is large
-    assert isinstance(combine_problems([large, large]), TooLarge)
-    assert isinstance(combine_problems([large, bad]), InvalidBody)
-    assert "None of the 2" in combine_problems([large, bad]).detail
+    assert combine_problems([large], 1) is large
+    assert isinstance(combine_problems([large, large], 2), TooLarge)
+    assert isinstance(combine_problems([large, bad], 2), InvalidBody)
+    assert "None of the 2 images could be read" in combine_problems([large, bad], 2).detail
+    assert "2 of the 5 images could not be read" in combine_problems([large, bad], 5).detail

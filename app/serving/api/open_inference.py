@@ -162,7 +162,7 @@ class OpenInference:
     async def _infer(self, request: Request, inference: Inference, *, pinned: bool = False) -> Response:
         """Read, check and score the request's images; `pinned`: only the version that is in service now may answer."""
         settings, loop, detector = self._settings, asyncio.get_running_loop(), inference.detector
-        watch = read_options(request.scope["query_string"]).watch == "1"
+        watch = read_options(request.scope["query_string"], ("watch",)).watch == "1"  # the others are parameters in the body
         headers = dict(request.scope["headers"])
         if declared_length(headers) > _INLINE_BYTES + _INLINE_BINARY_BYTES:
             self._stages.pictures.check()  # before the body is received: a refused body is only discarded

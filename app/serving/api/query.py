@@ -54,8 +54,8 @@ _ERRORS = {
 }
 
 
-def read_options(query: bytes) -> Options:
-    """Options from a query string.
+def read_options(query: bytes, names: Collection[str] = tuple(Options.model_fields)) -> Options:
+    """Options from a query string, which may hold those with these names.
 
     Raises:
         OutOfRange: a value is not valid, both alpha and fdr are given, or the query is too long.
@@ -64,7 +64,7 @@ def read_options(query: bytes) -> Options:
     if len(query) > _MAX_QUERY_BYTES:
         raise OutOfRange(f"The query string has {len(query):,} bytes; at most {_MAX_QUERY_BYTES:,} are read.")
     values = dict(parse_qsl(query.decode("latin-1"), keep_blank_values=True))
-    check_names(values, Options.model_fields)
+    check_names(values, names)
     try:
         options = Options.model_validate(values)
     except ValidationError as error:

@@ -241,6 +241,13 @@ def test_alpha_is_a_parameter_and_the_id_comes_back(client):
     assert answer["model_version"] == str(scored(client)["model"]["version"])
 
 
+@pytest.mark.parametrize("query", ["alpha=0.3", "model=other", "preprocess=none"])
+def test_parameters_of_score_are_refused_in_the_query(client, query):
+    """They would have no effect there: alpha and preprocess are parameters in the body, the model is in the path."""
+    response = infer(client, path=f"{INFER}?{query}")
+    assert (response.status_code, "there are: watch" in response.json()["error"]) == (422, True)
+
+
 def test_the_model_tells_its_inputs_and_outputs_as_they_are(client):
     """Each output that is named comes with the datatype and shape that the model's description gives."""
     version = client.get("/readyz").json()["model"]["version"]

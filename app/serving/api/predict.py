@@ -228,6 +228,8 @@ def _render_response(deadline: Deadline | None, call: _Call, upload: Upload, res
         array = call.spec.array(result)
         assert array is not None  # every endpoint requests the array that it returns
         body = responses.npy(array)
+        if call.spec.outputs.verdicts:
+            anomalies = int((result.detections.p_values <= decide(result, call.options).alpha).sum())
     response = BytesResponse(body, call.media)
     response.raw_headers.append(responses.result_header(len(upload.infos), anomalies))
     return response

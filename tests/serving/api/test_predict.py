@@ -82,6 +82,20 @@ def test_an_image_of_a_small_group_hides_no_other_discovery(client, samples):
     assert letter["is_anomaly"] and not blank["is_anomaly"]
 
 
+@pytest.mark.parametrize("query", ["", "?alpha=0.2", "?fdr=0.3"])
+def test_an_answer_as_an_array_counts_its_anomalies(client, query):
+    """In the header, as JSON does; a rate that cannot be had is refused in both forms."""
+    noise = np.random.default_rng(0).integers(0, 256, (5, 28, 28)).astype(np.uint8)
+    mixed = npy(np.concatenate([IMAGES, noise]))
+    results = [ask(client, "/score", mixed, query=query, accept=accept) for accept in ("application/json", NPY)]
+    assert results[0].headers["oddigit-result"] == results[1].headers["oddigit-result"]
+    assert (
+        f"anomalies={sum(each['is_anomaly'] for each in results[0].json()['results'])}" in results[1].headers["oddigit-result"]
+    )
+    refused = client.post("/score?alpha=1e-9", content=mixed, headers={"content-type": NPY, "accept": NPY})
+    assert refused.status_code == 422
+
+
 def test_without_discoveries_the_threshold_is_still_that_of_alpha(client):
     """One image of which there is nothing to say: alpha is fdr itself, and the threshold the one that ?alpha= has."""
     p_values = [result["p_value"] for result in ask(client, "/score").json()["results"]]

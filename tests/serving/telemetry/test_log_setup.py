@@ -62,7 +62,7 @@ def test_a_request_s_line_says_what_was_judged(strict_server, strict_client):
     tensor = {"name": "x", "shape": [3, 28, 28], "datatype": "UINT8", "data": images.ravel().tolist()}
     asked = {
         "score": ("/score?alpha=0.999", npy(images), "application/x-npy", "*/*"),
-        "array": ("/score", npy(images), "application/x-npy", "application/x-npy"),
+        "array": ("/score?alpha=0.999", npy(images), "application/x-npy", "application/x-npy"),
         "embed": ("/embed", png(images[0]), "image/png", "*/*"),
         "picture": ("/reconstruct", png(images[0]), "image/png", "image/png"),
         "infer": ("/v2/models/mnist/infer", json.dumps({"inputs": [tensor]}).encode()[:4000], "application/json", "*/*"),
@@ -80,7 +80,7 @@ def test_a_request_s_line_says_what_was_judged(strict_server, strict_client):
     size = len(npy(images))
     assert found == {
         "score": (size, 3, 3, None),
-        "array": (size, 3, None, None),
+        "array": (size, 3, 3, None),
         "embed": (len(png(images[0])), 1, None, None),
         "picture": (len(png(images[0])), 1, None, None),
         "infer": (4000, None, None, "invalid-json"),

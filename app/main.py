@@ -132,7 +132,7 @@ class _Engine:
     async def _work_each_second(self) -> None:
         """Count buffered metrics, so that a scrape of another worker finds them; return free memory at times.
 
-        A worker whose supervisor was killed stops, or it would keep the port for ever.
+        A worker stops when its supervisor was killed: it would keep the port, and nothing would restart or stop it.
         """
         supervisor, seconds = multiprocessing.parent_process(), 0
         while True:

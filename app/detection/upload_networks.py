@@ -1,4 +1,4 @@
-"""Small networks that look at prepared uploads: is this no digit, and is this a picture of a thing? Yes is a positive log-odds.
+"""Small networks for prepared uploads: the log-odds that an image is not a digit, and that it is a picture of a thing.
 
 All are classifiers in numpy, fitted in training/upload_fitting.py. The digit networks are convolutional and read the prepared
 image; they were trained on prepared uploads, normal ones and synthetic anomalies, because preparation gives all images the look

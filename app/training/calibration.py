@@ -139,8 +139,8 @@ def detect_all(detector: Detector, images: LabelledImages, advance: Advance = no
 def measure(bundle: Bundle, test: Detections, data_name: str, fitted: Detections | None = None) -> dict[str, Any]:
     """The card's metrics: false-alarm rates on normal test images, how exact the rate can be, and the groups of uploads.
 
-    `fitted` are the detections of the images used for fitting. The quantile of their scores is what is often taken for a
-    threshold; it is reported because it is too low.
+    `fitted` are the detections of the images used for fitting. The quantile of their scores is often used as the threshold; it
+    is reported for comparison, because it is too low.
     """
     known = [rate for rate in RATES if bundle.calibration.n >= images_needed(rate)]
     return {

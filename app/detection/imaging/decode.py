@@ -29,9 +29,9 @@ Pixels = NDArray[np.uint8]
 MAX_PIXELS = 25_000_000
 
 
-def choose_preprocess(asked: Preprocess, calibrated: Preprocess) -> Preprocess:
-    """How to prepare an upload: as `asked`, but `auto` is `none` for a detector whose calibration images were not prepared."""
-    return "none" if asked == "auto" and calibrated == "none" else asked
+def choose_preprocess(asked: Preprocess, of_card: Preprocess) -> Preprocess:
+    """Return how to prepare an upload: as `asked`, except that `auto` is `none` for a detector whose card says `none`."""
+    return "none" if asked == "auto" and of_card == "none" else asked
 
 
 def decode_image(
@@ -205,7 +205,7 @@ def decode_scanlines(images: Sequence[bytes]) -> Pixels:
 
 
 def decode_plain_images(scanlines: Sequence[bytes]) -> list[PreprocessedImage]:
-    """`decode_image` with the preprocessing `auto` for several files at once, of which `plain_scanlines` returned these."""
+    """`decode_image` with the preprocessing `auto` for several files at once; `scanlines` are from `plain_scanlines`."""
     images, moved = centre_images(decode_scanlines(scanlines))
     return [
         PreprocessedImage(image, ("centred",) if shifted else (), _inversion_warnings(image))
@@ -259,8 +259,8 @@ def _resized(image: Image.Image, steps: tuple[str, ...], size: int) -> Preproces
 def _fitted(image: Image.Image, size: int) -> Image.Image:
     """Resize a grey image to a longest side of `size`; the rest of the square is filled with the median of its border.
 
-    When the image shrinks, each new pixel is the mean of those that it covers, so that an image which was enlarged by a whole
-    factor is restored exactly.
+    A pixel of a smaller result is the mean of the pixels in its area. This restores an image exactly after it was enlarged by
+    an integer factor.
     """
     scale = size / max(image.size)
     width, height = (max(1, round(side * scale)) for side in image.size)

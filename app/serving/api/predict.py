@@ -285,7 +285,7 @@ def decide(result: InferenceResult, options: Options) -> Decision:
 def _decide_by_fdr(result: InferenceResult, fdr: float) -> Decision:
     """The alpha and threshold that control the false discovery rate over the images of this response.
 
-    An image above the threshold is normal if its kind has too few calibration images for so small a p-value.
+    No image is flagged whose kind has fewer calibration images than a p-value of `alpha` needs, even above the threshold.
     """
     detections, calibration = result.detections, result.bundle.calibration
     alpha = benjamini_hochberg(detections.p_values, fdr)

@@ -231,11 +231,12 @@ def _prepared_upload(prepared: list[tuple[str, PreprocessedImage]], failed: dict
 
 
 def combine_problems(problems: list[Problem], images: int) -> Problem:
-    """One problem for those of so many images that could not be decoded: of their kind where all agree, else InvalidBody."""
+    """One problem for the failed ones of `images` images: of the type of `problems` if they have one type, else InvalidBody."""
     if len(problems) == 1:
         return problems[0]
     kinds = {type(problem) for problem in problems}
     kind = kinds.pop() if len(kinds) == 1 else InvalidBody
-    which = "None of the" if len(problems) == images else f"{len(problems)} of the"
-    read = "could" if len(problems) == images else "could not"
-    return kind(f"{which} {images} images {read} be read. The first: {problems[0].detail}")
+    failed = f"{len(problems)} of the {images} images could not be read"
+    if len(problems) == images:
+        failed = f"None of the {images} images could be read"
+    return kind(f"{failed}. The first: {problems[0].detail}")

@@ -151,10 +151,10 @@ def _split(detections: Detections, jobs: list[Job]) -> list[Detections]:
 
 def _with_verdicts(jobs: list[Job], batch: Detections, parts: list[Detections]) -> Detections | None:
     """Detections of the jobs that asked for verdicts, None without any."""
-    judged = [part for job, part in zip(jobs, parts, strict=True) if job.outputs.verdicts]
-    if len(judged) == len(parts):
+    with_verdicts = [part for job, part in zip(jobs, parts, strict=True) if job.outputs.verdicts]
+    if len(with_verdicts) == len(parts):
         return batch
-    return Detections.join(judged) if judged else None
+    return Detections.join(with_verdicts) if with_verdicts else None
 
 
 def _join_features(jobs: list[Job]) -> NDArray[np.float32] | None:

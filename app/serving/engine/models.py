@@ -56,14 +56,14 @@ class TrafficMonitor:
         self._bundle, self._drift = bundle, DriftMonitor(bundle.calibration.n, self._level, upload_groups)
         self._metrics.set_version(bundle.card.version, bundle.card.scorer, device)
 
-    def record_batch(self, bundle: Bundle, images: int, judged: Detections | None) -> None:
-        """Record a forward pass of `images` images; `judged` holds the detections that become verdicts."""
+    def record_batch(self, bundle: Bundle, images: int, with_verdicts: Detections | None) -> None:
+        """Record a forward pass of `images` images; `with_verdicts` are the detections that have verdicts."""
         self._metrics.record_batch(images)
-        if judged is None:
+        if with_verdicts is None:
             return
-        self._metrics.record_scores(judged.scores, judged.p_values, bundle.card.threshold)
+        self._metrics.record_scores(with_verdicts.scores, with_verdicts.p_values, bundle.card.threshold)
         if bundle is self._bundle:  # a long array may finish after its version was replaced
-            self._batches.append((self._drift, judged.p_values, judged.calibration_sizes))
+            self._batches.append((self._drift, with_verdicts.p_values, with_verdicts.calibration_sizes))
 
     def update_drift(self) -> None:
         """Make the bets of the drift monitor; may be called on another thread."""

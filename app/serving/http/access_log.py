@@ -19,13 +19,13 @@ from pydantic_core import to_json
 
 from app.serving.errors import RESULT
 
-_ADDRESS = re.compile(r"[0-9A-Za-z.:%_-]{1,64}")  # a proxy passes on what its client sent as X-Forwarded-For
+_ADDRESS = re.compile(r"[0-9A-Za-z.:%_\[\]-]{1,64}")  # the characters of IP addresses, ports and zones
 _FLUSH_S = 0.1
 _MAX_LINES = 200
 
 
 class LoggedRequest(NamedTuple):
-    """What the access log says of a request that was answered, or whose client left."""
+    """A request for the access log: it was answered, or its client left."""
 
     client: str  # address
     method: str
@@ -85,7 +85,7 @@ def _json_line(when: float, request: LoggedRequest) -> str:
         "logger": "oddigit.access",
         "message": _message(request),
         "request_id": request_id,
-        "client": client if _ADDRESS.fullmatch(client) else "-",
+        "client": _address(client),
         "method": method,
         "path": path,
         "status": status,
@@ -99,9 +99,13 @@ def _json_line(when: float, request: LoggedRequest) -> str:
 
 def _message(request: LoggedRequest) -> str:
     client, method, path, status, seconds, _, key_name, _, _ = request
-    client = client if _ADDRESS.fullmatch(client) else "-"
     by = f" by {key_name}" if key_name else ""
-    return f'{client} "{method} {path}" {status} {seconds * 1000:.1f} ms{by}'
+    return f'{_address(client)} "{method} {path}" {status} {seconds * 1000:.1f} ms{by}'
+
+
+def _address(client: str) -> str:
+    """The client's address, `-` for a text that is none: proxies pass on the X-Forwarded-For that a client sent."""
+    return client if _ADDRESS.fullmatch(client) else "-"
 
 
 @lru_cache(maxsize=2)  # requests of the same second follow each other

@@ -1,4 +1,4 @@
-"""Connections: when each is read, how it is written and how long that may take, and what all connections of a server share."""
+"""The connections of a server: reading and writing of each, its timeouts, and the limits that all connections share."""
 
 import asyncio
 from collections import OrderedDict, deque
@@ -18,7 +18,7 @@ _FINAL_HEAD = (b"HTTP/1.1 2", b"HTTP/1.1 3", b"HTTP/1.1 4", b"HTTP/1.1 5")  # 1x
 class HeldTransport(asyncio.Transport):
     """Stands between uvicorn and a transport. While it is held, nothing is read. A client that reads slowly is disconnected.
 
-    uvicorn writes a head and a body separately, and each write is a system call. Here a head waits for what is written next.
+    uvicorn writes a head and a body separately, and each write is a system call. Here a head is sent with the next data.
     Other methods than those that uvicorn calls are not passed on.
     """
 
@@ -175,7 +175,7 @@ class IterationLimit:
 
 @dataclass(frozen=True)
 class ConnectionLimits:
-    """Limits of each connection, and what all connections of a server share."""
+    """Limits of each connection, and the limits and state that all connections of a server share."""
 
     max_connections: int = 4096
     head_timeout_s: float = 10.0

@@ -35,7 +35,7 @@ _PUBLIC_PREFIXES = ("/problems/", "/page/")  # where the `type` of every problem
 _VALID_ID = re.compile(rb"[A-Za-z0-9._:-]{1,64}")
 _NO_SNIFFING = (b"x-content-type-options", b"nosniff")
 _CLOSE = (b"connection", b"close")
-_SENT_BYTES = 64 * 1024  # a piece of a large response: the next one is sent when the client has read most of this one
+_SENT_PIECE_BYTES = 64 * 1024  # of a large response: the next one is sent when the client has read most of this one
 _MAX_SEND_S = 600.0  # for a response that takes a share of the budget, because it is larger than that
 
 
@@ -84,7 +84,7 @@ class RequestMiddleware:
             return
         route = path = scope["path"]
         if self._root_path or scope.get("root_path"):
-            scope, route = with_root_path_once(scope, self._root_path)
+            scope, route = normalise_root_path(scope, self._root_path)
         endpoint = self._fast_endpoints.get(route) if scope["method"] == "POST" else None
         limits = self._limits
         limit = None if endpoint else limits.max_body_bytes
@@ -119,7 +119,7 @@ class RequestMiddleware:
                 context.log(self._access_log, seconds)
 
     async def _call_app(self, context: "RequestContext") -> None:
-        """Let FastAPI answer, and write the route that it found into the scope. HEAD is answered as GET, without the body."""
+        """Let FastAPI answer. It writes the route that it finds into the scope. HEAD is answered as GET, without the body."""
         scope = context.scope
         if scope["method"] == "HEAD":
             scope = {**scope, "method": "GET"}
@@ -202,7 +202,7 @@ class RequestContext:
     async def respond(self, response: Response) -> None:
         """Send a response whose body is complete. Raises Unavailable, before anything is sent: the budget is exhausted."""
         start = {"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers}
-        if len(response.body) > _SENT_BYTES:
+        if len(response.body) > _SENT_PIECE_BYTES:
             await self._send_body(start, response.body, more=False)
         elif not self._write_at_once(response):
             await self._send_head(start)
@@ -228,15 +228,15 @@ class RequestContext:
 
         Raises ClientDisconnect if the client has not read a body that takes a share of the budget within _MAX_SEND_S.
         """
-        size = min(len(body), self._budget.size) if len(body) > _SENT_BYTES else 0
+        size = min(len(body), self._budget.size) if len(body) > _SENT_PIECE_BYTES else 0
         if not self._budget.acquire(size):
             raise Unavailable("Too many large responses are being sent.", {"retry-after": "1"})
         try:
             if start is not None:
                 await self._send_head(start)
             async with asyncio.timeout(_MAX_SEND_S if size else None):
-                while len(body) > _SENT_BYTES:
-                    piece, body = body[:_SENT_BYTES], memoryview(body)[_SENT_BYTES:]
+                while len(body) > _SENT_PIECE_BYTES:
+                    piece, body = body[:_SENT_PIECE_BYTES], memoryview(body)[_SENT_PIECE_BYTES:]
                     await self._send({"type": "http.response.body", "body": bytes(piece), "more_body": True})
                     await asyncio.sleep(0)  # other requests go on: `send` does not wait for a client that reads fast
                 await self._send({"type": "http.response.body", "body": bytes(body), "more_body": more})
@@ -283,7 +283,7 @@ def request_id(sent: bytes) -> str:
     return f"{random.getrandbits(64):016x}"
 
 
-def with_root_path_once(scope: Scope, configured: str = "") -> tuple[Scope, str]:
+def normalise_root_path(scope: Scope, configured: str = "") -> tuple[Scope, str]:
     """The scope with its root path exactly once in front of `path`, and the path below it.
 
     A proxy may strip the prefix or keep it, and uvicorn's --root-path puts it in front of whatever was sent.

@@ -2,8 +2,8 @@
 
 Added here: a maximum number of connections (503), a maximum size (413) and duration (408) of a request's head, write timeouts
 for clients that do not read or read slowly, limits on a body that is received after its request was answered, problem bodies
-for malformed requests, and the body behind an Upgrade header, which uvicorn loses
-(https://github.com/Kludex/uvicorn/discussions/2722). Trailers are read and dropped.
+for malformed requests, responses to a client that has closed its sending side, and the body after an Upgrade header, which
+uvicorn loses (https://github.com/Kludex/uvicorn/discussions/2722). Trailers are read and dropped.
 
 Names of uvicorn that its documentation does not promise, all used in this file alone: `HttpToolsProtocol`; its attributes
 `parser`, `scope`, `cycle`, `pipeline` and methods `on_response_complete`, `_unset_keepalive_if_required`; and of a cycle (a
@@ -32,11 +32,11 @@ if TYPE_CHECKING:
 
 WRITE_RESPONSE = "oddigit.write_response"  # key of an ASGI extension; see `LimitedProtocol.write_response`
 
-_MAX_HEAD_BYTES = 32 * 1024  # of a request that are not body: head, trailers, chunk framing beyond the allowance
+_MAX_HEAD_BYTES = 32 * 1024  # of head and trailers, and of chunk framing beyond its allowance
 _MAX_FIELDS = 100  # header fields of a request, and trailers
 _PROBES = (b"/livez", b"/readyz", b"/health/live", b"/health/ready")  # how their paths end
 _PROBE_CONNECTIONS = 16  # beyond the maximum, for probes alone
-_PARSED_BYTES = 2048  # at once: fifty of the smallest requests
+_PARSED_PIECE_BYTES = 2048  # that are parsed at once: fifty of the smallest requests
 _FRAMING_ALLOWANCE = 8  # bytes of chunk framing for each byte of the body; chunks of one byte take six
 _DISCARD_TIMEOUT_S = 60.0  # for the rest of a body whose request has been answered
 
@@ -105,7 +105,7 @@ class LimitedProtocol(HttpToolsProtocol):
             self._parse_pieces()
 
     def eof_received(self) -> bool:  # type: ignore[override]
-        """The client sends no more. Returns whether the transport stays open, for the responses to its complete requests."""
+        """The client has closed its sending side. Returns whether to keep the transport open, to answer complete requests."""
         self._at_end = True
         return self._awaits_response or bool(self._unparsed)
 
@@ -131,11 +131,11 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def _piece_bytes(self, available: int) -> int:
         """How much to parse at once: the rest of a body whose length is known, or a piece that may hold whole requests."""
-        if available <= _PARSED_BYTES or self._phase is not _Phase.BODY:
-            return _PARSED_BYTES
+        if available <= _PARSED_PIECE_BYTES or self._phase is not _Phase.BODY:
+            return _PARSED_PIECE_BYTES
         declared = dict(self.scope["headers"]).get(b"content-length")
         # chunked: larger, because uvicorn copies what it has of the body for each piece
-        return 8 * _PARSED_BYTES if declared is None else max(_PARSED_BYTES, int(declared) - self._body_bytes)
+        return 8 * _PARSED_PIECE_BYTES if declared is None else max(_PARSED_PIECE_BYTES, int(declared) - self._body_bytes)
 
     def _parse_piece(self, piece: memoryview) -> None:
         self._non_body_bytes += len(piece)
@@ -147,7 +147,7 @@ class LimitedProtocol(HttpToolsProtocol):
         else:
             if self._non_body_bytes > _MAX_HEAD_BYTES:
                 self._fail(TooLarge(f"The request's head is larger than {_MAX_HEAD_BYTES:,} bytes."))
-            self._non_body_bytes = max(0, self._non_body_bytes)  # what a chunk leaves of its allowance is not for trailers
+            self._non_body_bytes = max(0, self._non_body_bytes)  # an allowance that is left is not for trailers
 
     def on_message_begin(self) -> None:
         self._phase, self._fields = _Phase.HEAD, 0

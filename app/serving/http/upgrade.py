@@ -1,4 +1,4 @@
-"""What the parser of a connection needs on which a client offered an upgrade, which is never accepted."""
+"""Parsing after a request that offers an upgrade, which is never accepted: a substitute for its head, and parser callbacks."""
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
@@ -36,6 +36,6 @@ class SkipFirstHead:
 
 
 def head_without_upgrade(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
-    """The bytes of a head that frames the same body as one with these headers, and offers no upgrade."""
+    """The bytes of a request head without an upgrade, for the same body as `headers` declare."""
     framing = [b"%b: %b" % each for each in headers if each[0] in (b"content-length", b"transfer-encoding")]
     return b"\r\n".join([b"POST / HTTP/1.1", *(framing or [b"content-length: 0"]), b"\r\n"])

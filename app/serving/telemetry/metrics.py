@@ -46,7 +46,7 @@ class _ModelFamilies:
         self.batch = Histogram(
             "oddigit_batch_images", "Images in one forward pass.", model, buckets=_BATCHES, registry=registry
         )
-        self.images = Counter("oddigit_images", "Images judged, by verdict.", ("model", "verdict"), registry=registry)
+        self.images = Counter("oddigit_images", "Images with a verdict, by verdict.", ("model", "verdict"), registry=registry)
         self.scores = Histogram("oddigit_score", "Anomaly scores.", model, buckets=_SCORES, registry=registry)
         self.p_values = Histogram("oddigit_p_value", "p-values.", model, buckets=_P_VALUES, registry=registry)
         self.info = Gauge(
@@ -107,7 +107,7 @@ class ModelMetrics:
         self._drifting.set(drifting)
 
     def flush(self) -> None:
-        """Count what is buffered."""
+        """Count the buffered batches and scores."""
         if self._buffered_batches:
             observe_many(self._batch, _BATCHES, np.array(self._buffered_batches))
             self._buffered_batches.clear()

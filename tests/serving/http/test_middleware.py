@@ -22,7 +22,7 @@ from app.serving import schemas
 from app.serving.errors import Unavailable
 from app.serving.http import middleware
 from app.serving.http.body import ByteBudget
-from app.serving.http.middleware import PUBLIC_PATHS, RequestContext, request_id, with_root_path_once
+from app.serving.http.middleware import PUBLIC_PATHS, RequestContext, normalise_root_path, request_id
 from app.serving.settings import Settings
 
 BODY = png(stroke_images(1, seed=0)[0])
@@ -151,6 +151,8 @@ def test_forwarded_addresses_are_used_from_trusted_proxies_only(tiny_store, tmp_
         with serving(tmp_path / address, ODDIGIT_TRUSTED_PROXIES=trusted, **variables) as server:
             httpx.get(f"{server.url}/livez", headers={"x-forwarded-for": "203.0.113.7", "x-request-id": "via"})
             assert f' {address} "GET /livez"' in server.told("via")
+            httpx.get(f"{server.url}/livez", headers={"x-forwarded-for": 'a "GET /" 200', "x-request-id": "forged"})
+            assert f' {"-" if trusted == "127.0.0.1" else address} "GET /livez"' in server.told("forged")
 
 
 @pytest.mark.parametrize("path", ["/score", "/decode", "/v2/models/mnist/infer"])
@@ -251,7 +253,7 @@ def test_requests_on_one_connection_are_answered_in_order(server):
 )
 def test_the_path_below_the_prefix(root, path, route):
     """A root path of one slash is none."""
-    assert with_root_path_once({"root_path": root, "path": path})[1] == route
+    assert normalise_root_path({"root_path": root, "path": path})[1] == route
 
 
 def test_a_large_response_that_is_not_read_gives_its_memory_back(monkeypatch):

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from live import ROOT, head, serving, speak
 from prometheus_client import CollectorRegistry, Histogram
+from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.parser import text_string_to_metric_families
 from strokes import npy, png, stroke_images
 
@@ -156,7 +157,7 @@ def test_what_is_under_way_is_a_gauge(own):
 
 
 def test_routes_are_counted_by_their_templates(busy, own):
-    """What clients make up, be it a path, a picture or a method, makes no time series of its own; refused early or not."""
+    """A path, picture or method that a client invents makes no time series of its own, even if the request is refused early."""
     for index in range(20):
         own.get(f"/nowhere/{index}")
         own.get(f"/model/report/{index}.png")
@@ -166,7 +167,12 @@ def test_routes_are_counted_by_their_templates(busy, own):
         assert own.get(f"/encoded/{index}", headers={"content-encoding": "gzip"}).status_code == 415
         assert speak(busy, f"GET /without-host/{index} HTTP/1.1\r\n\r\n".encode()).status == 400
         with socket.create_connection(("127.0.0.1", busy.port)) as line:  # and leave in the middle of the body
-            line.sendall(head(f"/v2/models/mnist/versions/{index}/infer", content_length=9) + b"cut")
+            line.sendall(head("/v2/models/mnist/infer", content_length=9) + b"cut")
+    left = {"route": "/v2/models/{model}/infer", "status": "499"}
+    until = time.monotonic() + 20
+    while value(own, "oddigit_requests_total", **left) < 20:
+        assert time.monotonic() < until
+        time.sleep(0.1)
     there = families(own)
     routes = {sample.labels["route"] for sample in there["oddigit_requests_total"].samples}
     assert {"/model/report/{picture}", "/problems/{type}", "other"} <= routes
@@ -174,6 +180,19 @@ def test_routes_are_counted_by_their_templates(busy, own):
     assert value(own, "oddigit_requests_total", route="other", status="400") == 20
     assert not any(character.isdigit() for route in routes for character in route.removeprefix("/v2"))
     assert len(there["oddigit_refused_total"].samples) < 30
+
+
+def test_the_last_requests_before_a_stop_are_counted(tiny_store, tmp_path):
+    """A worker that stops leaves its numbers to the others."""
+    shared = tmp_path / "metrics"
+    shared.mkdir()
+    variables = {"ODDIGIT_STORE": str(tiny_store), "ODDIGIT_DRAIN_S": "0", "PROMETHEUS_MULTIPROC_DIR": str(shared)}
+    with serving(tmp_path / "log", **variables) as server, httpx.Client(base_url=server.url) as client:
+        for _ in range(5):
+            client.get("/livez").raise_for_status()
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry, str(shared))
+    assert registry.get_sample_value("oddigit_requests_total", {"route": "/livez", "status": "200"}) == 5
 
 
 def test_every_answer_is_counted_by_its_status(own):

@@ -110,7 +110,10 @@ class Pace:
 
 
 class WorkQueue:
-    """The work that waits for one stage, in seconds. An empty queue accepts any work."""
+    """The work that waits for one stage, in seconds. An empty queue accepts any work.
+
+    The seconds that work is expected to take are corrected by what the newest work took: on a busy machine it takes longer.
+    """
 
     def __init__(self, *, servers: int, max_wait_s: float, max_jobs: int) -> None:
         """`servers`: how many processes or threads work on the queue; at most `max_jobs` jobs wait or are worked on."""
@@ -118,17 +121,22 @@ class WorkQueue:
         self._max_wait_s = max_wait_s
         self._max_jobs = max_jobs
         self._seconds = 0.0
+        self._pace = Pace()
         self.jobs = 0
 
     @property
     def expected_wait_s(self) -> float:
         """How long the accepted work will take."""
-        return self._seconds / self._servers
+        return self._seconds * self._pace.ratio / self._servers
 
     def check(self) -> None:
         """Raise Overloaded if the queue accepts no more work."""
-        if self.jobs and (self.expected_wait_s > self._max_wait_s or self.jobs >= self._max_jobs):
+        if self.jobs and (self.jobs >= self._max_jobs or self.expected_wait_s > self._max_wait_s):
             raise Overloaded(self.expected_wait_s)
+
+    def record(self, expected_s: float, measured_s: float) -> None:
+        """Count work that one process or thread was expected to do in `expected_s` seconds and did in `measured_s`."""
+        self._pace.record(expected_s, measured_s)
 
     @contextmanager
     def reserve(self, seconds: float) -> Iterator[None]:

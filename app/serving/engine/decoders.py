@@ -7,6 +7,7 @@ occupies the last process. What the header of a file promises is corrected by wh
 import asyncio
 import multiprocessing
 import signal
+import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures.process import BrokenProcessPool
@@ -26,8 +27,7 @@ from app.serving.engine.decode_worker import Decoded
 _FAST_LANE_S = 0.1  # CPU seconds that the header may promise: a JPEG of 30 or a PNG of 4 million pixels
 _FAST_CPU_LIMIT_S = 0.3  # for an image in the fast lane
 _SLOW_CPU_LIMIT_S = 2.0  # 25 million pixels of PNG with transparency take 0.9 s
-_FAST_WAIT = 0.1  # of the deadline: the longest wait in the fast lane before uploads are refused
-_SLOW_WAIT = 0.2
+_MAX_WAIT = 0.3  # of the deadline: the longest wait in a lane before uploads are refused
 _SIGPROF, _SIGKILL = -signal.SIGPROF, -signal.SIGKILL  # exit codes of decoder processes
 
 Result = PreprocessedImage | ImageError
@@ -61,9 +61,9 @@ class Decoders:
         self._on_stopped = on_stopped
         slow = max(1, processes - 1)
         self._free = asyncio.Semaphore(processes)  # images wait here for a process, not in the pool behind a slow one
-        self._fast = _Lane(processes, processes, _FAST_WAIT * deadline_s, max_jobs, _FAST_CPU_LIMIT_S)
-        self._slow = _Lane(slow, slow, _SLOW_WAIT * deadline_s, max_jobs, _SLOW_CPU_LIMIT_S)
-        self._paces: defaultdict[str, Pace] = defaultdict(Pace)  # by file type
+        self._fast = _Lane(processes, processes, _MAX_WAIT * deadline_s, max_jobs, _FAST_CPU_LIMIT_S)
+        self._slow = _Lane(slow, slow, _MAX_WAIT * deadline_s, max_jobs, _SLOW_CPU_LIMIT_S)
+        self._paces: defaultdict[str, Pace] = defaultdict(Pace)  # CPU seconds, by file type
         self._timeouts: set[asyncio.Timeout] = set()  # of the requests in progress
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload([decode_worker.__name__])
@@ -124,6 +124,7 @@ class Decoders:
         async with lane.slots, self._free:
             if lane is self._fast and (cost := self._expected_seconds(data)) > _FAST_LANE_S:
                 return Decoded(None, cost, 0.0)  # files of this type took longer while this one waited
+            started = time.perf_counter()
             try:
                 decoded = await asyncio.wrap_future(self._schedule(arguments))
             except ProcessExpired as error:
@@ -135,6 +136,7 @@ class Decoders:
                 raise DecodingTooLong(f"decoding this {kind} took too long") from None
             except BrokenProcessPool:  # an idle process was killed
                 raise Overloaded(1) from None
+            lane.queue.record(decoded.cpu_s, time.perf_counter() - started)  # processes of low priority wait for the processor
         self._paces[kind].record(decoded.expected_s, decoded.cpu_s)
         return decoded
 

@@ -9,7 +9,7 @@ from contextlib import suppress
 from threading import get_native_id
 from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
 
-from app.serving.engine.admission import Pace, WorkQueue
+from app.serving.engine.admission import WorkQueue
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
@@ -35,7 +35,6 @@ class ThreadStage:
     def __init__(self, name: str, *, deadline_s: float, max_jobs: int, niceness: int = 0) -> None:
         """`niceness`: how far the thread's priority lies below that of the event loop (on Linux), from 0 to 19."""
         self._queue = WorkQueue(servers=1, max_wait_s=_WAIT * deadline_s, max_jobs=max_jobs)
-        self._pace = Pace()
         self._pool = ThreadPoolExecutor(
             max_workers=1, thread_name_prefix=name, initializer=_lower_priority, initargs=(niceness,)
         )
@@ -67,9 +66,9 @@ class ThreadStage:
             try:
                 return work(deadline, *arguments, **options)
             finally:
-                loop.call_soon_threadsafe(self._pace.record, expected_s, loop.time() - started)
+                loop.call_soon_threadsafe(self._queue.record, expected_s, loop.time() - started)
 
-        with self._queue.reserve(expected_s * self._pace.ratio):
+        with self._queue.reserve(expected_s):
             return await loop.run_in_executor(self._pool, timed)
 
     def close(self) -> None:

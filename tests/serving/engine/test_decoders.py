@@ -142,6 +142,26 @@ def test_work_is_refused_when_it_would_wait_too_long():
     assert all(isinstance(result, PreprocessedImage) for result in results)
 
 
+def test_the_wait_counts_the_time_that_processes_wait_for_the_processor():
+    """Decoder processes that get little of the processor's time make the expected wait longer than their CPU time."""
+
+    async def run():
+        async with decoders(processes=1) as found:
+            (process,) = decoder_processes()
+            waiting = asyncio.create_task(decode(found, *[PHOTO] * 20))
+            for _ in range(20):  # stopped for nine tenths of the time
+                os.kill(process, signal.SIGSTOP)
+                await asyncio.sleep(0.045)
+                os.kill(process, signal.SIGCONT)
+                await asyncio.sleep(0.005)
+            queue = found._fast.queue
+            ratio = queue.expected_wait_s / queue._seconds
+            await waiting
+            return ratio
+
+    assert asyncio.run(run()) > 2
+
+
 def test_work_in_progress_can_be_given_less_time():
     """After finish_within, a request whose deadline is later raises TimeoutError at the new one."""
 

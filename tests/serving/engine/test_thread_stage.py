@@ -31,6 +31,17 @@ def test_a_queue_has_a_largest_number_of_jobs():
         queue.check()
 
 
+def test_a_queue_counts_the_seconds_that_work_really_takes():
+    """After work that took ten times as long as expected, ten times less work is accepted."""
+    queue = WorkQueue(servers=1, max_wait_s=1.0, max_jobs=100)
+    with queue.reserve(0.5):
+        queue.check()
+        queue.record(5.0, 50.0)
+        assert queue.expected_wait_s == pytest.approx(5.0, rel=0.1)
+        with pytest.raises(Overloaded):
+            queue.check()
+
+
 def test_the_pace_follows_measurements_and_forgets_them():
     """Work that took ten times as long as expected counts; seconds later it hardly does."""
     now = [0.0]

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from app.detection.conformal import Calibration
+from app.detection.conformal import Calibration, images_needed
 from app.detection.model_card import Card
 from app.detection.upload_scorer import UploadCalibration
 
@@ -103,9 +103,9 @@ def write_npz(scorer: Mapping[str, NDArray[Any]], calibration: Calibration, uplo
 
 
 def read_calibration(
-    content: bytes, label: str, max_bytes: int = MAX_VERSION_BYTES
+    content: bytes, label: str, alpha: float, max_bytes: int = MAX_VERSION_BYTES
 ) -> tuple[Calibration, UploadCalibration | None]:
-    """The calibration and, where there is one, the upload scorer of a scorer.npz.
+    """The calibration and, where there is one, the upload scorer of the scorer.npz of a version with this `alpha`.
 
     Raises:
         BundleError: the file is damaged or too large, or an array is missing or not acceptable.
@@ -117,7 +117,7 @@ def read_calibration(
         calibration = Calibration(arrays["calibration"])
         if "upload_calibration" not in arrays:
             return calibration, None
-        return calibration, UploadCalibration.from_arrays(arrays, calibration)
+        return calibration, UploadCalibration.from_arrays(arrays, calibration, images_needed(alpha))
     except (KeyError, ValueError, TypeError) as error:
         raise BundleError(f"{label} does not belong to its card: {error}") from error
 

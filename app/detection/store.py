@@ -144,7 +144,7 @@ def load(folder: Path, max_bytes: int = MAX_VERSION_BYTES) -> Bundle:
     try:
         check_architecture(card, contents[WEIGHTS], str(folder / CARD))
         check_weights_file(contents[WEIGHTS], str(folder / WEIGHTS))
-        calibration, uploads = read_calibration(contents[SCORER], str(folder / SCORER), max_bytes)
+        calibration, uploads = read_calibration(contents[SCORER], str(folder / SCORER), card.alpha, max_bytes)
         threshold = calibration.threshold(card.alpha)
     except (BundleError, CalibrationError) as error:
         raise StoreError(str(error)) from error

@@ -29,7 +29,8 @@ OLD_FEATURES = 15  # in versions of older releases: the first of FEATURE_NAMES
 FEATURE_WEIGHT = 0.3  # of the feature distance; between 0.15 and 0.5 the share of caught anomalies changes by 1 %
 MIN_STD = 0.1  # of a principal axis of the features: an axis that hardly varies in calibration must not outvote all others
 NEAR_CONSTANT = 1e-3  # a feature with a smaller standard deviation is left out
-MIN_GROUP = 200  # calibration uploads; smaller groups are compared with all uploads
+MIN_GROUP = 200  # calibration uploads; smaller groups are calibrated together
+MIN_UPLOADS = 20  # of a group, in a calibration together with others; fewer say nothing of their kind
 MAX_DEVIATION = 8.0  # standard deviations that one principal axis counts at most
 
 
@@ -159,7 +160,7 @@ class UploadCalibration:
 
     scorer: UploadScorer
     pooled: QuantileMap
-    groups: Mapping[int, QuantileMap]  # by index in GROUPS; empty in versions of older releases
+    groups: Mapping[int, QuantileMap]  # by index in GROUPS, some may share one; empty in versions of older releases
     group_of: Groups  # [n] group of each calibration upload, in ascending order of combined scores; -1: none; may be empty
 
     @classmethod
@@ -168,18 +169,25 @@ class UploadCalibration:
     ) -> Self:
         """From the combined scores [n] and groups [n] of normal uploads; `groups` is empty where they are not known.
 
-        Groups of fewer than MIN_GROUP or `min_group` uploads are not calibrated.
+        `min_group` is the number of uploads that a threshold at the model's alpha needs. Groups that are too small for a
+        calibration of their own share one; groups of fewer than MIN_UPLOADS have none.
 
         Raises:
             CalibrationError: there is no score, or one is not finite.
         """
         order = np.argsort(combined, kind="stable")
         combined, groups = np.asarray(combined)[order], groups[order] if len(groups) else groups
-        names, counts = np.unique(groups[groups >= 0], return_counts=True)
-        large = names[counts >= max(MIN_GROUP, min_group)]
-        maps = {int(group): QuantileMap.calibrated(combined[groups == group], calibration) for group in large}
-        kept = np.where(np.isin(groups, large), groups, -1).astype(np.int8)
+        maps: dict[int, QuantileMap] = {}
+        for together in _calibrated_together(groups, min_group):
+            maps |= dict.fromkeys(together, QuantileMap.calibrated(combined[np.isin(groups, together)], calibration))
+        kept = np.where(np.isin(groups, list(maps)), groups, -1).astype(np.int8)
         return cls(scorer, QuantileMap.calibrated(combined, calibration), maps, kept)
+
+    @property
+    def sizes(self) -> list[int]:
+        """The number of uploads of each calibration: the pooled one first, then those of the groups."""
+        own = {id(each): each.n for each in self.groups.values()}  # groups may share one
+        return [self.pooled.n, *own.values()]
 
     def score(self, scores: Values, images: Images, features: Values) -> MappedUploads:
         """Map the image scores [N] of prepared images [N, S, S] with upload features [N, K]."""
@@ -201,7 +209,20 @@ class UploadCalibration:
         return {**stored, "upload_groups": self.group_of} if len(self.group_of) else stored
 
     @classmethod
-    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]], calibration: Calibration) -> Self:
-        """Rebuild from `arrays()`. Raises KeyError or CalibrationError."""
-        groups = arrays.get("upload_groups", np.zeros(0, np.int8))
-        return cls.calibrated(UploadScorer.from_arrays(arrays), arrays["upload_calibration"], groups, calibration)
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]], calibration: Calibration, min_group: int = 1) -> Self:
+        """Rebuild from `arrays()`, with the same `min_group`. Raises KeyError or CalibrationError."""
+        groups, scorer = arrays.get("upload_groups", np.zeros(0, np.int8)), UploadScorer.from_arrays(arrays)
+        return cls.calibrated(scorer, arrays["upload_calibration"], groups, calibration, min_group)
+
+
+def _calibrated_together(groups: Groups, min_group: int) -> list[list[int]]:
+    """The groups of uploads [n] that are calibrated, in lists of those that share a calibration: first the small ones."""
+    names, counts = np.unique(groups[groups >= 0], return_counts=True)
+    sizes = {int(name): int(count) for name, count in zip(names, counts, strict=True) if count >= MIN_UPLOADS}
+    large = sorted((group for group, n in sizes.items() if n >= max(MIN_GROUP, min_group)), key=lambda group: sizes[group])
+    small = [group for group in sizes if group not in large]
+    if 0 < sum(sizes[group] for group in small) < min_group and large:  # too few for a threshold: with the next larger group
+        small.append(large.pop(0))
+    if sum(sizes[group] for group in small) < min_group:
+        small = []
+    return [each for each in (small, *([group] for group in large)) if each]

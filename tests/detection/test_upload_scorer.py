@@ -10,7 +10,7 @@ from hypothesis.extra.numpy import arrays
 from app.detection.conformal import Calibration, CalibrationError
 from app.detection.imaging.upload_features import FEATURE_NAMES, SCORED_FEATURES, upload_groups
 from app.detection.upload_networks import STRIDE, WEIGHTS, ConvolutionalNetwork, SmallNetwork, UploadNetworks
-from app.detection.upload_scorer import MAX_DEVIATION, QuantileMap, UploadCalibration, UploadScorer
+from app.detection.upload_scorer import MAX_DEVIATION, QuantileMap, UploadCalibration, UploadScorer, _calibrated_together
 
 N, K = 500, len(FEATURE_NAMES)
 
@@ -227,14 +227,36 @@ def test_a_group_that_was_not_calibrated_is_told(scorer, calibration):
     assert found.sizes.tolist() == [4_000] * 3 + [2_000] * 3
 
 
-def test_small_groups_are_not_calibrated(scorer, calibration):
-    """A group without enough uploads for a threshold at the model's alpha has none of its own."""
+def test_groups_that_are_too_small_are_calibrated_together(scorer, calibration):
+    """A group without enough uploads for a threshold at the model's alpha shares a calibration with the others like it."""
     scores, images, features, _ = grouped_uploads(seed=1)
     combined, groups = scorer.combine(scores, images, features), upload_groups(features)
-    assert len(UploadCalibration.calibrated(scorer, combined, groups, calibration, 2_000).groups) == 2
-    ungrouped = UploadCalibration.calibrated(scorer, combined, groups, calibration, 2_001)
-    assert not ungrouped.groups
-    assert not ungrouped.score(scores[:5], images[:5], features[:5]).own_group.any()
+    assert UploadCalibration.calibrated(scorer, combined, groups, calibration, 2_000).sizes == [4_000, 2_000, 2_000]
+    together = UploadCalibration.calibrated(scorer, combined, groups, calibration, 2_001)
+    assert together.sizes == [4_000, 4_000]
+    found = together.score(scores[:5], images[:5], features[:5])
+    assert found.own_group.all()
+    assert found.sizes.tolist() == [4_000] * 5
+    again = UploadCalibration.from_arrays(together.arrays(), calibration, 2_001)
+    assert again.sizes == together.sizes
+
+
+@pytest.mark.parametrize(
+    ("counts", "min_group", "expected"),
+    [
+        ((250, 250), 99, [[0], [1]]),
+        ((250, 150), 99, [[1], [0]]),
+        ((400, 250, 30), 99, [[2, 1], [0]]),  # 30 are too few for a threshold
+        ((100, 60, 58), 99, [[0, 1, 2]]),
+        ((210, 8), 99, [[0]]),  # 8 say nothing of their kind
+        ((60, 30), 99, []),
+        ((0, 0), 99, []),
+    ],
+)
+def test_each_group_has_enough_uploads_for_a_threshold(counts, min_group, expected):
+    """Large groups have a calibration of their own, small ones share one, with the smallest large group if they must."""
+    groups = np.repeat(np.arange(len(counts)), counts).astype(np.int8)
+    assert _calibrated_together(groups, min_group) == expected
 
 
 def test_the_calibration_is_stored_with_its_groups(scorer, calibration):

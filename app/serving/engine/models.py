@@ -52,7 +52,7 @@ class TrafficMonitor:
     def set_model(self, bundle: Bundle, device: str) -> None:
         """Start a new stream of p-values for a bundle that goes into service on `device`."""
         uploads = bundle.uploads
-        upload_groups = () if uploads is None else (uploads.pooled.n, *(group.n for group in uploads.groups.values()))
+        upload_groups = () if uploads is None else uploads.sizes
         self._bundle, self._drift = bundle, DriftMonitor(bundle.calibration.n, self._level, upload_groups)
         self._metrics.set_version(bundle.card.version, bundle.card.scorer, device)
 

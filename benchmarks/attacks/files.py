@@ -1,6 +1,7 @@
 """Small images that are expensive to decode. Each function returns the bytes of one file."""
 
 import io
+import random
 import struct
 import zlib
 
@@ -9,7 +10,7 @@ from PIL import Image
 MIB = 2**20
 _TILE_WIDTH, _TILE_ROWS = 1_560_000, 16  # 24.96 million pixels, just below ODDIGIT_MAX_PIXELS
 _TAGS = {"width": 256, "height": 257, "bits": 258, "compression": 259, "photometric": 262, "samples": 277, "predictor": 317}
-_DEFLATE, _ZSTD = 8, 50000
+_FAX_ROWS, _DEFLATE, _ZSTD = 2, 8, 50000
 
 
 def tiff_tiles(tiles: int) -> bytes:
@@ -72,7 +73,7 @@ def jpeg_scans(scans: int = 60, side: int = 5000) -> bytes:
 
 
 def jpeg_fill_bytes(size: int = 10 * MIB - 2048) -> bytes:
-    """A small JPEG with `size` fill bytes before its first marker, which Pillow reads one by one in Python."""
+    """A small JPEG with `size` fill bytes before its first marker, which Pillow would read one by one in Python."""
     whole = _saved("JPEG")
     return whole[:2] + b"\xff" * size + whole[2:]
 
@@ -89,10 +90,35 @@ def png_large(side: int = 5000) -> bytes:
     """An interlaced PNG of one colour, with transparency, of as many pixels as are accepted."""
     row = zlib.compress(b"\x00" * (side * side * 4 + 2 * side * 7), 9)
     header = struct.pack(">IIBBBBB", side, side, 8, 6, 0, 0, 1)
-    chunks = [(b"IHDR", header), (b"IDAT", row), (b"IEND", b"")]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks
-    )
+    return _png([(b"IHDR", header), (b"IDAT", row), (b"IEND", b"")])
+
+
+def png_two_headers(side: int = 5000) -> bytes:
+    """A PNG of 28 x 28 pixels by its first header, of `side` x `side` by its second, of which one row is there: 178 bytes."""
+    row = zlib.compress(bytes(1 + 2 * side), 9) + bytes(64)
+    headers = [(b"IHDR", struct.pack(">IIBBBBB", *size, 0, 0, 0, 0)) for size in ((28, 28, 8), (side, side, 16))]
+    return _png([*headers, (b"IDAT", row), (b"IEND", b"")])
+
+
+def tiff_fields(fields: int = 13_000) -> bytes:
+    """A TIFF of nothing but the fields of a directory."""
+    entries = b"".join(struct.pack("<HHII", 1_000 + index, 4, 1, index) for index in range(fields))
+    return b"II*\x00\x08\x00\x00\x00" + struct.pack("<H", fields) + entries + bytes(4)
+
+
+def tiff_damaged_rows(rows: int = 200_000) -> bytes:
+    """A TIFF of 4 KB whose strips all point at the same noise, for each row of which libtiff prints a message."""
+    strips = rows // 2_000
+    fields = {"width": 100, "height": rows, "bits": 1, "compression": _FAX_ROWS, "photometric": 0, "samples": 1}
+    noise = random.Random(3).randbytes(3_000)
+    return _tiff(fields, noise, strips, offsets=273, lengths=279, extra={278: 2_000})
+
+
+def gif_small_screen(side: int = 5000) -> bytes:
+    """A GIF with a screen of one pixel and a picture of `side` x `side`."""
+    out = io.BytesIO()
+    Image.new("P", (side, side)).save(out, "GIF")
+    return out.getvalue()[:6] + b"\x01\x00\x01\x00" + out.getvalue()[10:]
 
 
 def png_small(side: int = 100) -> bytes:
@@ -100,6 +126,12 @@ def png_small(side: int = 100) -> bytes:
     out = io.BytesIO()
     Image.linear_gradient("L").resize((side, side)).save(out, "PNG")
     return out.getvalue()
+
+
+def _png(chunks: list[tuple[bytes, bytes]]) -> bytes:
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks
+    )
 
 
 def _saved(kind: str) -> bytes:

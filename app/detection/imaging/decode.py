@@ -6,6 +6,7 @@ Of the metadata only the EXIF orientation is used.
 """
 
 import io
+import math
 import warnings
 import zlib
 from collections.abc import Sequence
@@ -20,7 +21,15 @@ from app.detection.imaging.centring import centre_image, centre_images
 from app.detection.imaging.decoding_cost import MAX_TIFF_SHARE, tiff_pixels
 from app.detection.imaging.display_mode import to_display_mode
 from app.detection.imaging.errors import ImageError, ImageTooLarge, TooManyImages, UndecodableImage
-from app.detection.imaging.file_headers import declared_size, read_npy_header, sniff, strip_gif, strip_png
+from app.detection.imaging.file_headers import (
+    PNG_START,
+    declared_size,
+    read_npy_header,
+    sniff,
+    strip_gif,
+    strip_jpeg,
+    strip_png,
+)
 from app.detection.imaging.preprocess import WORKING_SIDE, PreprocessedImage, preprocess_digit
 
 Preprocess = Literal["auto", "none", "digit"]
@@ -120,11 +129,14 @@ def _open(data: bytes, kind: str, max_pixels: int) -> Image.Image:
         data = strip_gif(data)
     elif kind == "WEBP":
         _check_webp(data, max_pixels)
-    elif kind == "TIFF" and tiff_pixels(data) > MAX_TIFF_SHARE * max_pixels:
-        most = MAX_TIFF_SHARE * max_pixels
-        raise ImageTooLarge(f"a TIFF whose strips or tiles hold more than {most:,} pixels, the most that are accepted in all")
+    elif kind == "JPEG":
+        data = strip_jpeg(data)
+    elif kind == "TIFF":
+        _check_tiff(data, max_pixels)
     image = Image.open(io.BytesIO(data), formats=[kind])
     _check_size(*image.size, max_pixels)
+    if declared is not None and math.prod(image.size) > math.prod(declared):  # its cost was estimated from `declared`
+        raise UndecodableImage(f"damaged {kind}: its picture is larger than its header says")
     if isinstance(image, ImageFile):
         image.draft(None, (2 * WORKING_SIDE, 2 * WORKING_SIDE))  # decode a large JPEG at a reduced size
     image.load()
@@ -138,6 +150,15 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
         raise ImageTooLarge(f"{width:,} x {height:,} pixels; at most {max_pixels:,} are accepted")
 
 
+def _check_tiff(data: bytes, max_pixels: int) -> None:
+    """Check the strips or tiles: each is held in memory as a whole, and a file may declare any number of them."""
+    pixels, most = tiff_pixels(data), MAX_TIFF_SHARE * max_pixels
+    if pixels.in_all > most:
+        raise ImageTooLarge(f"a TIFF whose strips or tiles hold more than {most:,} pixels, the most that are accepted in all")
+    if pixels.in_one > max_pixels:
+        raise ImageTooLarge(f"a TIFF with a strip or tile of more than {max_pixels:,} pixels")
+
+
 def _check_webp(data: bytes, max_pixels: int) -> None:
     """Check that the file is complete, and apply the smaller maximum of this type: libwebp and Pillow hold four copies."""
     width, height = declared_size(data, "WEBP") or (0, 0)
@@ -148,10 +169,9 @@ def _check_webp(data: bytes, max_pixels: int) -> None:
         raise UndecodableImage("truncated WEBP")
 
 
-_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _QUICK_BYTES, _QUICK_PIXELS = 2048, 10_000
 _GREY_TYPES = (b"\0", b"\4")  # colour types of a PNG: grey, and grey with transparency
-_PLAIN_HEAD = _PNG_SIGNATURE + b"\x00\x00\x00\rIHDR\x00\x00\x00\x1c\x00\x00\x00\x1c\x08\x00\x00\x00\x00Wf\x80H"
+_PLAIN_HEAD = PNG_START + b"\x00\x00\x00\x1c\x00\x00\x00\x1c\x08\x00\x00\x00\x00Wf\x80H"
 _PLAIN_TAIL = b"\x00\x00\x00\x00IEND\xaeB`\x82"
 _EMPTY_LINE = bytes(29)  # of a 28x28 image: the filter, none, and the pixels
 _LAST_FILTER = 4  # the types of a PNG's filters are 0 to 4
@@ -165,7 +185,7 @@ def decodes_quickly(data: bytes, preprocess: Preprocess, size: int) -> bool:
     image that goes through `preprocess_digit` takes 5 to 20 ms, however small it is. The header of other file types does not
     limit the time that decoding takes.
     """
-    if len(data) > _QUICK_BYTES or not data.startswith(_PNG_SIGNATURE) or preprocess == "digit":
+    if len(data) > _QUICK_BYTES or not data.startswith(PNG_START) or preprocess == "digit":
         return False
     width, height, colour_type = int.from_bytes(data[16:20]), int.from_bytes(data[20:24]), data[25:26]
     if preprocess == "none":

@@ -4,13 +4,11 @@ The estimate decides which queue an upload waits in, and when it is refused; a l
 tells less than their decoding takes. The constants were measured on one core with images of noise and of 25 million pixels.
 """
 
-import re
 import struct
-from collections.abc import Iterator
 from typing import NamedTuple
 
 from app.detection.imaging.errors import UndecodableImage
-from app.detection.imaging.file_headers import declared_size, sniff
+from app.detection.imaging.file_headers import count_jpeg_scans, declared_size, sniff
 
 HEAD_BYTES = 256 * 1024  # enough for an estimate: segments of 64 KiB each may stand before the frame header of a JPEG
 
@@ -19,10 +17,12 @@ _SECONDS_PER_BYTE = 10e-9  # Pillow reads the comments of a GIF in steps of 255 
 _SECONDS_PER_PIXEL = {"PNG": 25e-9, "JPEG": 3e-9, "WEBP": 25e-9, "GIF": 12e-9, "BMP": 10e-9, "TIFF": 25e-9}
 _SECONDS_PER_SCAN_PIXEL = 8e-9  # of a JPEG with several scans
 _SECONDS_PER_RLE_PIXEL = 150e-9  # of a BMP with run lengths, which Pillow decodes in Python
+_BMP_HEAD_BYTES, _RLE_BYTES_PER_PIXEL = 2048, 4  # with a palette; two bytes for a pixel, and two for the end of a line
 _UNKNOWN_PIXELS = 25_000_000  # where the header does not stand in the bytes
 
 MAX_TIFF_SHARE = 4  # of the pixel limit: the tiles of each colour, and of the margin, count too
-_SCAN = re.compile(rb"\xff\xda[\x00-\x0f]")
+_BMP_CORE_HEADER = b"\x0c"  # length of the oldest header, whose fields are smaller
+_MAX_TIFF_FIELDS = 256
 _TIFF_WIDTH, _TIFF_HEIGHT, _TIFF_STRIP_ROWS, _TIFF_TILE_WIDTH, _TIFF_TILE_HEIGHT = 256, 257, 278, 322, 323
 _TIFF_OFFSETS = (273, 324)  # of strips and of tiles
 _TIFF_LENGTHS = (279, 325)
@@ -35,24 +35,35 @@ def decoding_seconds(data: bytes, max_pixels: int, length: int | None = None) ->
     Raises an ImageError where the file type is not accepted or the header is damaged.
     """
     kind, length = sniff(data), length or len(data)
+    fields = _tiff_fields(data) if kind == "TIFF" else {}
     pixels = _declared_pixels(data, kind, complete=len(data) >= length)
-    seconds = _SECONDS_PER_PIXEL[kind]
-    if kind == "JPEG" and (scans := len(_SCAN.findall(data))) > 1:
+    seconds, read_s = _SECONDS_PER_PIXEL[kind], _SECONDS_PER_BYTE * max(length, _tiff_bytes(data, fields))
+    if kind == "JPEG" and (scans := _count_scans(data)) > 1:
         seconds = _SECONDS_PER_SCAN_PIXEL * scans
-    elif kind == "BMP" and data[30:31] in (b"\x01", b"\x02"):
+    elif kind == "BMP" and data[14:15] != _BMP_CORE_HEADER and data[30:31] in (b"\x01", b"\x02"):
         seconds = _SECONDS_PER_RLE_PIXEL
+        if length > _BMP_HEAD_BYTES + _RLE_BYTES_PER_PIXEL * pixels:
+            raise UndecodableImage("damaged BMP: more run lengths than pixels")
     elif kind == "TIFF":
-        pixels = tiff_pixels(data) or pixels
+        pixels = _tiff_pixels(fields).in_all or pixels
     if pixels > max_pixels * (MAX_TIFF_SHARE if kind == "TIFF" else 1):
         pixels = 0
-    read = max(length, _tiff_bytes(data)) if kind == "TIFF" else length
-    return _BASE_S + seconds * pixels + _SECONDS_PER_BYTE * read
+    return _BASE_S + seconds * pixels + read_s
+
+
+def _count_scans(data: bytes) -> int:
+    try:
+        return count_jpeg_scans(data)
+    except UndecodableImage:  # the first scan does not stand in `data`
+        return 1
 
 
 def _declared_pixels(data: bytes, kind: str, *, complete: bool) -> int:
     """Width times height; a pessimistic number where the header does not stand in `data`."""
     if kind == "BMP":
-        width, height = (int.from_bytes(data[at : at + 4], "little", signed=True) for at in (18, 22))
+        bits = 16 if data[14:15] == _BMP_CORE_HEADER else 32
+        sides = data[18 : 18 + bits // 4]
+        width, height = (int.from_bytes(side, "little", signed=bits == 32) for side in (sides[: bits // 8], sides[bits // 8 :]))
         return abs(width * height)
     try:
         size = declared_size(data, kind)
@@ -63,46 +74,65 @@ def _declared_pixels(data: bytes, kind: str, *, complete: bool) -> int:
     return size[0] * size[1] if size else _UNKNOWN_PIXELS
 
 
-class _TiffEntry(NamedTuple):
-    """An entry of a TIFF directory (TIFF 6.0, section 2): the number of its values, and the value or its offset."""
+class TiffPixels(NamedTuple):
+    """The pixels of the first page of a TIFF, 0 where its directory cannot be read."""
 
-    tag: int
+    in_all: int  # of all strips or tiles, which may overlap
+    in_one: int  # of each strip or tile
+
+
+class _TiffField(NamedTuple):
+    """A field of a TIFF directory (TIFF 6.0, section 2): the number of its values, and the value or its offset."""
+
     values: int
     value: int
 
 
-def tiff_pixels(data: bytes) -> int:
-    """Return the pixels of all strips or tiles of the first page; 0 where its directory does not stand in `data`.
+def tiff_pixels(data: bytes) -> TiffPixels:
+    """Return how many pixels the first page holds. Raises UndecodableImage.
 
     Several strips may point to the same bytes, so a small file can hold more of them than its width and height need.
     """
-    entries = {entry.tag: entry for entry in _tiff_entries(data)}
-    value = {tag: entry.value for tag, entry in entries.items()}
+    return _tiff_pixels(_tiff_fields(data))
+
+
+def _tiff_pixels(fields: dict[int, _TiffField]) -> TiffPixels:
+    value = {tag: field.value for tag, field in fields.items()}
     width, height = value.get(_TIFF_WIDTH, 0), value.get(_TIFF_HEIGHT, 0)
     area = value.get(_TIFF_TILE_WIDTH, 0) * value.get(_TIFF_TILE_HEIGHT, 0)
     area = area or width * min(value.get(_TIFF_STRIP_ROWS, height), height)
-    count = max((entries[tag].values for tag in _TIFF_OFFSETS if tag in entries), default=1)
-    return max(width * height, area * count)
+    count = max((fields[tag].values for tag in _TIFF_OFFSETS if tag in fields), default=1)
+    return TiffPixels(max(width * height, area * count), area)
 
 
-def _tiff_bytes(data: bytes) -> int:
+def _tiff_bytes(data: bytes, fields: dict[int, _TiffField]) -> int:
     """Return the bytes that are read for all strips or tiles of the first page, as far as their lengths stand in `data`.
 
     Many strips may share the same bytes, which libtiff then reads for each.
     """
     order = "<" if data[:2] == b"II" else ">"
-    for entry in _tiff_entries(data):
-        if entry.tag in _TIFF_LENGTHS and entry.values > 1:
-            packed = data[entry.value : entry.value + 4 * entry.values]
+    for tag in _TIFF_LENGTHS:
+        if tag in fields and fields[tag].values > 1:
+            packed = data[fields[tag].value : fields[tag].value + 4 * fields[tag].values]
             return sum(struct.unpack(f"{order}{len(packed) // 4}I", packed[: len(packed) // 4 * 4]))
     return 0
 
 
-def _tiff_entries(data: bytes) -> Iterator[_TiffEntry]:
+def _tiff_fields(data: bytes) -> dict[int, _TiffField]:
+    """Return the fields of the first page by tag, as far as they stand in `data`.
+
+    Raises UndecodableImage for a directory that no program writes. Of a field that occurs twice, libraries read different ones.
+    """
     order = "<" if data[:2] == b"II" else ">"
     (start,) = struct.unpack_from(order + "I", data.ljust(8, b"\x00"), 4)
-    (entry_count,) = struct.unpack(order + "H", data[start : start + 2].ljust(2, b"\x00"))
-    entries = data[start + 2 : start + 2 + 12 * entry_count]
-    for tag, kind, count, value in struct.iter_unpack(order + "HHII", entries[: len(entries) // 12 * 12]):
-        is_short = kind == 3 and count == 1
-        yield _TiffEntry(tag, count, (value >> 16 if order == ">" else value & 0xFFFF) if is_short else value)
+    (count,) = struct.unpack(order + "H", data[start : start + 2].ljust(2, b"\x00"))
+    if count > _MAX_TIFF_FIELDS:
+        raise UndecodableImage("damaged TIFF: more fields than any program writes")
+    fields: dict[int, _TiffField] = {}
+    entries = data[start + 2 : start + 2 + 12 * count]
+    for tag, kind, values, value in struct.iter_unpack(order + "HHII", entries[: len(entries) // 12 * 12]):
+        if tag in fields:
+            raise UndecodableImage("damaged TIFF: a field occurs twice")
+        is_short = kind == 3 and values == 1
+        fields[tag] = _TiffField(values, (value >> 16 if order == ">" else value & 0xFFFF) if is_short else value)
+    return fields

@@ -1,13 +1,14 @@
 """Checks on the header of an image file, made before any decoder runs.
 
-Input: the bytes of an upload. Output: file type, width and height, a PNG or GIF without its metadata, or the fields of a .npy
-header. Every check raises an `ImageError` for a file that is damaged. Uses the standard library only.
+Input: the bytes of an upload. Output: file type, width and height, a PNG, JPEG or GIF without its metadata, or the fields of a
+.npy header. Every check raises an `ImageError` for a file that is damaged. Uses the standard library only.
 """
 
 import math
 import re
 import struct
 import zlib
+from collections.abc import Iterator
 from typing import Literal
 
 from app.detection.imaging.errors import UndecodableImage, UnsupportedImage
@@ -50,25 +51,30 @@ def sniff(data: bytes) -> str:
     raise UndecodableImage("not an image: no known signature" if data else "the file is empty")
 
 
+PNG_START = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR"  # signature, length and name of the header
 _IMAGE_CHUNKS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"eXIf", b"IEND"}
 _ADAM7 = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)]
 _MAX_TEXT_BYTES = 1 << 20  # of compressed text and profiles, after decompression
-_MAX_SEGMENTS = 1000
-_JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # a stuffed byte or a restart marker is not a segment
+_MAX_CHUNKS = 20_000  # of a PNG: 10 MiB of pixels in the smallest chunks that are usual, 512 bytes
 
 
 def strip_png(data: bytes) -> bytes:
     """Return the PNG with only the chunks of its image and its EXIF data, after a check of their checksums.
 
     Text, colour profiles and animation are removed, because Pillow would decompress them and keep them in memory.
+    The size that Pillow takes is that of the last header, so there must be one.
     """
-    kept, position, text_bytes, name = [data[:8]], 8, 0, b""
+    kept, position, text_bytes, name, chunks = [data[:8]], 8, 0, b"", 0
     while name != b"IEND":
+        if chunks == _MAX_CHUNKS:
+            raise UndecodableImage("damaged PNG: more chunks than any program writes")
         head = data[position : position + 8]
         length, name = int.from_bytes(head[:4]), head[4:]
         end = position + 12 + length
         if len(head) < 8 or end > len(data):
             raise UndecodableImage("truncated PNG")
+        if name == b"IHDR" and chunks:
+            raise UndecodableImage("damaged PNG: it has two headers")
         if name in _IMAGE_CHUNKS:
             if zlib.crc32(data[position + 4 : end - 4]) != int.from_bytes(data[end - 4 : end]):
                 raise UndecodableImage("damaged PNG: a checksum does not match")
@@ -77,7 +83,7 @@ def strip_png(data: bytes) -> bytes:
             text_bytes += _text_length(name, data[position + 8 : end - 4])
             if text_bytes > _MAX_TEXT_BYTES:
                 raise UndecodableImage("damaged PNG: its texts unpack to more than 1 MiB")
-        position = end
+        position, chunks = end, chunks + 1
     _check_rows(kept)
     return b"".join(kept)
 
@@ -158,6 +164,8 @@ def declared_size(data: bytes, kind: str) -> tuple[int, int] | None:
     """Return (width, height) from the header; None for BMP and TIFF, where Pillow reads the size without decoding."""
     match kind:
         case "PNG":
+            if not data.startswith(PNG_START):
+                raise UndecodableImage("damaged PNG: it does not begin with its header")
             return int.from_bytes(data[16:20]), int.from_bytes(data[20:24])
         case "GIF":
             return int.from_bytes(data[6:8], "little"), int.from_bytes(data[8:10], "little")
@@ -183,29 +191,68 @@ def _webp_size(data: bytes) -> tuple[int, int]:
     return width & 0x3FFF, height & 0x3FFF
 
 
-def _jpeg_size(data: bytes) -> tuple[int, int]:
-    """Read (width, height) from the frame header (ITU-T T.81, B.1.1); skip padding and noise between segments.
+_MAX_SEGMENTS = 400  # 10 MiB in the largest segments are 160
+_MAX_PADDING = 32 * 1024  # bytes between all segments
+_JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # a stuffed byte or a restart marker is not a segment
+_EOI, _SOS, _COM = 0xD9, 0xDA, 0xFE
+_JFIF, _EXIF, _ADOBE = 0xE0, 0xE1, 0xEE  # decoders read the colours from the first and the last
+_WITHOUT_LENGTH = (0x01, 0xD8)
+_SCAN = b"\xff\xda\x00"  # a scan's marker, and the first byte of its length, which is at most 14
 
-    Raises UndecodableImage for more segments than any camera writes: each takes a step in Python, here and in Pillow.
+
+def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """Yield marker, start and end of each segment up to the first scan (ITU-T T.81, B.1.1); skip padding and noise.
+
+    Raises UndecodableImage for more segments or padding than any camera writes: they take time, here and in Pillow.
     """
-    position, size = 2, (0, 0)
+    position, padding = 2, _MAX_PADDING
     for _ in range(_MAX_SEGMENTS):
-        found = _JPEG_MARKER.search(data, position)
-        if found is None or (marker := data[found.end() - 1]) == 0xD9:
+        found = _JPEG_MARKER.search(data, position, position + padding + 2)
+        if found is None or (marker := data[found.end() - 1]) == _EOI:
             break
+        padding -= found.start() - position
         position = found.end()
-        if marker in (0x01, 0xD8):  # these markers have no length
-            continue
+        if marker not in _WITHOUT_LENGTH:
+            position += int.from_bytes(data[position : position + 2])
+            yield marker, found.start(), position
+        if marker == _SOS:
+            return
+    raise UndecodableImage("truncated or damaged JPEG: no picture follows its header")
+
+
+def _jpeg_size(data: bytes) -> tuple[int, int]:
+    """Read (width, height) from the frame headers; a file can declare several."""
+    size = (0, 0)
+    for marker, start, _ in _jpeg_segments(data):
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            frame = data[position + 3 : position + 7]
-            frame_size = int.from_bytes(frame[2:]), int.from_bytes(frame[:2])
-            size = max(size, frame_size, key=math.prod)  # a file can declare several
-        position += int.from_bytes(data[position : position + 2])
-    else:
-        raise UndecodableImage("damaged JPEG: more segments than any camera writes")
+            frame = data[start + 5 : start + 9]
+            size = max(size, (int.from_bytes(frame[2:]), int.from_bytes(frame[:2])), key=math.prod)
     if size == (0, 0):
         raise UndecodableImage("truncated JPEG")
     return size
+
+
+def count_jpeg_scans(data: bytes) -> int:
+    """Return how many scans begin in `data`, those of a preview in its EXIF data not among them."""
+    start = next((start for marker, start, _ in _jpeg_segments(data) if marker == _SOS), 0)
+    return data.count(_SCAN, start)
+
+
+def strip_jpeg(data: bytes) -> bytes:
+    """Return the JPEG without comments and application data before its first scan, except for colours and EXIF data.
+
+    Pillow would read padding byte by byte, and keep all of these segments.
+    """
+    kept, seen, start = [data[:2]], set[int](), 2
+    for marker, start, end in _jpeg_segments(data):
+        if marker == _COM or marker & 0xF0 == 0xE0:
+            is_read = marker in (_JFIF, _ADOBE) or (marker == _EXIF and data[start + 4 : start + 10] == b"Exif\x00\x00")
+            if not is_read or marker in seen:
+                continue
+            seen.add(marker)
+        if marker != _SOS:
+            kept.append(data[start:end])
+    return b"".join([*kept, data[start:]])
 
 
 def read_npy_header(data: bytes) -> tuple[tuple[int, ...], Literal["C", "F"], int]:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from app.detection.imaging.decode import Preprocess, load_codecs
 from app.detection.imaging.decoding_cost import decoding_seconds
-from app.detection.imaging.errors import DecodingTooLong
+from app.detection.imaging.errors import DecodingTooLong, ImageError
 from app.detection.imaging.preprocess import PreprocessedImage
 from app.detection.imaging.upload_warnings import decode_upload
 from app.serving.engine.memory import keep_freed_memory
@@ -29,6 +29,7 @@ load_codecs()  # once, in the process that all decoder processes are forked from
 def limit_process() -> None:
     """Lower the priority and the memory limit of this process. Called once, when a decoder process starts."""
     os.nice(_NICE)
+    _discard_output()
     keep_freed_memory(_KEPT_BYTES)
     statm = Path("/proc/self/statm")
     if statm.exists():  # Linux
@@ -36,10 +37,18 @@ def limit_process() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (mapped + _MEMORY_BYTES,) * 2)
 
 
-class Decoded(NamedTuple):
-    """An image, or None where its decoding was not begun; the expected and the measured CPU seconds."""
+def _discard_output() -> None:
+    """Let nothing that libraries in C print reach the log: libtiff has a message for each damaged row of an image."""
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    for output in (1, 2):
+        os.dup2(nothing, output)
+    os.close(nothing)
 
-    image: PreprocessedImage | None
+
+class Decoded(NamedTuple):
+    """An image or why there is none, None where its decoding was not begun; the expected and the measured CPU seconds."""
+
+    image: PreprocessedImage | ImageError | None
     expected_s: float
     cpu_s: float
 
@@ -49,19 +58,22 @@ def decode_within(
 ) -> Decoded:
     """Decode one image with `decode_upload`, if its header promises at most `max_expected_s` CPU seconds of work.
 
-    Raises an ImageError, also for a file whose header promises far too much work. The kernel ends the process with SIGPROF
-    after `cpu_limit_s` seconds of CPU time.
+    A file whose header promises far too much work is an ImageError too. The kernel ends the process with SIGPROF after
+    `cpu_limit_s` seconds of CPU time.
     """
-    started = time.process_time()
+    started, expected = time.process_time(), 0.0
+    image: PreprocessedImage | ImageError | None = None
     signal.setitimer(signal.ITIMER_PROF, cpu_limit_s)
     try:
-        expected, image = decoding_seconds(data, max_pixels), None
+        expected = decoding_seconds(data, max_pixels)
         if expected > _HOPELESS * _SLOWEST_S:
-            raise DecodingTooLong("decoding this image would take too long")
-        if expected <= max_expected_s:
+            image = DecodingTooLong("decoding this image would take too long")
+        elif expected <= max_expected_s:
             image = decode_upload(data, preprocess=preprocess, max_pixels=max_pixels, size=size)
-        return Decoded(image, expected, time.process_time() - started)
+    except ImageError as error:
+        image = error.with_traceback(None)
     except MemoryError:
-        raise DecodingTooLong("decoding this image takes too much memory") from None
+        image = DecodingTooLong("decoding this image takes too much memory")
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
+    return Decoded(image, expected, time.process_time() - started)

@@ -1,16 +1,18 @@
 """Processes that decode uploaded images. No upload can hold up the event loop, or another client's upload for long.
 
 Two lanes lead to the processes. Requests whose decoding takes longer than a photograph's wait in the slow lane, which never
-occupies the last process. What the header of a file promises is corrected by what files of its type took lately.
+occupies the last process. What the header of a file promises is corrected by what similar files took lately.
 """
 
 import asyncio
+import math
 import multiprocessing
 import signal
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from typing import NamedTuple
 
 from pebble import ProcessExpired, ProcessFuture, ProcessPool
@@ -27,6 +29,7 @@ from app.serving.engine.decode_worker import Decoded
 _FAST_LANE_S = 0.1  # CPU seconds that the header may promise: a JPEG of 30 or a PNG of 4 million pixels
 _FAST_CPU_LIMIT_S = 0.3  # for an image in the fast lane
 _SLOW_CPU_LIMIT_S = 2.0  # 25 million pixels of PNG with transparency take 0.9 s
+_REQUEST_CPU_LIMIT_S = 2.0  # for all images of a request
 _MAX_WAIT = 0.3  # of the deadline: the longest wait in a lane before uploads are refused
 _SIGPROF, _SIGKILL = -signal.SIGPROF, -signal.SIGKILL  # exit codes of decoder processes
 
@@ -38,6 +41,30 @@ class DecodeOptions(NamedTuple):
 
     preprocess: Preprocess
     size: int
+
+
+class _File:
+    """A file of a request, and what its header promises."""
+
+    def __init__(self, data: bytes, max_pixels: int) -> None:
+        self.data = data
+        self.kind = "file"
+        self.promised_s = 1e-3  # CPU seconds; of a file that is refused
+        with suppress(ImageError):  # which the process raises again
+            self.kind = sniff(data)
+            self.promised_s = decoding_seconds(data[:HEAD_BYTES], max_pixels, len(data))
+
+    @property
+    def similar(self) -> tuple[str, int]:
+        """Type and magnitude, in steps of two: files that take longer than they promise slow down similar files only."""
+        return self.kind, math.frexp(self.promised_s)[1]
+
+
+class _CpuBudget:
+    """The CPU time that is left for the images of a request."""
+
+    def __init__(self) -> None:
+        self.left_s = _REQUEST_CPU_LIMIT_S
 
 
 class _Lane:
@@ -63,7 +90,7 @@ class Decoders:
         self._free = asyncio.Semaphore(processes)  # images wait here for a process, not in the pool behind a slow one
         self._fast = _Lane(processes, processes, _MAX_WAIT * deadline_s, max_jobs, _FAST_CPU_LIMIT_S)
         self._slow = _Lane(slow, slow, _MAX_WAIT * deadline_s, max_jobs, _SLOW_CPU_LIMIT_S)
-        self._paces: defaultdict[str, Pace] = defaultdict(Pace)  # CPU seconds, by file type
+        self._paces: defaultdict[tuple[str, int], Pace] = defaultdict(Pace)  # CPU seconds, of similar files
         self._timeouts: set[asyncio.Timeout] = set()  # of the requests in progress
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload([decode_worker.__name__])
@@ -84,13 +111,18 @@ class Decoders:
             Overloaded: the images would wait too long.
             TimeoutError: they were not decoded by `deadline`, a time of the event loop.
         """
-        cost_s = sum(self._expected_seconds(data) for data in files)
+        read = []
+        for data in files:
+            read.append(_File(data, self._max_pixels))
+            if len(files) > 1:
+                await asyncio.sleep(0)  # reading a header takes up to 1 ms
+        cost_s, budget = sum(map(self._expected_seconds, read)), _CpuBudget()
         lane = self._fast if cost_s <= _FAST_LANE_S else self._slow
         with lane.queue.reserve(cost_s):
             async with asyncio.timeout_at(deadline) as timeout:
                 self._timeouts.add(timeout)
                 try:
-                    jobs = (self._decode_one(data, lane, options) for data in files)
+                    jobs = (self._decode_one(file, lane, options, budget) for file in read)
                     results = await asyncio.gather(*jobs, return_exceptions=True)
                 finally:
                     self._timeouts.discard(timeout)
@@ -109,35 +141,40 @@ class Decoders:
         self._pool.stop()  # type: ignore[no-untyped-call]
         self._pool.join()
 
-    async def _decode_one(self, data: bytes, lane: _Lane, options: DecodeOptions) -> PreprocessedImage:
-        decoded = await self._run(lane, data, options)
+    async def _decode_one(self, file: _File, lane: _Lane, options: DecodeOptions, budget: _CpuBudget) -> Result:
+        decoded = await self._run(lane, file, options, budget)
         if decoded.image is None:
             with self._slow.queue.reserve(decoded.expected_s):
-                decoded = await self._run(self._slow, data, options)
+                decoded = await self._run(self._slow, file, options, budget)
         assert decoded.image is not None  # the slow lane decodes everything
         return decoded.image
 
-    async def _run(self, lane: _Lane, data: bytes, options: DecodeOptions) -> Decoded:
-        kind = _kind(data)
+    async def _run(self, lane: _Lane, file: _File, options: DecodeOptions, budget: _CpuBudget) -> Decoded:
         most = _FAST_LANE_S if lane is self._fast else float("inf")
-        arguments = (data, options.preprocess, self._max_pixels, options.size, most, lane.cpu_limit_s)
         async with lane.slots, self._free:
-            if lane is self._fast and (cost := self._expected_seconds(data)) > _FAST_LANE_S:
-                return Decoded(None, cost, 0.0)  # files of this type took longer while this one waited
+            if lane is self._fast and (cost := self._expected_seconds(file)) > _FAST_LANE_S:
+                return Decoded(None, cost, 0.0)  # similar files took longer while this one waited
+            if budget.left_s <= 0:
+                raise DecodingTooLong("decoding the images of this request took too long")
+            limit_s = min(lane.cpu_limit_s, budget.left_s)
+            arguments = (file.data, options.preprocess, self._max_pixels, options.size, most, limit_s)
             started = time.perf_counter()
             try:
                 decoded = await asyncio.wrap_future(self._schedule(arguments))
             except ProcessExpired as error:
                 reason = {_SIGPROF: "cpu-limit", _SIGKILL: "killed"}.get(error.exitcode or 0, "crash")
                 self._on_stopped(reason)
-                self._paces[kind].record(self._promised_seconds(data), lane.cpu_limit_s)
+                self._paces[file.similar].record(file.promised_s, limit_s)
+                budget.left_s -= limit_s
                 if reason == "killed":  # not by the image, as far as is known
                     raise Overloaded(1) from None
-                raise DecodingTooLong(f"decoding this {kind} took too long") from None
+                raise DecodingTooLong(f"decoding this {file.kind} took too long") from None
             except BrokenProcessPool:  # an idle process was killed
                 raise Overloaded(1) from None
             lane.queue.record(decoded.cpu_s, time.perf_counter() - started)  # processes of low priority wait for the processor
-        self._paces[kind].record(decoded.expected_s, decoded.cpu_s)
+        budget.left_s -= decoded.cpu_s
+        if decoded.image is not None:
+            self._paces[file.similar].record(file.promised_s, decoded.cpu_s)
         return decoded
 
     def _schedule(self, arguments: tuple[object, ...]) -> "ProcessFuture[Decoded]":
@@ -148,22 +185,9 @@ class Decoders:
     def _new_pool(self) -> ProcessPool:
         return ProcessPool(max_workers=self._processes, initializer=decode_worker.limit_process, context=self._context)
 
-    def _expected_seconds(self, data: bytes) -> float:
-        """CPU seconds that decoding will take, from the first bytes of the file and the pace of its type."""
-        try:
-            return min(self._promised_seconds(data) * self._paces[_kind(data)].ratio, _SLOW_CPU_LIMIT_S)
-        except ImageError:
-            return 1e-3  # the process raises the same error
-
-    def _promised_seconds(self, data: bytes) -> float:
-        return decoding_seconds(data[:HEAD_BYTES], self._max_pixels, len(data))
-
-
-def _kind(data: bytes) -> str:
-    try:
-        return sniff(data)
-    except ImageError:
-        return "file"
+    def _expected_seconds(self, file: _File) -> float:
+        """CPU seconds that decoding will take, from what the file promises and the pace of similar files."""
+        return min(file.promised_s * self._paces[file.similar].ratio, _SLOW_CPU_LIMIT_S)
 
 
 def _result_or_raise(result: PreprocessedImage | BaseException) -> Result:

@@ -24,6 +24,7 @@ from app.detection.imaging.decode import (
 )
 from app.detection.imaging.decoding_cost import decoding_seconds
 from app.detection.imaging.errors import ImageError, ImageTooLarge, TooManyImages, UndecodableImage, UnsupportedImage
+from app.detection.imaging.file_headers import strip_jpeg
 
 FORMATS = ["PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF"]
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -308,6 +309,25 @@ def tiff(*entries, tail=b""):
     return b"II*\x00\x08\x00\x00\x00" + struct.pack("<H", len(entries)) + rows + bytes(4) + tail
 
 
+def header(width, height, depth=8, colour=0):
+    return chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
+
+
+def gif_of_a_larger_picture():
+    """A screen of one pixel, and a picture of 3000 x 3000."""
+    file = saved(Image.new("P", (3000, 3000)), "GIF")
+    return file[:6] + b"\x01\x00\x01\x00" + file[10:]
+
+
+def tiff_with_two_tile_sizes():
+    """Libraries differ in which of two equal fields they read: here 16 and 8,000 pixels."""
+    sizes = ((322, 4, 1, 8_000), (322, 4, 1, 16), (323, 4, 1, 8_000), (323, 4, 1, 16))
+    rest = ((258, 3, 1, 8), (259, 3, 1, 8), (262, 3, 1, 1), (277, 3, 1, 1))
+    return tiff(
+        (256, 4, 1, 16), (257, 4, 1, 16), *rest, *sizes, (324, 4, 1, 200), (325, 4, 1, 40), tail=zlib.compress(bytes(256))
+    )
+
+
 def run_length_bmp(width, height, packed, method=1):
     """A bitmap that says how often each of its two colours comes."""
     header = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 8 if method == 1 else 4, method, len(packed), 0, 0, 2, 0)
@@ -342,6 +362,14 @@ HOSTILE = {
         (256, 4, 1, 8), (257, 4, 1, 10**5), (273, 4, 10**5, 8), (278, 4, 1, 1), tail=bytes(4 * 10**5)
     ),
     "tiff of the same megabyte again and again": tiff(*((33000 + i, 1, 10**6, 8) for i in range(1000)), tail=bytes(10**6)),
+    "tiff of thousands of fields": tiff(*((60_000 + i, 4, 1, i) for i in range(5_000))),
+    "tiff with two tile sizes": tiff_with_two_tile_sizes(),
+    "png with a second, larger header": png(28, 28, header(3000, 3000, 16)),
+    "png with a header behind a shorter one": PNG_SIGNATURE
+    + chunk(b"eXIf", struct.pack(">IIBBBBB", 28, 28, 8, 0, 0, 0, 0))
+    + png(300, 300)[8:],
+    "png of chunks": png(28, 28, *[chunk(b"IDAT", b"")] * 30_000),
+    "gif of a larger picture": gif_of_a_larger_picture(),
     "webp of nothing": b"RIFF\x04\x00\x00\x00WEBP",
     "gif of nothing": b"GIF89a\x1c\x00\x1c\x00\x00\x00\x00",
     "tiff in circles": b"II*\x00\x08\x00\x00\x00\x00\x00\x08\x00\x00\x00",
@@ -364,7 +392,7 @@ def test_hostile_files_are_refused_in_words(data, preprocess):
     [
         lambda jpeg, at: jpeg[:at] + b"\xff" * 1000 + jpeg[at:],
         lambda jpeg, at: jpeg[:at] + b"noise" + jpeg[at:],
-        lambda jpeg, at: jpeg[:at] + b"\xff\xfe\x00\x04no" * 900 + jpeg[at:],
+        lambda jpeg, at: jpeg[:at] + b"\xff\xfe\x00\x04no" * 300 + jpeg[at:],
         lambda jpeg, at: jpeg + np.random.RandomState(0).bytes(8 << 20),
     ],
     ids=["padding", "noise between segments", "many segments", "a video behind"],
@@ -375,6 +403,50 @@ def test_what_decoders_skip_in_a_jpeg_is_skipped(change, progressive):
     whole = saved(seven(64), "JPEG", progressive=progressive)
     odd = change(whole, whole.index(b"\xff\xdb"))
     assert np.array_equal(decode_image(odd).image, decode_image(whole).image)
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_pillow_reads_only_the_picture_of_a_jpeg(progressive):
+    """Padding, comments and application data are removed before its scans; colours, orientation and the scans stay."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    whole = saved(seven(64), "JPEG", progressive=progressive, exif=exif)
+    at = whole.index(b"\xff\xdb")
+    resources = b"\xff\xed\x00\x1aPhotoshop 3.0\x008BIM" + bytes(6)
+    padded = whole[:at] + b"\xff" * 9_000 + resources * 100 + b"\xff\xfe\x00\x04no" + whole[2:at] + whole[at:]
+    assert strip_jpeg(padded) == strip_jpeg(whole) == whole
+    assert np.array_equal(decode_image(padded).image, decode_image(whole).image)
+
+
+def test_the_preview_of_a_photograph_is_no_scan_of_it():
+    """A camera's JPEG holds a small JPEG in its EXIF data; only scans of the picture itself take time."""
+    photo, preview = saved(seven(2000), "JPEG"), saved(seven(64), "JPEG", progressive=True)
+    exif = b"Exif\x00\x00" + preview
+    with_preview = photo[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + photo[2:]
+    assert decoding_seconds(with_preview, 25_000_000) == pytest.approx(decoding_seconds(photo, 25_000_000), rel=0.01)
+    assert decoding_seconds(saved(seven(2000), "JPEG", progressive=True), 25_000_000) > 0.15
+
+
+@pytest.mark.parametrize("method", [1, 2])
+def test_a_bitmap_has_no_more_run_lengths_than_pixels(method):
+    """Each two bytes of them are a step in Python, whether they hold pixels or not."""
+    with pytest.raises(UndecodableImage, match="more run lengths than pixels"):
+        decoding_seconds(run_length_bmp(28, 28, bytes(9_000), method), 25_000_000)
+    pairs = b"".join(bytes([1, value % 2]) for value in range(28)) + bytes(2)
+    assert decoding_seconds(run_length_bmp(28, 28, pairs * 28, method), 25_000_000) < 0.01
+
+
+def test_the_size_of_a_bitmap_with_the_oldest_header_is_known():
+    """It has 16 bits for each side."""
+    core = b"BM" + struct.pack("<IHHIIHHHH", 26, 0, 0, 26, 12, 4000, 4000, 1, 24)
+    assert decoding_seconds(core, 25_000_000, len(core)) == pytest.approx(16_000_000 * 10e-9, rel=0.1)
+
+
+def test_a_tile_is_no_larger_than_the_largest_image():
+    """It is held in memory as a whole."""
+    large = tiff((256, 4, 1, 16), (257, 4, 1, 16), (322, 4, 1, 9_000), (323, 4, 1, 9_000), (324, 4, 1, 8), (325, 4, 1, 8))
+    with pytest.raises(ImageTooLarge, match="25,000,000"):
+        decode_image(large)
 
 
 @pytest.mark.parametrize("method", [1, 2])
@@ -404,6 +476,7 @@ def test_large_run_lengths_are_expected_to_take_long(shape, method):
         ("", saved(seven(), "GIF")),
         ("", saved(seven(), "TIFF")),
         ("", saved(seven()) + bytes(2048)),
+        ("", HOSTILE["png with a header behind a shorter one"]),
         ("", b"x"),
     ],
 )

@@ -77,7 +77,7 @@ def names(root: Path | Stores) -> list[str]:
     """The detectors in the store, or in any of the stores, that have at least one version, in alphabetical order."""
     roots = root.roots if isinstance(root, Stores) else (root,)
     entries = {entry.name for each in roots if each.is_dir() for entry in each.iterdir()}
-    return sorted(name for name in entries if folders(root, name))
+    return sorted(name for name in entries if not name.startswith(".") and folders(root, name))
 
 
 def unknown_name(root: Path | Stores, name: str) -> StoreError:

@@ -122,7 +122,8 @@ class Model:
             await self.load()
         except StoreError as error:
             if self.versions.rejected != before:
-                logger.error("%s: the version in service stays: %s", self.name, error)
+                stays = "the version in service stays" if self.inference.is_loaded else "it is not served"
+                logger.error("%s: %s: %s", self.name, stays, error)
         except OSError as error:
             logger.error("%s: the store cannot be read: %s", self.name, error)
         except Exception:  # whatever a version does, the next one is looked at
@@ -173,9 +174,9 @@ class Models:
     def refused_versions(self) -> list[tuple[str, int, str]]:
         """Model, version and reason of each refused version, of models that are not in service too."""
         return [
-            (name, version, reason)
+            (name, int(folder.name), reason)
             for name, model in self._by_name.items()
-            for version, reason in sorted(model.versions.rejected.items())
+            for folder, reason in sorted(model.versions.rejected.items())
         ]
 
     async def load(self, timeout_s: float = START_TIMEOUT_S) -> None:

@@ -1,6 +1,6 @@
 """Which version of a detector to serve: the highest good one, or the pinned one. A bad version is refused and logged once.
 
-Removing the highest version rolls back.
+Of several stores, the first one that has a good version counts. Removing the highest version rolls back.
 """
 
 import logging
@@ -9,6 +9,7 @@ import stat
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 
 from app.detection import store
@@ -35,9 +36,9 @@ class Versions:
     pinned: int | None
     load: Callable[[Path], Detector]  # folder -> a detector that is ready to serve, or BundleError
     load_timeout_s: float = LOAD_TIMEOUT_S
-    rejected: dict[int, str] = field(default_factory=dict)  # version -> why, without the store's path: clients can read it
+    rejected: dict[Path, str] = field(default_factory=dict)  # folder -> why, without the store's path: clients can read it
     stored: list[int] = field(default_factory=list)  # all versions, ascending, when the store was last read
-    _fingerprints: dict[int, Fingerprint] = field(default_factory=dict)
+    _fingerprints: dict[Path, Fingerprint] = field(default_factory=dict)
     _loaded: Path | None = None
 
     def best(self, serving: int | None = None) -> Detector | None:
@@ -46,12 +47,13 @@ class Versions:
         Raises:
             StoreError: no version can serve.
         """
-        self.stored = sorted({int(folder.name) for folder in store.folders(self.root, self.name)})
+        folders = store.folders(self.root, self.name)
+        self.stored = sorted({int(folder.name) for folder in folders})
         if self.pinned is None:
-            found = store.current(self.root, self.name)[::-1]
+            found = [folder for _, versions in groupby(folders, lambda folder: folder.parent) for folder in [*versions][::-1]]
         else:
             found = [store.find(self.root, self.name, self.pinned)]
-        self._forget({int(folder.name) for folder in found})
+        self._forget(set(found))
         for folder in found:
             if int(folder.name) == serving and self._loaded in (None, folder):  # two stores may have the same number
                 return None
@@ -63,8 +65,8 @@ class Versions:
         raise store.unknown_name(self.root, self.name)
 
     def _try(self, folder: Path) -> Detector | None:
-        version, fingerprint = int(folder.name), _fingerprint(folder)
-        if version in self.rejected and self._fingerprints.get(version) == fingerprint:
+        fingerprint = _fingerprint(folder)
+        if folder in self.rejected and self._fingerprints.get(folder) == fingerprint:
             return None
         try:
             detector = start_daemon(self.load, folder).result(self.load_timeout_s)
@@ -72,10 +74,10 @@ class Versions:
             reason = str(error) if isinstance(error, BundleError) else f"{folder} cannot be loaded: {error!r}"
             if isinstance(error, TimeoutError):
                 reason = f"{folder} could not be loaded within {self.load_timeout_s:g} s."
-            self.rejected[version], self._fingerprints[version] = self._without_path(reason), fingerprint
-            logger.error("version %s/%d is refused: %s", self.name, version, reason)
+            self.rejected[folder], self._fingerprints[folder] = self._without_path(reason), fingerprint
+            logger.error("version %s/%s is refused: %s", self.name, folder.name, reason)
             return None
-        self.rejected.pop(version, None)
+        self.rejected.pop(folder, None)
         return detector
 
     def _without_path(self, reason: str) -> str:
@@ -84,9 +86,9 @@ class Versions:
             reason = reason.replace(f"{root.resolve()}{os.sep}", "").replace(f"{root}{os.sep}", "")
         return reason
 
-    def _forget(self, found: set[int]) -> None:
-        for version in set(self.rejected) - found:
-            del self.rejected[version]
+    def _forget(self, found: set[Path]) -> None:
+        for folder in set(self.rejected) - found:
+            del self.rejected[folder]
 
 
 def _fingerprint(folder: Path) -> Fingerprint:

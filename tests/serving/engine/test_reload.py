@@ -19,6 +19,7 @@ from app.detection.detector import Detector
 from app.detection.imaging.centring import centre_images
 from app.detection.imaging.upload_features import FEATURE_NAMES
 from app.detection.store import CARD, StoreError
+from app.detection.store_path import Stores
 from app.network.autoencoder import Autoencoder, ModelConfig
 from app.serving import schemas
 from app.serving.engine.reload import Versions
@@ -307,11 +308,27 @@ def test_the_best_is_the_highest_good_one(bundles, root):
         add(bundles[1], root, spoil)
     known = versions(root)
     assert known.best().bundle.card.version == 2
-    assert set(known.rejected) == {3}
+    assert [folder.name for folder in known.rejected] == ["3"]
     assert known.stored == [1, 2, 3]
     assert known.best(serving=2) is None
     assert known.best(serving=1).bundle.card.version == 2
     assert versions(root, pinned=1).best().bundle.card.version == 1
+
+
+def test_a_store_without_a_good_version_gives_way_to_the_next_one(bundles, root, tmp_path):
+    """A broken version of one's own does not keep the shipped detector from serving, until it is repaired."""
+    own = tmp_path / "own"
+    folder = store.publish(bundles[1], own)
+    intact = (folder / WEIGHTS).read_bytes()
+    corrupted(folder)
+    (own / "mnist" / "2").mkdir()
+    known = versions(Stores((own, root)))
+    assert known.best().bundle.folder == root / "mnist" / "1"
+    assert known.best(serving=1) is None
+    assert list(known.rejected) == [own / "mnist" / "2", folder]
+    (folder / WEIGHTS).write_bytes(intact)
+    assert known.best(serving=1).bundle.folder == folder
+    assert list(known.rejected) == [own / "mnist" / "2"]
 
 
 def test_where_nothing_can_serve_the_reasons_are_told(bundles, root):
@@ -369,7 +386,7 @@ def test_reasons_for_clients_name_no_path_of_the_server(bundles, root):
     add(bundles[1], root, corrupted)
     known = versions(root)
     known.best()
-    assert known.rejected[2].startswith(f"mnist/2/{WEIGHTS} ")
+    assert known.rejected[root / "mnist" / "2"].startswith(f"mnist/2/{WEIGHTS} ")
 
 
 def test_a_version_that_hangs_while_it_is_loaded_is_passed_over(bundles, root):
@@ -385,7 +402,7 @@ def test_a_version_that_hangs_while_it_is_loaded_is_passed_over(bundles, root):
 
     known = Versions(root, "mnist", None, load, load_timeout_s=1)
     assert known.best().bundle.card.version == 1
-    assert "within 1 s" in known.rejected[2]
+    assert "within 1 s" in known.rejected[root / "mnist" / "2"]
     assert known.best(serving=1) is None
     hanging.set()
     assert tried == ["2", "1"]
@@ -403,4 +420,4 @@ def test_no_error_of_a_version_stops_the_search(bundles, root, error):
 
     known = Versions(root, "mnist", None, load)
     assert known.best().bundle.card.version == 1
-    assert set(known.rejected) == {2}
+    assert [folder.name for folder in known.rejected] == ["2"]

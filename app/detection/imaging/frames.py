@@ -8,14 +8,14 @@ from typing import Literal
 from app.detection.imaging.file_headers import gif_header_length
 
 _MAX_PAGES = 1000  # of a TIFF that are counted
-_GIF_FRAME = b"\x00\x21\xf9\x04"  # the end of a block and the start of a graphic control extension, which frames begin with
+_PICTURE, _EXTENSION = b",!"  # the first bytes of a GIF's blocks
+_MAX_GIF_BLOCKS = 20_000  # that are followed: 5 MB of pictures in 3 ms
 
 
 def count_frames(data: bytes) -> int:
     """The number of pictures in the file, at least 1."""
     if data.startswith(b"GIF8"):
-        first = gif_header_length(data)
-        return max(1, data.startswith(_GIF_FRAME[1:], first) + data.count(_GIF_FRAME, first))
+        return max(1, _count_gif_frames(data))
     if data.startswith(b"\x89PNG"):
         position = data.find(b"acTL", 0, 4096)  # APNG: before the first IDAT
         return max(1, int.from_bytes(data[position + 4 : position + 8])) if position > 0 else 1
@@ -24,6 +24,23 @@ def count_frames(data: bytes) -> int:
     if data[:4] in (b"II*\x00", b"MM\x00*"):
         return _count_pages(data)
     return 1
+
+
+def _count_gif_frames(data: bytes) -> int:
+    """Follow the blocks of a GIF (GIF89a, sections 20 to 26), and count those that begin a picture."""
+    position, frames, blocks = gif_header_length(data), 0, 0
+    while blocks < _MAX_GIF_BLOCKS and position + 9 < len(data):
+        if data[position] == _PICTURE:
+            frames, flags = frames + 1, data[position + 9]
+            position += 11 + (3 << (flags & 7) + 1 if flags & 0x80 else 0)  # descriptor, colour table, size of a code
+        elif data[position] == _EXTENSION:
+            position += 2
+        else:
+            break
+        while position < len(data) and data[position] and blocks < _MAX_GIF_BLOCKS:
+            position, blocks = position + 1 + data[position], blocks + 1
+        position, blocks = position + 1, blocks + 1
+    return frames
 
 
 def _count_pages(data: bytes) -> int:

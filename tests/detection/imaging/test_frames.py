@@ -25,6 +25,16 @@ def test_pages_and_frames_are_counted(kind):
     assert count_frames(encoded(IMAGES[0], kind)) == 1
 
 
+@pytest.mark.parametrize("size", [28, 120])
+@pytest.mark.parametrize("options", [{}, {"duration": 100}, {"transparency": 0}, {"comment": b"x" * 600}])
+def test_frames_of_a_gif_need_no_extension(size, options):
+    """A frame without duration and transparency has no graphic control extension; every frame may have its own colours."""
+    frames = [Image.fromarray(image).resize((size, size)).convert("RGB").quantize(16) for image in stroke_images(3, seed=1)]
+    out = io.BytesIO()
+    frames[0].save(out, "GIF", save_all=True, append_images=frames[1:], **options)
+    assert count_frames(out.getvalue()) == 3
+
+
 @pytest.mark.parametrize("kind", ["JPEG", "BMP"])
 def test_other_types_have_one_picture(kind):
     """Files that cannot hold several."""

@@ -43,7 +43,7 @@ from app.serving.http.body import ByteBudget, ByteRate
 from app.serving.http.middleware import RequestLimits, RequestMiddleware
 from app.serving.http.problem_responses import ProblemResponses
 from app.serving.http.shutdown import Draining
-from app.serving.settings import Settings, missing_stores, read_settings, unknown_variables
+from app.serving.settings import Settings, missing_in_store, read_settings, unknown_variables
 from app.serving.telemetry.log_setup import set_up_logging
 from app.serving.telemetry.metrics import Metrics
 from app.serving.telemetry.tracing import with_tracing
@@ -188,6 +188,7 @@ def create_app(settings: Settings) -> ASGIApp:
     )
     routers = (app, model_info.router, engine.health.router, open_inference.router)  # FastAPI keeps included routers apart
     paths = {getattr(route, "path", "") for router in routers for route in router.routes}
+    problem_responses.paths = sorted(paths)
     return _with_optional_middleware(middleware, paths, settings)
 
 
@@ -199,7 +200,13 @@ def _with_optional_middleware(app: ASGIApp, paths: set[str], settings: Settings)
             allow_origins=[origin.strip() for origin in settings.cors_origins.split(",")],
             allow_methods=["GET", "POST"],
             allow_headers=["*"],
-            expose_headers=["X-Request-ID", "Server-Timing", "Retry-After", "Oddigit-Result"],
+            expose_headers=[
+                "X-Request-ID",
+                "Server-Timing",
+                "Retry-After",
+                "Oddigit-Result",
+                "Inference-Header-Content-Length",
+            ],
         )
     app = with_tracing(app, paths, os.environ)
     if settings.trusted_proxies:
@@ -257,7 +264,7 @@ def __getattr__(name: str) -> ASGIApp:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     settings = read_settings(os.environ)
     set_up_logging(settings.log_format, access_log=settings.access_log)
-    for sentence in unknown_variables(os.environ) + missing_stores(settings, os.environ):
+    for sentence in unknown_variables(os.environ) + missing_in_store(settings, os.environ):
         logger.warning(sentence)
     app = globals()["app"] = create_app(settings)  # uvicorn asks more than once
     return app

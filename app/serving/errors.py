@@ -43,10 +43,10 @@ class Problem(Exception):
         self.detail = detail
         self.headers = headers or {}
 
-    def body(self, instance: str, request_id: str) -> dict[str, Any]:
-        """The problem object of RFC 9457 for the request path `instance`."""
+    def body(self, instance: str, request_id: str, root_path: str = "") -> dict[str, Any]:
+        """The problem object of RFC 9457 for the request path `instance`, of a server under `root_path`."""
         return {
-            "type": f"/problems/{self.type}",
+            "type": f"{root_path}/problems/{self.type}",
             "title": self.title,
             "status": self.status,
             "detail": self.detail,
@@ -98,7 +98,7 @@ class Unauthorized(Problem):
 
 
 class NotFound(Problem):
-    """The path, model, version or picture does not exist; `detail` lists those that do."""
+    """The path, model, version or picture does not exist; `detail` names the nearest path, or lists those that exist."""
 
     status, type, title = 404, "not-found", "There is nothing here"
 

@@ -1,12 +1,15 @@
 """The server's settings, read from ODDIGIT_* variables. Environment in, frozen `Settings` out."""
 
 import difflib
+import re
 from collections.abc import Mapping
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 
+from app.detection.store import folders
 from app.detection.store_path import SHIPPED_STORE, Stores, read_stores
 
 PREFIX = "ODDIGIT_"
@@ -69,9 +72,7 @@ class Settings(BaseModel):
         "", description="Addresses or networks whose X-Forwarded-For and -Proto are used, separated by commas; * for all."
     )
     root_path: str = Field(
-        "",
-        pattern=r"^(/[^/?#\s]+)*$",
-        description="Path prefix under which a reverse proxy publishes the server, for instance /digits.",
+        "", description="Path prefix under which a reverse proxy publishes the server, for instance /digits."
     )
     api_keys: SecretStr | None = Field(
         None,
@@ -84,9 +85,35 @@ class Settings(BaseModel):
     log_format: Literal["text", "json"] = Field("text", description="text for people, json for machines.")
     access_log: bool = Field(True, description="One log line a request.")
 
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _check_proxies(cls, value: str) -> str:
+        for entry in _entries(value):
+            try:
+                ip_network(entry, strict=False)
+            except ValueError:
+                if entry != "*":
+                    raise ValueError(f"{entry} is neither an IP address nor a network") from None
+        return value
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _check_origins(cls, value: str) -> str:
+        for entry in _entries(value):
+            if entry != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/?#\s]+", entry):
+                raise ValueError(f"{entry} is no origin; write scheme and host, for instance https://example.org")
+        return value
+
+    @field_validator("root_path")
+    @classmethod
+    def _check_root_path(cls, value: str) -> str:
+        if not re.fullmatch(r"(/[^/?#\s]+)*", value):
+            raise ValueError("it must begin with a slash and not end with one, for instance /digits")
+        return value
+
     def serves(self, name: str) -> bool:
         """Whether the detector `name` of the store is to be served."""
-        return not self.models or name in (self.model, *(listed.strip() for listed in self.models.split(",")))
+        return not self.models or name in (self.model, *_entries(self.models))
 
 
 def read_settings(environment: Mapping[str, str]) -> Settings:
@@ -101,7 +128,8 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
     except ValidationError as error:
         first = error.errors()[0]
         variable = PREFIX + str(first["loc"][0]).upper()
-        raise SettingsError(f"{variable} is not acceptable: {first['msg']}.") from None  # the value may be a secret
+        reason = first["msg"].removeprefix("Value error, ")
+        raise SettingsError(f"{variable} is not acceptable: {reason}.") from None  # the value may be a secret
 
 
 def unknown_variables(environment: Mapping[str, str]) -> list[str]:
@@ -117,12 +145,20 @@ def unknown_variables(environment: Mapping[str, str]) -> list[str]:
     return sentences
 
 
-def missing_stores(settings: Settings, environment: Mapping[str, str]) -> list[str]:
-    """A sentence for each folder of ODDIGIT_STORE that does not exist. It may be made later, so this is not an error."""
-    if not environment.get(f"{PREFIX}STORE"):
-        return []
-    missing = [root for root in settings.store.roots if not root.is_dir()]
-    return [f"The store {root} does not exist; its detectors are served once it does." for root in missing]
+def missing_in_store(settings: Settings, environment: Mapping[str, str]) -> list[str]:
+    """A sentence for each folder of ODDIGIT_STORE and detector of ODDIGIT_MODELS that does not exist.
+
+    They may be made later, so this is not an error.
+    """
+    missing = [root for root in settings.store.roots if not root.is_dir()] if environment.get(f"{PREFIX}STORE") else []
+    sentences = [f"The store {root} does not exist; its detectors are served once it does." for root in missing]
+    unknown = [name for name in _entries(settings.models) if not folders(settings.store, name)]
+    return sentences + [f"There is no detector {name} in the store; it is served once there is." for name in unknown]
+
+
+def _entries(value: str) -> list[str]:
+    """The entries of a list that is separated by commas."""
+    return [entry.strip() for entry in value.split(",") if entry.strip()]
 
 
 def _values(environment: Mapping[str, str]) -> dict[str, str]:

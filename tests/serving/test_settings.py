@@ -4,7 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from app.detection.store_path import Stores
-from app.serving.settings import PREFIX, Settings, SettingsError, missing_stores, read_settings, unknown_variables
+from app.serving.settings import PREFIX, Settings, SettingsError, missing_in_store, read_settings, unknown_variables
 
 GOOD = {
     "store": ("/tmp/store", Stores((Path("/tmp/store"),))),
@@ -54,6 +54,11 @@ def test_each_variable_sets_its_field(field):
         ("BODY_TIMEOUT_S", "nan"),
         ("LOG_FORMAT", "xml"),
         ("ACCESS_LOG", "perhaps"),
+        ("TRUSTED_PROXIES", "nonsense"),
+        ("TRUSTED_PROXIES", "10.0.0.1, 10.0.0.0/99"),
+        ("CORS_ORIGINS", "example.org"),
+        ("CORS_ORIGINS", "https://a.example/"),
+        ("ROOT_PATH", "/digits/"),
     ],
 )
 def test_a_bad_variable_is_refused_by_its_name(variable, value):
@@ -75,9 +80,15 @@ def test_a_misspelt_variable_is_a_warning_that_names_the_nearest_setting():
 def test_a_store_that_does_not_exist_is_a_warning_that_names_it(tmp_path):
     """Where it was asked for: a misspelt folder would leave the shipped detector in service."""
     environment = {"ODDIGIT_STORE": f"{tmp_path / 'nothing'}:{tmp_path}:shipped"}
-    (sentence,) = missing_stores(read_settings(environment), environment)
+    (sentence,) = missing_in_store(read_settings(environment), environment)
     assert str(tmp_path / "nothing") in sentence
-    assert missing_stores(read_settings({}), {}) == []
+    assert missing_in_store(read_settings({}), {}) == []
+
+
+def test_a_detector_that_does_not_exist_is_a_warning_that_names_it():
+    """A misspelt one would never be served."""
+    (sentence,) = missing_in_store(read_settings({"ODDIGIT_MODELS": "mnist-vae, nope"}), {})
+    assert "detector nope" in sentence
 
 
 def test_empty_and_foreign_variables_do_not_count():

@@ -4,12 +4,13 @@ import asyncio
 from dataclasses import asdict
 from typing import NamedTuple
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Depends
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4 as METRICS_TYPE
 from starlette.responses import PlainTextResponse, Response
 
 from app.serving import schemas
 from app.serving.api.openapi import API_KEY, ModelName, problems
+from app.serving.api.query import refuse_unknown_parameters
 from app.serving.api.responses import model_entry
 from app.serving.engine.admission import Admission
 from app.serving.engine.models import Models
@@ -49,8 +50,12 @@ class HealthEndpoints:
             responses=problems(401),
         )(self.metrics)
         router.get(
-            "/drift", operation_id="get_drift", tags=["monitoring"], dependencies=API_KEY, responses=problems(401, 404)
-        )(self.drift)  # fmt: skip
+            "/drift",
+            operation_id="get_drift",
+            tags=["monitoring"],
+            dependencies=[*API_KEY, Depends(refuse_unknown_parameters)],
+            responses=problems(401, 404, 422),
+        )(self.drift)
         router.get(
             "/problems/{type}",
             operation_id="get_problem_type",

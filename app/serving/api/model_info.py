@@ -12,7 +12,7 @@ from fastapi import APIRouter
 from numpy.typing import NDArray
 from pydantic import ValidationError
 from starlette.requests import Request
-from starlette.responses import FileResponse, Response
+from starlette.responses import Response
 
 from app.detection.bundle import Bundle, BundleError, read_npz
 from app.detection.detector import Detector
@@ -39,7 +39,7 @@ _MAX_DECODE_BYTES = 2**19  # parsed in 15 ms on the event loop; 1,024 points of 
 Parameters = ParamSpec("Parameters")
 
 
-class PngFile(FileResponse):
+class PngResponse(Response):
     media_type = PNG
 
 
@@ -57,8 +57,8 @@ class ModelInfoEndpoints:
         router.get(
             "/model/report/{picture}",
             operation_id="get_report_picture",
-            response_class=PngFile,
-            responses={200: {"content": {PNG: {"schema": BINARY}}}, **problems(401, 404)},
+            response_class=PngResponse,
+            responses={200: {"content": {PNG: {"schema": BINARY}}}, **NOT_MODIFIED, **problems(401, 404)},
         )(self.report_picture)
         router.get("/model/calibration", operation_id="get_calibration", responses=problems(401, 404))(self.calibration)
         router.get(
@@ -89,17 +89,21 @@ class ModelInfoEndpoints:
         """The scores of the calibration images: a histogram, and thresholds at common false-alarm rates."""
         return summarise_calibration(self._detector(model).bundle)
 
-    async def report_picture(self, picture: str, model: ModelName = None) -> PngFile:
+    async def report_picture(self, request: Request, picture: str, model: ModelName = None) -> Response:
         """A picture of the model's report, named in `files` of the card."""
         bundle = self._detector(model).bundle
         path = _report_file(bundle, picture) if picture.endswith(".png") else None
         if path is None:
             pictures = sorted(name.removeprefix(f"{REPORT}/") for name in bundle.card.files if name.endswith(".png"))
             raise NotFound(f"The report has no such picture; it has: {', '.join(pictures) or 'none'}.")
-        try:  # a version may be deleted at any time; without its size the response would fail when it is sent
-            return PngFile(path, stat_result=path.stat())
+        etag = _etag(bundle, picture)
+        if (response := not_modified(request, etag)) is not None:
+            return response
+        try:
+            content = await asyncio.to_thread(path.read_bytes)
         except OSError:
             raise NotFound("This version was deleted from the store.") from None
+        return PngResponse(content, headers={"ETag": etag, "Cache-Control": "no-cache"})
 
     async def latent(self, request: Request, model: ModelName = None) -> Response:
         """Coordinates of test images in the latent space, with their labels."""
@@ -107,7 +111,7 @@ class ModelInfoEndpoints:
         path = _report_file(bundle, "latent.npz")
         if path is None:
             raise NotFound("This version has no map of its latent space.")
-        etag = f'"{bundle.card.files[f"{REPORT}/latent.npz"][:32]}"'
+        etag = _etag(bundle, "latent.npz")
         return not_modified(request, etag) or await self._on_thread(_LATENT_S, _latent_response, path, request, etag)
 
     async def decode(self, request: Request, model: ModelName = None) -> Response:
@@ -142,6 +146,11 @@ class ModelInfoEndpoints:
 
     def _detector(self, model: str | None) -> Detector:
         return self._models.find(model).inference.detector
+
+
+def _etag(bundle: Bundle, name: str) -> str:
+    """The ETag of a file of the report: its checksum in the card."""
+    return f'"{bundle.card.files[f"{REPORT}/{name}"][:32]}"'
 
 
 def _served_model(model: Model) -> schemas.ServedModel:

@@ -20,7 +20,17 @@ from app.serving import infer_schemas as schemas
 from app.serving.api import responses
 from app.serving.api.input_tensors import InferInputs, TensorLimits, read_inputs, split_body
 from app.serving.api.openapi import API_KEY, BINARY, WATCH, infer_problems, json_body
-from app.serving.api.output_tensors import HEADER_LENGTH, OCTETS, Output, output_shapes, render_outputs, requested_outputs
+from app.serving.api.output_tensors import (
+    HEADER_LENGTH,
+    OCTETS,
+    SCORING_OUTPUTS,
+    Output,
+    count_numbers,
+    output_shapes,
+    render_outputs,
+    requested_alpha,
+    requested_outputs,
+)
 from app.serving.api.predict import deadline_error
 from app.serving.api.query import NPY, read_options
 from app.serving.api.uploads import Uploads
@@ -48,7 +58,6 @@ _INPUT_PARAMETERS: dict[str, str | int] = {
     "integer_max": 255,
     "float_max": 1,
 }
-_SCORING_OUTPUTS = frozenset({"score", "p_value", "is_anomaly"})
 
 
 class OpenInference:
@@ -174,7 +183,8 @@ class OpenInference:
                 text, binary = split_body(body, headers.get(HEADER_LENGTH))
                 inputs = await self._read(text, binary, detector, deadline)
                 outputs = requested_outputs(inputs.request, pictures=_count(inputs) <= settings.max_pictures)
-                job = await self._prepare(inputs, self._requirements(outputs, _count(inputs), watch=watch), detector, deadline)
+                required = self._requirements(outputs, _count(inputs), watch=watch, alpha=requested_alpha(inputs.request))
+                job = await self._prepare(inputs, required, detector, deadline)
                 decoded = clock()
                 result = await self._score(inference, job, deadline)
                 if pinned and result.bundle is not detector.bundle:  # replaced while the request waited
@@ -199,14 +209,14 @@ class OpenInference:
         with self._admission.elsewhere():
             return await self._stages.pictures.run(cost, deadline, read_inputs, text, binary, limits)
 
-    def _requirements(self, outputs: list[Output], images: int, *, watch: bool) -> RequestedOutputs:
+    def _requirements(self, outputs: list[Output], images: int, *, watch: bool, alpha: float | None) -> RequestedOutputs:
         """What the detector must compute. Raises TooLarge for too many reconstructions in JSON."""
         names = {output.name for output in outputs}
         most = self._settings.max_pictures
         if images > most and Output("reconstruction", binary=False) in outputs:
             raise TooLarge(f"JSON holds at most {most:,} reconstructions; ask for binary data, or send {NPY} to /reconstruct.")
-        verdicts = watch and not _SCORING_OUTPUTS.isdisjoint(names)
-        return RequestedOutputs(verdicts, reconstructions="reconstruction" in names)
+        verdicts = watch and not SCORING_OUTPUTS.isdisjoint(names)
+        return RequestedOutputs(verdicts, reconstructions="reconstruction" in names, alpha=alpha)
 
     async def _prepare(self, inputs: InferInputs, outputs: RequestedOutputs, detector: Detector, deadline: float) -> Job:
         """The images for the detector; files are decoded and prepared as uploads. Raises the problem of the first bad one."""
@@ -234,7 +244,7 @@ class OpenInference:
         self, request: schemas.InferRequest, outputs: list[Output], result: InferenceResult, deadline: float
     ) -> Response:
         """The response; one with many numbers is written on a thread."""
-        numbers = sum(_numbers(result, each.name) // (_BINARY_SPEED if each.binary else 1) for each in outputs)
+        numbers = sum(count_numbers(result, each.name) // (_BINARY_SPEED if each.binary else 1) for each in outputs)
         if numbers <= _INLINE_NUMBERS:
             return render_outputs(None, request, outputs, result)
         with self._admission.elsewhere():
@@ -252,14 +262,6 @@ class OpenInference:
 def _count(inputs: InferInputs) -> int:
     """The number of images of a request."""
     return len(inputs.files) if inputs.images is None else len(inputs.images)
-
-
-def _numbers(result: InferenceResult, name: str) -> int:
-    """How many numbers an output has."""
-    reconstructions = result.detections.reconstructions
-    if name == "reconstruction" and reconstructions is not None:
-        return reconstructions.size
-    return result.detections.embeddings.size if name == "embedding" else len(result.detections.scores)
 
 
 def _metadata(detector: Detector) -> schemas.InferModel:

@@ -19,6 +19,8 @@ from app.serving.infer_schemas import InferRequest
 OCTETS = "application/octet-stream"
 HEADER_LENGTH = b"inference-header-content-length"
 
+SCORING_OUTPUTS = frozenset({"score", "p_value", "is_anomaly"})  # their images have verdicts
+
 _PIECE_NUMBERS = 4096  # of JSON between which other threads can run
 _BINARY_DTYPES = {"FP32": "<f4", "FP64": "<f8", "BOOL": "?"}
 
@@ -59,11 +61,26 @@ def requested_outputs(request: InferRequest, *, pictures: bool) -> list[Output]:
     return outputs
 
 
+def count_numbers(result: InferenceResult, name: str) -> int:
+    """How many numbers an output has."""
+    reconstructions = result.detections.reconstructions
+    if name == "reconstruction" and reconstructions is not None:
+        return reconstructions.size
+    return result.detections.embeddings.size if name == "embedding" else len(result.detections.scores)
+
+
+def requested_alpha(request: InferRequest) -> float | None:
+    """The false-alarm rate that a request asks for, None for the model's. Raises OutOfRange."""
+    alpha = request.parameters.alpha if request.parameters else None
+    return None if alpha is None else check_rate("parameters.alpha", alpha)
+
+
 def render_outputs(
     deadline: Deadline | None, request: InferRequest, outputs: Sequence[Output], result: InferenceResult
 ) -> Response:
     """The response. Raises OutOfRange for an alpha that the calibration cannot give, TimeoutError after the deadline."""
-    card, columns = result.bundle.card, _columns(request, result)
+    with_verdicts = any(output.name in SCORING_OUTPUTS for output in outputs)
+    card, columns = result.bundle.card, _columns(request, result, with_verdicts=with_verdicts)
     entries, blobs = [], []
     for output in outputs:
         values = columns[output.name]
@@ -81,23 +98,22 @@ def render_outputs(
     response = Response(b"".join([text, *blobs]), media_type=OCTETS if blobs else JSON)
     if blobs:
         response.raw_headers.append((HEADER_LENGTH, b"%d" % len(text)))
-    verdicts = columns["is_anomaly"]
-    response.raw_headers.append(responses.result_header(len(verdicts), int(np.count_nonzero(verdicts))))
+    anomalies = int(np.count_nonzero(columns["is_anomaly"])) if with_verdicts else None
+    response.raw_headers.append(responses.result_header(len(columns["score"]), anomalies))
     return response
 
 
-def _columns(request: InferRequest, result: InferenceResult) -> dict[str, NDArray[Any]]:
+def _columns(request: InferRequest, result: InferenceResult, *, with_verdicts: bool) -> dict[str, NDArray[Any]]:
     """Output name -> values for each image."""
-    alpha = request.parameters.alpha if request.parameters else None
-    rate = None if alpha is None else check_rate("parameters.alpha", alpha)
     detections = result.detections
     columns: dict[str, NDArray[Any]] = {
         "score": detections.scores,
         "p_value": detections.p_values,
-        "is_anomaly": detections.scores > decide(result, Options(alpha=rate)).threshold,
         "reconstruction_error": detections.reconstruction_errors,
         "embedding": detections.embeddings,
     }
+    if with_verdicts:
+        columns["is_anomaly"] = detections.scores > decide(result, Options(alpha=requested_alpha(request))).threshold
     if detections.reconstructions is not None:
         columns["reconstruction"] = detections.reconstructions
     return columns

@@ -26,8 +26,7 @@ from app.serving.errors import DeadlinePassed, OutOfRange, TooLarge
 from app.serving.settings import Settings
 from app.serving.telemetry.metrics import Metrics
 
-_INLINE_IMAGES = 64  # responses for more images are built on a thread
-_PIECE_ENTRIES = 64
+_INLINE_IMAGES = _PIECE_ENTRIES = 64  # responses for more images are built on a thread, in pieces
 _ENTRY_S, _PICTURE_S = 5e-6, 400e-6  # cost of an image in a response
 
 
@@ -170,7 +169,9 @@ class Endpoints:
         upload = await decode(body, preprocess, size, deadline=call.deadline)
         self._check_upload(upload, spec, call.media)
         decoded = clock()
-        outputs = spec.outputs if call.options.watch == "1" else spec.outputs._replace(verdicts=False)
+        outputs, options = spec.outputs, call.options
+        if options is not DEFAULTS:
+            outputs = outputs._replace(verdicts=outputs.verdicts and options.watch == "1", alpha=options.alpha)
         if upload.is_array:
             if call.media == NPY:
                 outputs = outputs._replace(error_maps=False)
@@ -229,7 +230,7 @@ def _render_response(deadline: Deadline | None, call: _Call, upload: Upload, res
         assert array is not None  # every endpoint requests the array that it returns
         body = responses.npy(array)
         if call.spec.outputs.verdicts:
-            anomalies = int((result.detections.p_values <= decide(result, call.options).alpha).sum())
+            anomalies = int((result.detections.p_values <= decide(result, call.options, upload).alpha).sum())
     response = BytesResponse(body, call.media)
     response.raw_headers.append(responses.result_header(len(upload.infos), anomalies))
     return response
@@ -237,7 +238,7 @@ def _render_response(deadline: Deadline | None, call: _Call, upload: Upload, res
 
 def _render_json(deadline: Deadline | None, call: _Call, upload: Upload, result: InferenceResult) -> tuple[bytes, int | None]:
     """The body, and the number of anomalies in it; None for an endpoint without verdicts."""
-    spec, decision = call.spec, decide(result, call.options)
+    spec, decision = call.spec, decide(result, call.options, upload)
     if len(upload.infos) > _INLINE_IMAGES and not upload.failed:
         return _json_in_pieces(deadline, call, upload, result, decision)
     content = spec.head(result.bundle, decision)
@@ -246,7 +247,7 @@ def _render_json(deadline: Deadline | None, call: _Call, upload: Upload, result:
     if upload.failed:
         scope = call.request.scope
         for index, (name, problem) in sorted(upload.failed.items()):
-            error = problem.body(scope["path"], scope["state"]["request_id"])
+            error = problem.body(scope["path"], scope["state"]["request_id"], scope.get("root_path", ""))
             entries.insert(index, {"name": name, "error": error})
     return responses.json_bytes(content), anomalies
 
@@ -268,18 +269,20 @@ def _json_in_pieces(
     return b"".join(pieces), anomalies if spec.outputs.verdicts else None
 
 
-def decide(result: InferenceResult, options: Options) -> Decision:
-    """The alpha and threshold that the options ask for. Raises OutOfRange if the calibration has too few images for alpha."""
-    bundle = result.bundle
+def decide(result: InferenceResult, options: Options, upload: Upload | None = None) -> Decision:
+    """The alpha and threshold that are asked for. Raises OutOfRange: too few calibration images for an image's kind."""
+    bundle, sizes = result.bundle, result.detections.calibration_sizes
     if options.fdr is not None:
         return _decide_by_fdr(result, options.fdr)
     if options.alpha is None:
         return Decision(bundle.card.alpha, bundle.card.threshold)
+    fewest = int(sizes.argmin())
     try:
-        check_images(options.alpha, int(result.detections.calibration_sizes.min()))
+        check_images(options.alpha, int(sizes[fewest]))
         return Decision(options.alpha, bundle.calibration.threshold(options.alpha))
     except CalibrationError as error:
-        raise OutOfRange(str(error)) from None
+        name = upload.infos[fewest].name if upload else f"image {fewest}"
+        raise OutOfRange(f"{name}: {error}" if len(sizes) > 1 else str(error)) from None
 
 
 def _decide_by_fdr(result: InferenceResult, fdr: float) -> Decision:

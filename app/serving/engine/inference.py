@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.detection.bundle import Bundle
+from app.detection.conformal import images_needed
 from app.detection.detector import Detections, Detector, stack_features
 from app.detection.imaging.decode import decode_plain_images
 from app.detection.imaging.preprocess import PreprocessedImage
@@ -31,6 +32,13 @@ class RequestedOutputs(NamedTuple):
     verdicts: bool = False  # only images with verdicts are counted in verdict metrics and drift
     reconstructions: bool = False
     error_maps: bool = False
+    alpha: float | None = None  # of the verdicts; None is the model's
+
+    def has_verdicts(self, detections: Detections) -> bool:
+        """Whether the response will have verdicts: not if the calibration has too few images for `alpha`."""
+        if not self.verdicts or self.alpha is None:
+            return self.verdicts
+        return int(detections.calibration_sizes.min()) >= images_needed(self.alpha)
 
 
 class Job(NamedTuple):
@@ -100,7 +108,7 @@ class Inference:
         cost = len(images) * _IMAGE_S
         result = await self._arrays.run(cost, deadline, _run_array, self.detector, images, outputs)
         if self._observer is not None:
-            self._observer(result.bundle, len(images), result.detections if outputs.verdicts else None)
+            self._observer(result.bundle, len(images), result.detections if outputs.has_verdicts(result.detections) else None)
         return result
 
     def _run_batch(self, jobs: list[Job]) -> list[InferenceResult]:
@@ -150,8 +158,8 @@ def _split(detections: Detections, jobs: list[Job]) -> list[Detections]:
 
 
 def _with_verdicts(jobs: list[Job], batch: Detections, parts: list[Detections]) -> Detections | None:
-    """Detections of the jobs that asked for verdicts, None without any."""
-    with_verdicts = [part for job, part in zip(jobs, parts, strict=True) if job.outputs.verdicts]
+    """Detections of the jobs whose responses have verdicts, None without any."""
+    with_verdicts = [part for job, part in zip(jobs, parts, strict=True) if job.outputs.has_verdicts(part)]
     if len(with_verdicts) == len(parts):
         return batch
     return Detections.join(with_verdicts) if with_verdicts else None

@@ -22,7 +22,7 @@ from app.serving.http.body import MAX_DISCARDED_BODY_BYTES, ByteBudget, ByteRate
 from app.serving.http.problem_responses import CLIENT_CLOSED_REQUEST, ProblemResponses
 from app.serving.http.protocol import WRITE_RESPONSE
 from app.serving.http.shutdown import Draining
-from app.serving.telemetry.metrics import Metrics
+from app.serving.telemetry.metrics import OTHER, Metrics
 
 Header = tuple[bytes, bytes]
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -295,6 +295,6 @@ def normalise_root_path(scope: Scope, configured: str = "") -> tuple[Scope, str]
 
 
 def _route_template(scope: Scope) -> str:
-    """The template of the route that the framework found, `other` without one: clients cannot create time series at will."""
-    template: str = getattr(scope.get("route"), "path", "other")
+    """The template of the route that the framework found, `other` without one."""
+    template: str = getattr(scope.get("route"), "path", OTHER)
     return template

@@ -2,6 +2,7 @@
 
 import difflib
 import logging
+import secrets
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -38,9 +39,10 @@ class ProblemResponses:
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
+        self.paths: list[str] = []  # of all routes, for the message about a path that there is not
 
     def __call__(self, scope: Scope, error: Exception) -> Response:
-        problem = _routing_problem(scope, error) or problem_for(error)
+        problem = _routing_problem(scope, error, self.paths) or problem_for(error)
         if isinstance(problem, InternalError):
             logger.error("request %s failed", scope["state"]["request_id"], exc_info=error)
         self._metrics.record_rejection(problem.type)
@@ -57,9 +59,9 @@ class ProblemResponses:
         return self(request.scope, error)
 
 
-def _routing_problem(scope: Scope, error: Exception) -> Problem | None:
+def _routing_problem(scope: Scope, error: Exception, paths: list[str]) -> Problem | None:
     """The problem for a path or a method that the application does not have, with those that it has; None for other errors."""
-    if not isinstance(error, HTTPException) or "app" not in scope:
+    if not isinstance(error, HTTPException):
         return None
     root = scope.get("root_path", "")
     route = scope["path"].removeprefix(root)
@@ -67,10 +69,9 @@ def _routing_problem(scope: Scope, error: Exception) -> Problem | None:
         return MethodNotAllowed(f"{route} takes {allowed}, not {scope['method']}.", {"Allow": allowed})
     if error.status_code != 404 or error.detail != "Not Found":
         return None
-    paths = [each.path for each in scope["app"].routes if getattr(each, "include_in_schema", False)]
     near = difflib.get_close_matches(route[:100], paths, n=1, cutoff=0.5)
-    hint = f"did you mean {root}{near[0]}?" if near else f"there are: {', '.join(root + path for path in paths)}."
-    return NotFound(f"There is no such path; {hint} {root}/docs describes all.")
+    hint = f"; did you mean {root}{near[0]}?" if near else "."
+    return NotFound(f"There is no such path{hint} {root}/docs describes all.")
 
 
 def problem_for(error: Exception) -> Problem:
@@ -101,15 +102,16 @@ def problem_response(problem: Problem, scope: Scope) -> Response:
     headers = {**problem.headers, RESULT.decode(): f"problem={problem.type}"}
     if route.startswith("/v2"):
         return Response(to_json({"error": problem.detail}), problem.status, headers, "application/json")
-    content = problem.body(scope["path"], scope["state"]["request_id"])
-    content["type"] = root + content["type"]
+    content = problem.body(scope["path"], scope["state"]["request_id"], root)
     return Response(to_json(content), problem.status, headers, MEDIA_TYPE)
 
 
 def last_response(problem: Problem) -> bytes:
     """The bytes of a whole HTTP/1.1 response to a request that no application sees, after which the connection is closed."""
-    body = to_json(problem.body("", ""))
-    extra = b"".join(f"{name}: {value}\r\n".encode() for name, value in problem.headers.items())
+    request_id = secrets.token_hex(8)
+    body = to_json(problem.body("", request_id))
+    headers = {"x-request-id": request_id, RESULT.decode(): f"problem={problem.type}", **problem.headers}
+    extra = b"".join(f"{name}: {value}\r\n".encode() for name, value in headers.items())
     head = (problem.status, problem.title.encode(), MEDIA_TYPE.encode(), len(body), extra)
     return b"HTTP/1.1 %d %s\r\ncontent-type: %s\r\ncontent-length: %d\r\nconnection: close\r\n%s\r\n" % head + body
 

@@ -26,6 +26,7 @@ from app.serving.http.connections import ConnectionLimits, HeldTransport
 from app.serving.http.problem_responses import last_response, parser_problem, too_many_connections
 from app.serving.http.sockets import set_write_timeout
 from app.serving.http.upgrade import SkipFirstHead, head_without_upgrade
+from app.serving.telemetry.metrics import record_unseen
 
 if TYPE_CHECKING:
     from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
@@ -64,8 +65,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._unparsed = b""
         self._is_new = True  # nothing was received
         self._at_end = False  # the client sends no more
-        self._probes_only = False
-        self._write_paused = False
+        self._probes_only = self._write_paused = False
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
         self._held = HeldTransport(transport, self._limits.write_timeout_s)
@@ -89,8 +89,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._held.stop_write_timeout()
         super().connection_lost(exc)
         self.pipeline.clear()
-        self._unparsed = b""
-        self._active = None
+        self._unparsed, self._active = b"", None
         self.scope = self.cycle = None  # type: ignore[assignment]  # both refer to this object
 
     def data_received(self, data: bytes) -> None:
@@ -281,6 +280,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._failure = problem
         if self._phase is not _Phase.BODY or self.cycle is not self._active or not self.cycle.response_started:
             self._held.write(last_response(problem))
+            record_unseen(problem.status, problem.type)
         self._held.close()
 
     def _start_timer(self) -> None:

@@ -31,7 +31,14 @@ _BATCHES = (1, 2, 4, 8, 16, 32, 64, 256, 1024, 4096, 16384, 65536)
 _SCORES = (0.25, 0.5, 0.75, 1, 1.25, 1.5, 2, 3, 5, 10, 30, 100)
 _P_VALUES = (0.0001, 0.001, 0.005, 0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1)
 
+OTHER = "other"  # the route of requests that no route takes: clients cannot create time series at will
 _BUFFER_SIZE = 512  # requests of one route and status, or batches, that are buffered before everything is counted
+_unseen: dict[tuple[int, str], int] = {}  # (status, reason) -> requests that were refused before an application saw them
+
+
+def record_unseen(status: int, reason: str) -> None:
+    """Record a request that the connection refused, which knows no `Metrics`: they are counted with the next `flush`."""
+    _unseen[status, reason] = _unseen.get((status, reason), 0) + 1
 
 
 class _ModelFamilies:
@@ -46,7 +53,8 @@ class _ModelFamilies:
         self.batch = Histogram(
             "oddigit_batch_images", "Images in one forward pass.", model, buckets=_BATCHES, registry=registry
         )
-        self.images = Counter("oddigit_images", "Images with a verdict, by verdict.", ("model", "verdict"), registry=registry)
+        verdicts = "Images with a verdict, by verdict at the model's own alpha."
+        self.images = Counter("oddigit_images", verdicts, ("model", "verdict"), registry=registry)
         self.scores = Histogram("oddigit_score", "Anomaly scores.", model, buckets=_SCORES, registry=registry)
         self.p_values = Histogram("oddigit_p_value", "p-values.", model, buckets=_P_VALUES, registry=registry)
         self.info = Gauge(
@@ -200,6 +208,10 @@ class Metrics:
                 self._requests.labels(route, str(status)).inc(len(seconds))
                 observe_many(self._request_seconds.labels(route), _SECONDS, np.array(seconds))
                 seconds.clear()
+        while _unseen:
+            (status, reason), count = _unseen.popitem()
+            self._requests.labels(OTHER, str(status)).inc(count)
+            self._rejections.labels(reason).inc(count)
         for reason, count in self._buffered_rejections.items():
             self._rejections.labels(reason).inc(count)
         self._buffered_rejections.clear()
@@ -220,7 +232,7 @@ class Metrics:
 
     def text(self) -> bytes:
         """All that is counted, in Prometheus's text format, added up over the workers. Takes 10 ms; can run on any thread."""
-        if self._shared is None:
+        if self._shared is None or not self._shared.is_dir():  # where the folder was removed, this worker's numbers are left
             return generate_latest(self._registry)
         registry = CollectorRegistry()
         MultiProcessCollector(registry)  # type: ignore[no-untyped-call]

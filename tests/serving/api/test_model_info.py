@@ -42,6 +42,14 @@ def test_the_reports_pictures_are_served(client):
         assert Image.open(io.BytesIO(response.content)).size[0] > 28
 
 
+def test_a_picture_that_did_not_change_is_not_sent_again(client):
+    """Clients keep pictures and ask with the ETag. A range is answered with the whole picture."""
+    whole = client.get("/model/report/loss.png")
+    assert client.get("/model/report/loss.png", headers={"if-none-match": whole.headers["etag"]}).status_code == 304
+    for part in ("bytes=0-9", "bytes=abc", "bytes=99999999-"):
+        assert client.get("/model/report/loss.png", headers={"range": part}).content == whole.content
+
+
 @pytest.mark.parametrize(
     "picture",
     [

@@ -139,8 +139,11 @@ def test_everything_works_under_a_path_prefix(tiny_store, tmp_path):
             assert ask(headers={"content-type": "image/png"}).status_code == (200 if public else 401)
         moved = httpx.get(f"{own.url}/odd")  # below it, the page's links would lead nowhere
         assert (moved.status_code, moved.headers["location"]) == (308, "/odd/")
-        refused = httpx.get(f"{own.url}/odd/nowhere", headers={"x-api-key": key}).json()
-        assert (refused["type"], refused["instance"]) == ("/odd/problems/not-found", "/odd/nowhere")
+        refused = httpx.get(f"{own.url}/odd/scor", headers={"x-api-key": key}).json()
+        assert (refused["type"], refused["instance"]) == ("/odd/problems/not-found", "/odd/scor")
+        files = [("file", ("a.png", BODY)), ("file", ("b.png", b"text"))]
+        failed = httpx.post(f"{own.url}/odd/score", files=files, headers={"x-api-key": key}).json()["results"][1]
+        assert failed["error"]["type"] == "/odd/problems/not-an-image"
         assert "/odd/score" in refused["detail"] and refused["detail"].endswith("/odd/docs describes all.")
 
 

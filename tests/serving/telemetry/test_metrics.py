@@ -1,6 +1,7 @@
 import json
 import math
 import re
+import shutil
 import socket
 import time
 
@@ -131,6 +132,32 @@ def test_only_what_is_judged_is_counted_as_judged(own):
     assert verdict_counts() == tuple(count + 2 for count in before)
 
 
+def test_what_is_refused_for_its_alpha_is_not_counted_as_judged(own):
+    """An alpha that the calibration is too small for is noticed after the forward pass; the response has no verdict."""
+    many = npy(stroke_images(200, seed=7))
+    image = {"name": "images", "datatype": "UINT8", "shape": [1, 28, 28], "data": stroke_images(1, seed=5).ravel().tolist()}
+    before = value(own, "oddigit_images_total"), own.get("/drift").json()["images"]
+    for path, content, headers in (("/score", GOOD, PNG), ("/score", many, NPY), ("/inspect", GOOD, PNG)):
+        assert own.post(f"{path}?alpha=1e-6", content=content, headers=headers).status_code == 422
+    asked = {"inputs": [image], "parameters": {"alpha": 1e-6}}
+    assert own.post("/v2/models/mnist/infer", json=asked).status_code == 422
+    embedding = own.post("/v2/models/mnist/infer", json={**asked, "outputs": [{"name": "embedding"}]})
+    assert (embedding.status_code, embedding.headers["oddigit-result"]) == (200, "images=1")
+    assert (value(own, "oddigit_images_total"), own.get("/drift").json()["images"]) == before
+
+
+def test_requests_that_no_application_sees_are_counted(busy, own):
+    """What is no HTTP, or too much of it, is refused by the connection; it has an id and is counted all the same."""
+    many_fields = b"GET / HTTP/1.1\r\nHost: x\r\n" + b"a: b\r\n" * 200 + b"\r\n"
+    for reason, sent in (("bad-request", b"GARBAGE\r\n\r\n"), ("too-large", many_fields)):
+        before = value(own, "oddigit_refused_total", reason=reason)
+        answer = speak(busy, sent)
+        assert answer.headers["oddigit-result"] == f"problem={reason}"
+        assert answer.headers["x-request-id"] == json.loads(answer.body)["request_id"] != ""
+        assert value(own, "oddigit_refused_total", reason=reason) == before + 1
+        assert value(own, "oddigit_requests_total", route="other", status=str(answer.status)) >= 1
+
+
 def test_the_model_in_service_is_named(own):
     """Which detector, version, scorer and device: the same as /readyz and the card say."""
     card = own.get("/model").json()
@@ -177,7 +204,9 @@ def test_routes_are_counted_by_their_templates(busy, own):
     routes = {sample.labels["route"] for sample in there["oddigit_requests_total"].samples}
     assert {"/model/report/{picture}", "/problems/{type}", "other"} <= routes
     assert value(own, "oddigit_requests_total", route="other", status="415") == 20
-    assert value(own, "oddigit_requests_total", route="other", status="400") == 20
+    assert (
+        value(own, "oddigit_requests_total", route="other", status="400") == 40
+    )  # without Host, and methods that HTTP does not have
     assert not any(character.isdigit() for route in routes for character in route.removeprefix("/v2"))
     assert len(there["oddigit_refused_total"].samples) < 30
 
@@ -193,6 +222,18 @@ def test_the_last_requests_before_a_stop_are_counted(tiny_store, tmp_path):
     registry = CollectorRegistry()
     MultiProcessCollector(registry, str(shared))
     assert registry.get_sample_value("oddigit_requests_total", {"route": "/livez", "status": "200"}) == 5
+
+
+def test_without_the_folder_that_workers_share_one_has_its_own_numbers(tiny_store, tmp_path):
+    """A program that cleans /tmp may remove it."""
+    shared = tmp_path / "metrics"
+    shared.mkdir()
+    variables = {"ODDIGIT_STORE": str(tiny_store), "ODDIGIT_DRAIN_S": "0", "PROMETHEUS_MULTIPROC_DIR": str(shared)}
+    with serving(tmp_path / "log", **variables) as server, httpx.Client(base_url=server.url) as client:
+        client.post("/score", content=GOOD, headers=PNG).raise_for_status()
+        shutil.rmtree(shared)
+        assert client.post("/embed", content=GOOD, headers=PNG).status_code == 200
+        assert value(client, "oddigit_requests_total", route="/score", status="200") == 1
 
 
 def test_every_answer_is_counted_by_its_status(own):

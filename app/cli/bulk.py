@@ -29,8 +29,11 @@ class MissingPackage(ImportError):
     """A package that bulk scoring needs is not installed; the message holds the command that installs it."""
 
 
-def score_in_bulk(sources: list[str], job: "Job", engine: Engine, processes: int | None) -> None:
-    """Score all images of the sources into parts in a folder, those that are not there yet; print the progress."""
+def score_in_bulk(sources: list[str], job: "Job", engine: Engine, processes: int | None) -> int:
+    """Score all images of the sources into parts in a folder, those that are not there yet; print the progress.
+
+    Returns the number of anomalies in the folder.
+    """
     with options.errors_as_sentences():
         _check_packages(engine)
         from app.scaling.scoring import remove_others
@@ -43,16 +46,17 @@ def score_in_bulk(sources: list[str], job: "Job", engine: Engine, processes: int
         if engine is Engine.ray:
             from app.scaling import ray_data
 
-            found = _reported(ray_data.score(job, parts))
+            count, anomalies = _reported(ray_data.score(job, parts))
         else:
             from app.scaling import local
             from app.scaling.scoring import PartScorer
 
             PartScorer(job)  # raises the errors of the device and the version here, and not in each process
-            found = _reported(local.score(job, parts, processes or os.cpu_count() or 1))
-        if not found:
+            count, anomalies = _reported(local.score(job, parts, processes or os.cpu_count() or 1))
+        if not count:
             raise SourceError(f"There are no images in {', '.join(sources)}; {job.destination} stays as it is.")
-        remove_others(job, found)
+        remove_others(job, count)
+    return anomalies
 
 
 def _check_packages(engine: Engine) -> None:
@@ -63,8 +67,8 @@ def _check_packages(engine: Engine) -> None:
             raise MissingPackage(f'{package} is not installed; run: {sys.executable} -m pip install "oddigit[{extra}]"')
 
 
-def _reported(parts: "Iterator[Done]") -> int:
-    """Print the progress and the totals; returns the number of parts."""
+def _reported(parts: "Iterator[Done]") -> tuple[int, int]:
+    """Print the progress and the totals; returns the numbers of parts and of anomalies, old parts included."""
     count = images = skipped = errors = anomalies = 0
     started = last = time.monotonic()
     for done in parts:
@@ -81,4 +85,4 @@ def _reported(parts: "Iterator[Done]") -> int:
     scored = images - skipped
     totals = f"{anomalies:,} anomalies, {errors:,} errors" + (f"; {skipped:,} were there before" if skipped else "")
     typer.echo(f"{scored:,} images in {seconds:.1f} s ({scored / seconds:,.0f} a second): {totals}")
-    return count
+    return count, anomalies

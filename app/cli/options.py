@@ -2,7 +2,7 @@
 
 import enum
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -53,6 +53,14 @@ Preparation = Annotated[
     typer.Option(help="How uploads are prepared: as MNIST's digits, or only resized; auto: as suits --data."),
 ]
 Scorer = Annotated[str, typer.Option(help="How the reconstruction error becomes a score: residual or mse.")]
+
+
+def refuse_without_effect(context: typer.Context, names: Sequence[str], reason: str) -> None:
+    """Raise BadParameter for the first of these parameters that the command line gives; `reason` says when it has no effect."""
+    for parameter in context.command.params:
+        source = context.get_parameter_source(str(parameter.name))
+        if parameter.name in names and source is not None and source.name == "COMMANDLINE":
+            raise typer.BadParameter(f"it has no effect {reason}", param_hint=max(parameter.opts, key=len))
 
 
 def check_data(data: str, *, strict: bool) -> None:

@@ -37,6 +37,7 @@ class Format(enum.StrEnum):
 
 
 def score(
+    context: typer.Context,
     paths: Annotated[list[str], typer.Argument(help="Images, folders, patterns, .npy and .npz arrays; - for standard input.")],
     store: options.Store = options.DEFAULT_STORE,
     model: options.Model = "mnist",
@@ -64,11 +65,15 @@ def score(
 
     Ends with 0; with 1 for an anomaly where --fail-on-anomaly asks for that; with 2 when an image cannot be read, or when too
     few images of its kind were calibrated for --alpha (the other images are scored); with 130 after Ctrl-C, when the rows so
-    far are written. With --to, such an image is a row with its error, and an image that an interrupted job has scored is not
-    scored again.
+    far are written. With --to, such an image is a row with its error, which does not change the exit code, and an image that an
+    interrupted job has scored is not scored again.
     """
     if alpha is not None and not 0 < alpha < 1:
         raise typer.BadParameter("must lie between 0 and 1, both excluded", param_hint="--alpha")
+    if to is None:
+        options.refuse_without_effect(context, ("engine", "processes"), "without --to")
+    else:
+        options.refuse_without_effect(context, ("output", "any_file"), "with --to")
     with options.errors_as_sentences():
         from app.detection.detector import Detector
         from app.detection.imaging.decode import choose_preprocess
@@ -82,8 +87,8 @@ def score(
             from app.scaling.scoring import Job
 
             job = Job(str(folder.resolve()), str(to.resolve()), preparation, alpha, device)
-            score_in_bulk(paths, job, engine, processes)
-            return
+            anomalies = score_in_bulk(paths, job, engine, processes)
+            raise typer.Exit(int(fail_on_anomaly and anomalies > 0))
         detector = Detector(bundle, device)
     resized = "; images are only resized" if preparation == "none" else ""
     title = f"{bundle.label}: an anomaly scores above {threshold:.4g}{resized}"

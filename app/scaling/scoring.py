@@ -163,9 +163,11 @@ def complete(job: Job, index: int, part: Sequence[Slice]) -> Done | None:
     import pyarrow.parquet as pq
 
     with suppress(OSError, pa.ArrowInvalid):
-        metadata = pq.read_metadata(path_of(job, index))
-        if (metadata.metadata or {}).get(_DIGEST) == _digest(job, part):
-            return Done(index, metadata.num_rows, skipped=True)
+        with pq.ParquetFile(path_of(job, index)) as file:
+            if (file.metadata.metadata or {}).get(_DIGEST) == _digest(job, part):
+                rows = file.read(["is_anomaly", "error"])
+                anomalies = rows["is_anomaly"].to_pylist().count(True)
+                return Done(index, len(rows), len(rows) - rows["error"].null_count, anomalies, skipped=True)
     return None
 
 

@@ -206,6 +206,19 @@ def test_an_option_that_makes_no_sense_is_refused(score, folder, arguments):
     assert done.exception is None or isinstance(done.exception, SystemExit)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [(("--to", "out", "--format", "csv"), "--format"), (("--to", "out", "--any-file"), "--any-file"),
+     (("--engine", "local"), "--engine"), (("--processes", "2"), "--processes")],
+)  # fmt: skip
+def test_an_option_without_effect_is_refused(score, folder, monkeypatch, arguments, name):
+    """With the name of the option, and nothing is written."""
+    monkeypatch.chdir(folder)
+    done = score("a.png", *arguments)
+    assert done.exit_code == 2 and name in done.stderr and "no effect" in done.stderr
+    assert not (folder / "out").exists()
+
+
 def test_a_thousand_images_keep_their_order(score, tmp_path):
     """Batches leave no seam: an array larger than several of them has its rows in order."""
     images = stroke_images(1000, seed=14)

@@ -167,6 +167,17 @@ def test_an_empty_source_removes_no_results(tiny_store, folder, tmp_path):
     assert "holds no image" in done.stderr and "Traceback" not in done.stderr
 
 
+def test_an_anomaly_fails_where_asked(tiny_store, folder, tmp_path):
+    """With --fail-on-anomaly the exit code is 1 for an anomaly, also for one that an earlier run has found."""
+    out = ("--to", tmp_path / "out", "--store", tiny_store, "--processes", 1)
+    assert score(folder, *out, "--fail-on-anomaly", "--alpha", 0.006).returncode == 0
+    assert score(folder, *out, "--alpha", 0.99).returncode == 0
+    done = score(folder, *out, "--alpha", 0.99, "--fail-on-anomaly")
+    found = sum(bool(row["is_anomaly"]) for row in rows(tmp_path / "out"))
+    assert done.returncode == 1 and found and "0 images in" in done.stdout
+    assert f"{found} anomalies, 1 errors; 21 were there before" in done.stdout
+
+
 def test_a_device_that_is_not_there_is_a_sentence(tiny_store, folder, tmp_path):
     """And not one traceback for each process."""
     done = score(folder, "--to", tmp_path / "out", "--store", tiny_store, "--device", "gpu")

@@ -42,7 +42,7 @@ def score_in_bulk(sources: list[str], job: "Job", engine: Engine, processes: int
         # Each process works on one core; numpy's library would start threads for all cores in each.
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
         Path(job.destination).mkdir(parents=True, exist_ok=True)
-        parts = divide(sources)
+        parts = divide(sources, job.destination)
         if engine is Engine.ray:
             from app.scaling import ray_data
 

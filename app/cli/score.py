@@ -68,12 +68,7 @@ def score(
     far are written. With --to, such an image is a row with its error, which does not change the exit code, and an image that an
     interrupted job has scored is not scored again.
     """
-    if alpha is not None and not 0 < alpha < 1:
-        raise typer.BadParameter("must lie between 0 and 1, both excluded", param_hint="--alpha")
-    if to is None:
-        options.refuse_without_effect(context, ("engine", "processes"), "without --to")
-    else:
-        options.refuse_without_effect(context, ("output", "any_file"), "with --to")
+    _check_options(context, alpha, to)
     with options.errors_as_sentences():
         from app.detection.detector import Detector
         from app.detection.imaging.decode import choose_preprocess
@@ -100,6 +95,16 @@ def score(
         raise typer.Exit(2)
     if fail_on_anomaly and counts["anomalies"]:
         raise typer.Exit(1)
+
+
+def _check_options(context: typer.Context, alpha: float | None, to: Path | None) -> None:
+    """Raise BadParameter for a wrong alpha, or an option that has no effect with --to or without it."""
+    if alpha is not None and not 0 < alpha < 1:
+        raise typer.BadParameter("must lie between 0 and 1, both excluded", param_hint="--alpha")
+    if to is None:
+        options.refuse_without_effect(context, ("engine", "processes"), "without --to")
+    else:
+        options.refuse_without_effect(context, ("output", "any_file"), "with --to")
 
 
 def _write(rows: Iterator[Row], output: Format, title: str) -> Counter[str]:

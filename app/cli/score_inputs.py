@@ -3,8 +3,6 @@
 import glob
 import io
 import sys
-import zipfile
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -81,10 +79,13 @@ def _read_bytes(name: str, data: bytes, reading: Reading) -> Iterator[Input]:
     """The image, or the images of the array, that the content is; a name that ends as an array's does must be one."""
     from app.detection.imaging.errors import ImageError
     from app.detection.imaging.upload_warnings import decode_upload
+    from app.scaling.npz import open_images
 
     try:
         if data.startswith(b"PK\x03\x04") or name.lower().endswith(".npz"):
-            yield from _read_array(name, _member(data), reading)
+            with open_images(io.BytesIO(data)) as array:
+                content = array.read()
+            yield from _read_array(name, content, reading)
         elif data.startswith(b"\x93NUMPY") or name.lower().endswith(".npy"):
             yield from _read_array(name, data, reading)
         else:
@@ -109,19 +110,3 @@ def _read_array(name: str, data: bytes, reading: Reading) -> Iterator[Input]:
     for index, (image, shifted, inverted) in enumerate(zip(images, moved, bright, strict=True)):
         steps, warnings = ("centred",) if shifted else (), (LOOKS_INVERTED,) if inverted else ()
         yield Input(f"{name}[{index}]", PreprocessedImage(image, steps, warnings))
-
-
-def _member(data: bytes) -> bytes:
-    """The array `images` of an .npz, or its only array, in .npy format. Raises UndecodableImage."""
-    from app.detection.imaging.errors import UndecodableImage
-
-    try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            names = archive.namelist()
-            name = "images.npy" if "images.npy" in names else names[0] if len(names) == 1 else None
-            if name is not None:
-                return archive.read(name)
-    except (zipfile.BadZipFile, zlib.error, ValueError, OSError, EOFError, RuntimeError) as error:
-        raise UndecodableImage(f"a damaged .npz: {error}") from None
-    held = ", ".join(each.removesuffix(".npy") for each in names[:10]) or "nothing"
-    raise UndecodableImage(f"the .npz holds no array 'images'; it holds {held}")

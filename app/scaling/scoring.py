@@ -162,12 +162,11 @@ def complete(job: Job, index: int, part: Sequence[Slice]) -> Done | None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    with suppress(OSError, pa.ArrowInvalid):
-        with pq.ParquetFile(path_of(job, index)) as file:
-            if (file.metadata.metadata or {}).get(_DIGEST) == _digest(job, part):
-                rows = file.read(["is_anomaly", "error"])
-                anomalies = rows["is_anomaly"].to_pylist().count(True)
-                return Done(index, len(rows), len(rows) - rows["error"].null_count, anomalies, skipped=True)
+    with suppress(OSError, pa.ArrowInvalid), pq.ParquetFile(path_of(job, index)) as file:
+        if (file.metadata.metadata or {}).get(_DIGEST) == _digest(job, part):
+            rows = file.read(["is_anomaly", "error"])
+            anomalies = rows["is_anomaly"].to_pylist().count(True)
+            return Done(index, len(rows), len(rows) - rows["error"].null_count, anomalies, skipped=True)
     return None
 
 

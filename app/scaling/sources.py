@@ -6,21 +6,25 @@ A path is local, or an address of fsspec (s3://bucket/scans). The same sources g
 import glob
 import math
 import os
+import re
+import stat
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from io import BytesIO
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, cast
+from typing import IO, Any, BinaryIO, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from app.detection.imaging.errors import ImageError
 from app.detection.imaging.file_headers import read_npy_header
+from app.scaling.npz import open_images
 
 PART_IMAGES = 2000
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
-_SUFFIXES = IMAGE_SUFFIXES | {".npy", ".tar", ".parquet"}
+_SUFFIXES = IMAGE_SUFFIXES | {".npy", ".npz", ".tar", ".parquet"}
 _MAX_FILE_BYTES = 256 * 2**20  # of one image file
 _HEADER_BYTES = 4096  # of a .npy file, more than numpy writes
 
@@ -32,11 +36,11 @@ class SourceError(RuntimeError):
 class Slice(NamedTuple):
     """Some images of one file, which are read together."""
 
-    kind: str  # file, array, member (of a tar file), rows (of a Parquet file)
+    kind: str  # file, array, member (of a tar file), rows (of a Parquet file), error (a file that cannot be divided)
     path: str
     start: int = 0  # array: the first image; member: its offset in bytes; rows: the row group
     stop: int = 1  # array: after the last image; member: after its last byte; rows: the number of rows
-    name: str = ""  # of a member
+    name: str = ""  # of a member; error: the reason
     stamp: str = ""  # size and modification time of the file, or its ETag: differs when the content of the file differs
 
     @property
@@ -53,12 +57,15 @@ class Item(NamedTuple):
     error: str = ""
 
 
-def divide(paths: Iterable[str]) -> Iterator[list[Slice]]:
-    """The slices of all sources, in parts of about PART_IMAGES images. Raises SourceError."""
+def divide(paths: Iterable[str], destination: str = "") -> Iterator[list[Slice]]:
+    """The slices of all sources, in parts of about PART_IMAGES images, without the results in the folder `destination`.
+
+    Raises SourceError.
+    """
     part: list[Slice] = []
     images = 0
     for path in paths:
-        for found in _slices(path):
+        for found in _slices(path, destination):
             part.append(found)
             images += found.images
             if images >= PART_IMAGES:
@@ -70,6 +77,9 @@ def divide(paths: Iterable[str]) -> Iterator[list[Slice]]:
 
 def read(piece: Slice, size: int) -> Iterator[Item]:
     """The images of a slice. An unreadable one has an error."""
+    if piece.kind == "error":
+        yield Item(piece.path, None, piece.name)
+        return
     try:
         with _open(piece.path) as file:
             if piece.kind == "file":
@@ -77,12 +87,17 @@ def read(piece: Slice, size: int) -> Iterator[Item]:
             elif piece.kind == "rows":
                 yield from _read_rows(piece, file)
             elif piece.kind == "array":
-                yield from _read_array(piece, file, size)
+                with _open_array(piece.path, file) as array:
+                    yield from _read_array(piece, array, size)
             else:
                 file.seek(piece.start)
                 yield Item(f"{piece.path}/{piece.name}", file.read(piece.stop - piece.start))
     except (OSError, ImageError, ValueError) as error:
-        yield Item(piece.path, None, str(getattr(error, "strerror", None) or error or "cannot be read"))
+        yield Item(piece.path, None, _error_text(error))
+
+
+def _error_text(error: Exception) -> str:
+    return str(getattr(error, "strerror", None) or error or "cannot be read")
 
 
 def _read_file(path: str, file: BinaryIO) -> Item:
@@ -99,20 +114,28 @@ def _limited(name: str, content: bytes) -> Item:
     return Item(name, content)
 
 
-def _slices(path: str) -> Iterator[Slice]:
+def _slices(path: str, destination: str) -> Iterator[Slice]:
     """The slices of one source: a file, a folder, a glob."""
     files = _remote_files(path) if "://" in path else ((file, _stamp(file)) for file in _local_files(path))
     for file, stamp in files:
+        if destination and _is_result(file, destination):
+            continue
         try:
             for found in _slices_of_file(file):
                 yield found._replace(stamp=stamp)
-        except (OSError, ImageError, ValueError, tarfile.TarError):
-            yield Slice("file", file, stamp=stamp)  # whose reading gives the row with the error
+        except (OSError, ImageError, ValueError, tarfile.TarError) as error:
+            yield Slice("error", file, name=_error_text(error), stamp=stamp)
+
+
+def _is_result(file: str, destination: str) -> bool:
+    """Whether the file is a part that this job, or an earlier one with the same destination, wrote."""
+    folder, name = os.path.split(file.removeprefix("file://"))
+    return re.fullmatch(r"part-[0-9]+\.parquet", name) is not None and os.path.realpath(folder) == os.path.realpath(destination)
 
 
 def _slices_of_file(file: str) -> Iterator[Slice]:
     suffix = Path(file).suffix.lower()
-    if suffix == ".npy":
+    if suffix in (".npy", ".npz"):
         yield from _array_slices(file)
     elif suffix == ".tar":
         yield from _member_slices(file)
@@ -189,21 +212,28 @@ def _remote_files(address: str) -> list[tuple[str, str]]:
 
 def _open(path: str) -> BinaryIO:
     if "://" not in path:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116 - opening a FIFO waits for a writer
+            raise OSError("not a regular file")
         return open(path, "rb", buffering=0)  # noqa: PTH123 - a Path takes 30 us more
     import fsspec
 
     return cast(BinaryIO, fsspec.open(path, "rb").open())
 
 
+def _open_array(path: str, file: BinaryIO) -> AbstractContextManager[IO[bytes]]:
+    """The content of an .npy, or of the array in an .npz."""
+    return open_images(file) if path.lower().endswith(".npz") else nullcontext(file)
+
+
 def _array_slices(path: str) -> Iterator[Slice]:
-    with _open(path) as file:
-        shape, _, _ = read_npy_header(file.read(_HEADER_BYTES))
+    with _open(path) as file, _open_array(path, file) as array:
+        shape, _, _ = read_npy_header(array.read(_HEADER_BYTES))
     count = shape[0] if len(shape) > 1 else 1
     for start in range(0, count, PART_IMAGES):
         yield Slice("array", path, start, min(start + PART_IMAGES, count))
 
 
-def _read_array(piece: Slice, file: BinaryIO, size: int) -> Iterator[Item]:
+def _read_array(piece: Slice, file: IO[bytes], size: int) -> Iterator[Item]:
     """The images of a part of an array [N, S, S], [N, S * S], [N, 1, S, S] or [N, S, S, 1], or of one image [S, S]."""
     shape, order, offset = read_npy_header(file.read(_HEADER_BYTES))
     if order != "C":

@@ -4,11 +4,13 @@ import io
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import tarfile
 import time
+import zipfile
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
@@ -165,6 +167,64 @@ def test_an_empty_source_removes_no_results(tiny_store, folder, tmp_path):
     done = score(tmp_path / "empty", *out)
     assert (done.returncode, len(rows(tmp_path / "out"))) == (2, 21)
     assert "holds no image" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_only_regular_files_are_read(tiny_store, tmp_path):
+    """A FIFO that nobody writes to would wait forever, a device never end: both are rows with an error."""
+    (tmp_path / "in").mkdir()
+    for name in ("a.png", "b.npy", "c.tar"):
+        os.mkfifo(tmp_path / "in" / name)
+    (tmp_path / "in" / "d.png").symlink_to("/dev/zero")
+    (tmp_path / "in" / "e.png").write_bytes(FILES[0])
+    done = score(tmp_path / "in", "--to", tmp_path / "out", "--store", tiny_store, "--processes", 1)
+    assert done.returncode == 0, done.stderr
+    assert [row["error"] for row in rows(tmp_path / "out")] == ["not a regular file"] * 4 + [None]
+
+
+def test_archives_of_arrays_are_sources(tiny_store, expected, tmp_path, monkeypatch):
+    """As the command without --to reads them: `images`, or the only array, in parts; others are rows with the reason."""
+    (tmp_path / "in").mkdir()
+    np.savez(tmp_path / "in" / "a.npz", images=IMAGES, labels=np.arange(40))
+    np.savez_compressed(tmp_path / "in" / "b.NPZ.npz", IMAGES.reshape(40, 784))
+    np.savez(tmp_path / "in" / "c.npz", a=IMAGES, b=IMAGES)
+    (tmp_path / "in" / "d.npz").write_bytes(b"PK\x03\x04")
+    (tmp_path / "in" / "e.png").write_bytes(FILES[0])
+    done = score(tmp_path / "in", "--to", tmp_path / "out", "--store", tiny_store, "--processes", 1)
+    assert "83 images" in done.stdout and " 2 errors" in done.stdout, done.output
+    found = rows(tmp_path / "out")
+    assert [row["score"] for row in found[:80]] == pytest.approx([*expected, *expected], rel=1e-4)
+    assert found[40]["name"] == f"{tmp_path}/in/b.NPZ.npz[0]"
+    assert "holds a, b" in found[80]["error"] and "damaged .npz" in found[81]["error"]
+    monkeypatch.setattr(sources, "PART_IMAGES", 15)
+    pieces = [piece for part in divide([str(tmp_path / "in" / "b.NPZ.npz")]) for piece in part]
+    assert [piece.images for piece in pieces] == [15, 15, 10]
+    contents = [item.content for piece in pieces for item in sources.read(piece, 28)]
+    assert np.array_equal(contents, IMAGES)
+
+
+@pytest.mark.parametrize("at", ["content", "compression"])
+def test_a_damaged_archive_of_arrays_is_a_row_with_an_error(tmp_path, at):
+    """Damage that is found while the array is read, and a compression that numpy does not write."""
+    file = tmp_path / "a.npz"
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_BZIP2 if at == "compression" else zipfile.ZIP_STORED) as archive:
+        archive.writestr("images.npy", npy(IMAGES))
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    found = [item for part in divide([str(file)]) for piece in part for item in sources.read(piece, 28)]
+    assert ".npz" in found[-1].error and found[-1].content is None
+
+
+def test_results_among_the_sources_are_left_out(tiny_store, folder, tmp_path):
+    """Where the output folder lies in a source, a second run scores the same images; images beside the results stay sources."""
+    out = ("--store", tiny_store, "--processes", 1)
+    for destination in (folder / "results", folder):
+        assert "21 images in" in score(folder, "--to", destination, *out).stdout
+        assert "0 images in" in score(folder, "--to", destination, *out).stdout
+        shutil.rmtree(folder / "results", ignore_errors=True)
+    done = score(folder / "*.parquet", "--to", folder, *out)
+    assert done.returncode == 2 and "There are no images" in done.stderr
+    assert len(rows(folder / "part-00000000.parquet")) == 21
 
 
 def test_an_anomaly_fails_where_asked(tiny_store, folder, tmp_path):

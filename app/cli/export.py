@@ -36,7 +36,7 @@ def export(
         if to is not None:
             _copy_onnx(folder, to, force)
         else:
-            _publish_with_onnx(folder)
+            _publish_with_onnx(folder, store.own)
 
 
 def _copy_onnx(folder: Path, to: Path, force: bool) -> None:
@@ -58,11 +58,11 @@ def _copy_onnx(folder: Path, to: Path, force: bool) -> None:
     typer.echo(f"Wrote the detector {bundle.label} to {to} ({len(content):,} bytes).")
 
 
-def _publish_with_onnx(folder: Path) -> None:
+def _publish_with_onnx(folder: Path, root: Path) -> None:
     from app.training.optional import check_training_extra
 
     check_training_extra()
     from app.training.recalibrate import add_onnx
 
-    published = add_onnx(folder)
+    published = add_onnx(folder, root)
     typer.echo(f"Published {published.parent.name}/{published.name} in {published}")

@@ -126,8 +126,10 @@ def _preparation(bundle: Bundle, asked: Preprocess) -> Preparation:
     return own if asked == "auto" else asked
 
 
-def add_onnx(version: Path) -> Path:
-    """Publish a version of an older release again, with its ONNX models -> the new folder. Everything else stays.
+def add_onnx(version: Path, root: Path) -> Path:
+    """Publish a version of an older release again in the store `root`, with its ONNX models -> the new folder.
+
+    Everything else stays.
 
     Raises:
         BundleError, ExportError: before anything is written.
@@ -143,7 +145,7 @@ def add_onnx(version: Path) -> Path:
     def copy_report(folder: Path) -> None:
         shutil.copytree(version / REPORT, folder, dirs_exist_ok=True)
 
-    return publish(bundle, version.parent.parent, copy_report)
+    return publish(bundle, root, copy_report)
 
 
 def _unseen(bundle: Bundle, dataset: DataSet) -> tuple[LabelledImages, LabelledImages | None]:

@@ -60,6 +60,17 @@ def test_an_older_version_gets_its_models_by_publishing_it_again(oddigit, old_st
     assert oddigit("export", "--to", tmp_path / "out.onnx", "--store", old_store).exit_code == 0
 
 
+def test_a_version_is_published_into_the_first_folder_of_the_store(oddigit, old_store, tmp_path):
+    """A later folder of the store path is only read."""
+    later = tmp_path / "later"
+    shutil.copytree(old_store, later)
+    before = sorted(later.rglob("*"))
+    done = oddigit("export", "--publish", "--version", 1, "--store", f"{tmp_path / 'own'}:{later}")
+    assert done.exit_code == 0, done.output
+    assert store.folders(tmp_path / "own", "mnist") == [tmp_path / "own" / "mnist" / "1"]
+    assert sorted(later.rglob("*")) == before
+
+
 @pytest.mark.parametrize("options", [(), ("--publish", "--to", "out.onnx")])
 def test_one_of_both_actions_must_be_chosen(oddigit, tiny_store, options):
     """Neither or both of --to and --publish are refused."""

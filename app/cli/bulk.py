@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from app.cli import options
-
 if TYPE_CHECKING:
     from app.scaling.scoring import Done, Job
 
@@ -34,28 +32,27 @@ def score_in_bulk(sources: list[str], job: "Job", engine: Engine, processes: int
 
     Returns the number of anomalies in the folder.
     """
-    with options.errors_as_sentences():
-        _check_packages(engine)
-        from app.scaling.scoring import remove_others
-        from app.scaling.sources import SourceError, divide
+    _check_packages(engine)
+    from app.scaling.scoring import remove_others
+    from app.scaling.sources import SourceError, divide
 
-        # Each process works on one core; numpy's library would start threads for all cores in each.
-        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-        Path(job.destination).mkdir(parents=True, exist_ok=True)
-        parts = divide(sources, job.destination)
-        if engine is Engine.ray:
-            from app.scaling import ray_data
+    # Each process works on one core; numpy's library would start threads for all cores in each.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    Path(job.destination).mkdir(parents=True, exist_ok=True)
+    parts = divide(sources, job.destination)
+    if engine is Engine.ray:
+        from app.scaling import ray_data
 
-            count, anomalies = _reported(ray_data.score(job, parts))
-        else:
-            from app.scaling import local
-            from app.scaling.scoring import PartScorer
+        count, anomalies = _reported(ray_data.score(job, parts))
+    else:
+        from app.scaling import local
+        from app.scaling.scoring import PartScorer
 
-            PartScorer(job)  # raises the errors of the device and the version here, and not in each process
-            count, anomalies = _reported(local.score(job, parts, processes or os.cpu_count() or 1))
-        if not count:
-            raise SourceError(f"There are no images in {', '.join(sources)}; {job.destination} stays as it is.")
-        remove_others(job, count)
+        PartScorer(job)  # raises the errors of the device and the version here, and not in each process
+        count, anomalies = _reported(local.score(job, parts, processes or os.cpu_count() or 1))
+    if not count:
+        raise SourceError(f"There are no images in {', '.join(sources)}; {job.destination} stays as it is.")
+    remove_others(job, count)
     return anomalies
 
 

@@ -33,29 +33,28 @@ def calibrate(
     With --weights, the scorer is learnt from --data, and a held-back share of --data calibrates. Without --weights, all
     images of --data calibrate a detector of the store, whose weights and scorer stay as they are.
     """
-    with options.errors_as_sentences():
-        check_training_extra()
-        options.check_data(data, strict=strict)
-        from app.cli.progress import stages_on_terminal
-        from app.cli.tables import print_published
-        from app.detection.store import find
-        from app.training.recalibrate import CalibrateConfig, import_weights, recalibrate
+    check_training_extra()
+    options.check_data(data, strict=strict)
+    from app.cli.progress import stages_on_terminal
+    from app.cli.tables import print_published
+    from app.detection.store import find
+    from app.training.recalibrate import CalibrateConfig, import_weights, recalibrate
 
-        config = CalibrateConfig(
-            data=data,
-            data_dir=data_dir,
-            root=store.own,
-            name=name,
-            alpha=alpha,
-            seed=seed,
-            calibration_share=calibration_share,
-            scorer=scorer,
-            device=device,
-            preprocess=preprocess.value,
-        )
-        with stages_on_terminal() as progress:
-            if weights is not None:
-                folder = import_weights(weights, config, progress)
-            else:
-                folder = recalibrate(find(store, model, version), config, progress)
-        print_published(folder)
+    config = CalibrateConfig(
+        data=data,
+        data_dir=data_dir,
+        root=store.own,
+        name=name,
+        alpha=alpha,
+        seed=seed,
+        calibration_share=calibration_share,
+        scorer=scorer,
+        device=device,
+        preprocess=preprocess.value,
+    )
+    with stages_on_terminal() as progress:
+        if weights is not None:
+            folder = import_weights(weights, config, progress)
+        else:
+            folder = recalibrate(find(store, model, version), config, progress)
+    print_published(folder)

@@ -1,11 +1,15 @@
 """The command line, `oddigit COMMAND`: one command for each file of this package."""
 
+import os
+import sys
 from importlib.metadata import version
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from app.cli.calibrate import calibrate
+from app.cli.errors import errors_as_sentences
 from app.cli.evaluate import evaluate
 from app.cli.export import export
 from app.cli.models import models
@@ -16,6 +20,7 @@ from app.cli.serve import serve
 from app.cli.train import train
 
 
+@errors_as_sentences()
 def _print_version(asked: bool) -> None:
     if asked:
         typer.echo(f"oddigit {version('oddigit')}")
@@ -38,10 +43,13 @@ def root(
     """Tells digit images from other images: train a detector, measure it, score files, serve it over HTTP."""
 
 
-for command in (train, evaluate, calibrate, score, models, export, page, push, pull, serve):
-    cli.command()(command)
+for command in (train, evaluate, calibrate, score, models, export, page, push, pull):
+    cli.command()(errors_as_sentences()(command))
+cli.command()(serve)  # reports its own errors, and prints nothing on standard output
 
 
 def main() -> None:
     """Run the `oddigit` command."""
+    if sys.stderr is None:  # closed; libraries ask whether it is a terminal
+        sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - until the end
     cli()

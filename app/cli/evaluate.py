@@ -30,27 +30,26 @@ def evaluate(
 
     Intervals are 95 % (Clopper-Pearson). The published version is never changed: pictures and figures go to --out.
     """
-    with options.errors_as_sentences():
-        check_training_extra()
-        from app.cli.progress import stages_on_terminal
-        from app.cli.tables import print_evaluation
-        from app.detection.detector import Detector
-        from app.detection.store import find, load
-        from app.training import evaluate as evaluation
+    check_training_extra()
+    from app.cli.progress import stages_on_terminal
+    from app.cli.tables import print_evaluation
+    from app.detection.detector import Detector
+    from app.detection.store import find, load
+    from app.training import evaluate as evaluation
 
-        detector = Detector(load(find(store, model, version)), device)
-        card = detector.bundle.card
-        with stages_on_terminal() as progress:
-            normal_images = evaluation.normal_test_images(card, normal, data_dir, progress)
-            sets = [evaluation.named_images(source, data_dir, card.preprocess, progress) for source in anomalies or ()]
-            result = evaluation.evaluate(detector, normal_images, _with_distinct_names(sets, normal_images.name), out, progress)
-        content = json.dumps(result.as_json(), indent=2, allow_nan=False)
-        (out / "evaluation.json").write_text(content + "\n")
-        if as_json:
-            typer.echo(content)
-        else:
-            print_evaluation(result)
-            typer.echo(f"Pictures and figures: {out}")
+    detector = Detector(load(find(store, model, version)), device)
+    card = detector.bundle.card
+    with stages_on_terminal() as progress:
+        normal_images = evaluation.normal_test_images(card, normal, data_dir, progress)
+        sets = [evaluation.named_images(source, data_dir, card.preprocess, progress) for source in anomalies or ()]
+        result = evaluation.evaluate(detector, normal_images, _with_distinct_names(sets, normal_images.name), out, progress)
+    content = json.dumps(result.as_json(), indent=2, allow_nan=False)
+    (out / "evaluation.json").write_text(content + "\n")
+    if as_json:
+        typer.echo(content)
+    else:
+        print_evaluation(result)
+        typer.echo(f"Pictures and figures: {out}")
 
 
 def _with_distinct_names(sets: "list[NamedImages]", taken: str) -> "list[NamedImages]":

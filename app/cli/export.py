@@ -29,14 +29,13 @@ def export(
     """
     if (to is None) != publish:
         raise typer.BadParameter("give one of --to FILE and --publish")
-    with options.errors_as_sentences():
-        from app.detection.store import find
+    from app.detection.store import find
 
-        folder = find(store, model, version)
-        if to is not None:
-            _copy_onnx(folder, to, force)
-        else:
-            _publish_with_onnx(folder, store.own)
+    folder = find(store, model, version)
+    if to is not None:
+        _copy_onnx(folder, to, force)
+    else:
+        _publish_with_onnx(folder, store.own)
 
 
 def _copy_onnx(folder: Path, to: Path, force: bool) -> None:

@@ -1,9 +1,8 @@
-"""Options that several commands share, and how a command ends on an error."""
+"""Options that several commands share."""
 
 import enum
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -69,24 +68,6 @@ def check_data(data: str, *, strict: bool) -> None:
         from app.training.datasets import check_files
 
         check_files(data)
-
-
-@contextmanager
-def errors_as_sentences() -> Iterator[None]:
-    """Turn our own errors and file-system errors into one sentence on stderr and exit code 2; Ctrl-C into exit code 130.
-
-    Other exceptions are bugs, so they pass with their traceback.
-    """
-    try:
-        yield
-    except KeyboardInterrupt as interrupt:
-        typer.echo(str(interrupt) or "Stopped.", err=True)
-        raise typer.Exit(130) from None
-    except Exception as error:
-        if not isinstance(error, OSError) and not type(error).__module__.startswith("app."):
-            raise
-        typer.echo(printable(str(error)), err=True)
-        raise typer.Exit(2) from None
 
 
 def printable(text: str) -> str:

@@ -39,20 +39,17 @@ def page(
     Images of 28x28 pixels get the scores that the server gives them. Drawings and other images are prepared more simply than
     by the server, and scored without its networks for uploads.
     """
-    with options.errors_as_sentences():
-        from app.detection.store import find, load
+    from app.detection.store import find, load
 
-        missing = [name for name in _RUNTIME if not (runtime / name).is_file()]
-        if missing:
-            raise PageError(
-                f"{runtime} has no {missing[0]}. Run `npm install onnxruntime-web`, or name its folder with --runtime."
-            )
-        folder = find(store, model, version)
-        bundle = load(folder)
-        _write_page(to)
-        for name in _RUNTIME:
-            shutil.copy(runtime / name, to / "runtime" / name)
-        _write_detector(bundle, folder, to)
+    missing = [name for name in _RUNTIME if not (runtime / name).is_file()]
+    if missing:
+        raise PageError(f"{runtime} has no {missing[0]}. Run `npm install onnxruntime-web`, or name its folder with --runtime.")
+    folder = find(store, model, version)
+    bundle = load(folder)
+    _write_page(to)
+    for name in _RUNTIME:
+        shutil.copy(runtime / name, to / "runtime" / name)
+    _write_detector(bundle, folder, to)
     size = sum(file.stat().st_size for file in to.rglob("*") if file.is_file())
     typer.echo(f"Wrote the page with {bundle.label} to {to} ({size:,} bytes).")
 

@@ -24,17 +24,16 @@ def push(
     version: options.Version = None,
 ) -> None:
     """Copy one version of a detector, as an archive with its checksum, to a folder or an address of fsspec."""
-    with options.errors_as_sentences():
-        from app.cli.addresses import Address
-        from app.detection.archive import pack
-        from app.detection.bundle import sha256
-        from app.detection.store import find
+    from app.cli.addresses import Address
+    from app.detection.archive import pack
+    from app.detection.bundle import sha256
+    from app.detection.store import find
 
-        folder = find(store, model, version)
-        target, archive = Address(address), f"{model}-{folder.name}.zip"
-        data = pack(folder)
-        target.write(archive, data)
-        target.write(f"{archive}.sha256", f"{sha256(data)}  {archive}\n".encode())  # last: it says that the archive is complete
+    folder = find(store, model, version)
+    target, archive = Address(address), f"{model}-{folder.name}.zip"
+    data = pack(folder)
+    target.write(archive, data)
+    target.write(f"{archive}.sha256", f"{sha256(data)}  {archive}\n".encode())  # last: it says that the archive is complete
     typer.echo(f"Pushed {model}/{folder.name} to {address.rstrip('/')}/{archive}, sha256 {sha256(data)}")
 
 
@@ -48,18 +47,17 @@ def pull(
     ] = None,
 ) -> None:
     """Copy one version of a detector from a folder or an address of fsspec into the store, after its checksums are verified."""
-    with options.errors_as_sentences():
-        from app.cli.addresses import Address, AddressError
-        from app.detection.archive import unpack
-        from app.detection.bundle import MAX_VERSION_BYTES, sha256
+    from app.cli.addresses import Address, AddressError
+    from app.detection.archive import unpack
+    from app.detection.bundle import MAX_VERSION_BYTES, sha256
 
-        source = Address(address)
-        archive = _find(source, address, model, version)
-        expected = digest or source.read(f"{archive}.sha256", _MAX_DIGEST_BYTES).decode(errors="replace").partition(" ")[0]
-        data = source.read(archive, MAX_VERSION_BYTES)
-        if sha256(data) != expected.lower():
-            raise AddressError(f"{archive} is truncated or altered: its checksum differs. Push it again.")
-        folder = unpack(data, store.own)
+    source = Address(address)
+    archive = _find(source, address, model, version)
+    expected = digest or source.read(f"{archive}.sha256", _MAX_DIGEST_BYTES).decode(errors="replace").partition(" ")[0]
+    data = source.read(archive, MAX_VERSION_BYTES)
+    if sha256(data) != expected.lower():
+        raise AddressError(f"{archive} is truncated or altered: its checksum differs. Push it again.")
+    folder = unpack(data, store.own)
     typer.echo(f"Pulled {folder.parent.name}/{folder.name} into {store.own}")
 
 

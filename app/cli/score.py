@@ -69,22 +69,21 @@ def score(
     interrupted job has scored is not scored again.
     """
     _check_options(context, alpha, to)
-    with options.errors_as_sentences():
-        from app.detection.detector import Detector
-        from app.detection.imaging.decode import choose_preprocess
-        from app.detection.store import find, load
+    from app.detection.detector import Detector
+    from app.detection.imaging.decode import choose_preprocess
+    from app.detection.store import find, load
 
-        folder = find(store, model, version)
-        bundle = load(folder)
-        threshold = bundle.card.threshold if alpha is None else bundle.calibration.threshold(alpha)
-        preparation = choose_preprocess(preprocess.value, bundle.card.preprocess)
-        if to is not None:
-            from app.scaling.scoring import Job
+    folder = find(store, model, version)
+    bundle = load(folder)
+    threshold = bundle.card.threshold if alpha is None else bundle.calibration.threshold(alpha)
+    preparation = choose_preprocess(preprocess.value, bundle.card.preprocess)
+    if to is not None:
+        from app.scaling.scoring import Job
 
-            job = Job(str(folder.resolve()), str(to.resolve()), preparation, alpha, device)
-            anomalies = score_in_bulk(paths, job, engine, processes)
-            raise typer.Exit(int(fail_on_anomaly and anomalies > 0))
-        detector = Detector(bundle, device)
+        job = Job(str(folder.resolve()), str(to.resolve()), preparation, alpha, device)
+        anomalies = score_in_bulk(paths, job, engine, processes)
+        raise typer.Exit(int(fail_on_anomaly and anomalies > 0))
+    detector = Detector(bundle, device)
     resized = "; images are only resized" if preparation == "none" else ""
     title = f"{bundle.label}: an anomaly scores above {threshold:.4g}{resized}"
     inputs = read_all([Path(path) for path in paths], Reading(preparation, detector.image_size, any_file))
@@ -113,13 +112,13 @@ def _write(rows: Iterator[Row], output: Format, title: str) -> Counter[str]:
         sys.stdout.reconfigure(errors="backslashreplace")  # a file's name need not be valid text
     counts: Counter[str] = Counter()
     rows = _counted(counted_on_terminal(rows), counts)
-    with options.errors_as_sentences():
-        if output is Format.table:
-            _write_table(rows, title)
-        elif output is Format.jsonl:
-            _write_jsonl(rows)
-        else:
-            _write_csv(rows)
+    if output is Format.table:
+        _write_table(rows, title)
+    elif output is Format.jsonl:
+        _write_jsonl(rows)
+    else:
+        _write_csv(rows)
+    sys.stdout.flush()  # before the summary, which counts what was written
     typer.echo(_summary(counts), err=output is not Format.table)
     return counts
 

@@ -13,9 +13,15 @@ if TYPE_CHECKING:
     from app.training.reporting.metrics import Share
 
 
+class _Output(Console):
+    def on_broken_pipe(self) -> None:
+        """Leave a closed pipe to errors_as_sentences; rich would exit with 1."""
+        raise BrokenPipeError
+
+
 def console(pipe_width: int = 200) -> Console:
     """The terminal, or standard output at `pipe_width` columns where it is a file or a pipe."""
-    return Console(width=None if sys.stdout.isatty() else pipe_width)  # rich assumes 80 columns for a pipe
+    return _Output(width=None if sys.stdout.isatty() else pipe_width)  # rich assumes 80 columns for a pipe
 
 
 def print_published(folder: Path) -> None:

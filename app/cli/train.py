@@ -39,34 +39,33 @@ def train(
     A checkpoint is written after each epoch. After Ctrl-C or a crash, the same command with --resume continues, and
     ends with the same weights, bit for bit.
     """
-    with options.errors_as_sentences():
-        check_training_extra()
-        options.check_data(data, strict=strict)
-        from app.cli.progress import terminal_progress
-        from app.cli.tables import print_published
-        from app.training.config import TrainConfig
-        from app.training.train import train as run_training
+    check_training_extra()
+    options.check_data(data, strict=strict)
+    from app.cli.progress import terminal_progress
+    from app.cli.tables import print_published
+    from app.training.config import TrainConfig
+    from app.training.train import train as run_training
 
-        config = TrainConfig(
-            data=data,
-            data_dir=data_dir,
-            root=store.own,
-            name=name,
-            variational=variational,
-            latent_dim=latent_dim,
-            epochs=epochs,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            weight_decay=weight_decay,
-            seed=seed,
-            alpha=alpha,
-            calibration_share=calibration_share,
-            scorer=scorer,
-            preprocess=preprocess.value,
-            device=device,
-            picture_every=picture_every,
-            threads=threads,
-        )
-        with terminal_progress(is_terminal=sys.stdout.isatty()) as progress:
-            folder = run_training(config, resume=resume, progress=progress)
-        print_published(folder)
+    config = TrainConfig(
+        data=data,
+        data_dir=data_dir,
+        root=store.own,
+        name=name,
+        variational=variational,
+        latent_dim=latent_dim,
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+        seed=seed,
+        alpha=alpha,
+        calibration_share=calibration_share,
+        scorer=scorer,
+        preprocess=preprocess.value,
+        device=device,
+        picture_every=picture_every,
+        threads=threads,
+    )
+    with terminal_progress(is_terminal=sys.stdout.isatty()) as progress:
+        folder = run_training(config, resume=resume, progress=progress)
+    print_published(folder)

@@ -8,6 +8,14 @@ from types import TracebackType
 _NOTICE = b"\nStopping after this epoch; Ctrl-C again stops at once.\n"
 
 
+def was_interrupted(error: BaseException) -> bool:
+    """Whether Ctrl-C is the cause of the error: torch.onnx raises an error of its own for a KeyboardInterrupt."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, KeyboardInterrupt):
+        cause = cause.__cause__ or cause.__context__
+    return cause is not None
+
+
 class Interrupt:
     """Inside the block, the first Ctrl-C is recorded and raised by `check`; a second one is raised at once.
 

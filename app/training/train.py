@@ -21,7 +21,7 @@ from app.training.calibration import CHUNK, Provenance, check_scorer, flatten
 from app.training.checkpoint import State, checkpoint_path, damaged, load_checkpoint, remove_checkpoint, save_checkpoint
 from app.training.config import TrainConfig, TrainingError
 from app.training.datasets import DataSet, Splits, load_dataset, split
-from app.training.interrupt import Interrupt
+from app.training.interrupt import Interrupt, was_interrupted
 from app.training.progress import SILENT, Progress
 from app.training.publishing import TrainingCurves, describe_data, fit_and_publish
 from app.training.reporting.report import PICTURES
@@ -108,7 +108,9 @@ def train(config: TrainConfig, *, resume: bool = False, progress: Progress = SIL
             with Interrupt() as interrupt:
                 run_epochs(training, config, splits, checkpoint, progress, interrupt)
             folder = _publish(training, config, dataset, splits, progress)
-    except KeyboardInterrupt:
+    except BaseException as error:
+        if not was_interrupted(error):
+            raise
         raise TrainingInterrupted(_how_to_continue(training, config, checkpoint)) from None
     remove_checkpoint(checkpoint)
     return folder

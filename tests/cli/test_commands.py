@@ -1,5 +1,6 @@
 """The command line as a whole: how it starts, explains itself and reports errors."""
 
+import os
 import subprocess
 import sys
 from importlib.metadata import version
@@ -39,6 +40,52 @@ def test_every_command_has_help(oddigit, command):
 def test_the_version_is_printed(oddigit):
     """The version of the installed package."""
     assert oddigit("--version").stdout == f"oddigit {version('oddigit')}\n"
+
+
+PRINTING = [("score", "seven.png"), ("score", "seven.png", "--format", "csv"), ("score", "seven.png", "--format", "jsonl"),
+            ("score", "seven.png", "--to", "{out}"), ("models",), ("models", "--json"), ("--version",)]  # fmt: skip
+
+
+def run_with_output(arguments, store, out, redirection="", **streams):
+    """The command in a process of its own, with a standard output as the shell's `redirection` or `streams` say."""
+    arguments = [argument.format(out=out) for argument in arguments]
+    command = ["sh", "-c", f'exec "$@" {redirection}', "sh", sys.executable, "-m", "app", *arguments]
+    variables = {"ODDIGIT_STORE": str(store), "PYTHONPATH": str(ROOT), "PATH": os.environ["PATH"]}
+    return subprocess.run(command, cwd=ROOT / "tests/samples", env=variables, stderr=subprocess.PIPE, text=True, **streams)
+
+
+@pytest.mark.parametrize("arguments", PRINTING, ids=" ".join)
+def test_a_closed_pipe_ends_a_command_quietly(tiny_store, tmp_path, arguments):
+    """With 128 + SIGPIPE, as other programs end; 1 would say that an anomaly was found."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "wb") as closed:  # noqa: PTH123 - a descriptor
+        done = run_with_output(arguments, tiny_store, tmp_path / "out", stdout=closed)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_a_closed_pipe_behind_both_streams_ends_a_command_quietly(tiny_store, tmp_path):
+    """As in `oddigit score x.png 2>&1 | true`, where the sentence of an error cannot be written either."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "wb") as closed:  # noqa: PTH123 - a descriptor
+        done = run_with_output(("score", "none.png"), tiny_store, tmp_path / "out", "2>&1", stdout=closed)
+    assert done.returncode == 141
+
+
+@pytest.mark.parametrize("arguments", PRINTING, ids=" ".join)
+@pytest.mark.parametrize(("redirection", "words"), [(">&-", "Standard output is closed"), (">/dev/full", "No space left")])
+def test_an_output_that_cannot_be_written_is_a_sentence(tiny_store, tmp_path, arguments, redirection, words):
+    """Exit code 2, as for other files."""
+    done = run_with_output(arguments, tiny_store, tmp_path / "out", redirection)
+    assert done.returncode == 2
+    assert words in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_a_closed_standard_error_changes_nothing(tiny_store, tmp_path):
+    """The results are written all the same."""
+    done = run_with_output(("score", "seven.png"), tiny_store, tmp_path / "out", "2>&-", stdout=subprocess.PIPE)
+    assert (done.returncode, "seven.png" in done.stdout) == (0, True)
 
 
 WRONG = {  # label: (arguments, words of the message); {a} is a folder with what they name

@@ -1,6 +1,7 @@
 """Files at an address: a folder, or anything that fsspec knows (s3://, hf://, memory://). fsspec is imported here alone."""
 
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,27 @@ if TYPE_CHECKING:
 
 class AddressError(OSError):
     """The address cannot be used; the message says why."""
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write beside the file and rename, so that a full disk or a kill leaves no truncated file. Raises AddressError.
+
+    A link is followed. A device or a FIFO is written as it is.
+    """
+    path = path.resolve()
+    draft = path.with_name(f".{path.name}.part")
+    try:
+        if path.exists() and not path.is_file():
+            path.write_bytes(data)
+            return
+        draft.write_bytes(data)
+        draft.replace(path)
+    except BaseException as error:
+        with suppress(OSError):
+            draft.unlink()
+        if isinstance(error, OSError):
+            raise AddressError(f"{path} cannot be written: {error.strerror}.") from error
+        raise
 
 
 class Address:
@@ -59,9 +81,7 @@ class Address:
             return
         folder = Path(self._address)
         folder.mkdir(parents=True, exist_ok=True)
-        draft = folder / f".{name}.part"
-        draft.write_bytes(data)
-        draft.replace(folder / name)
+        write_whole(folder / name, data)
 
     def _try(self, work: "Callable[[], Any]") -> Any:  # noqa: ANN401
         """The result of `work`, whose exceptions are those of any of fsspec's implementations."""

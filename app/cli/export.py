@@ -39,6 +39,7 @@ def export(
 
 
 def _copy_onnx(folder: Path, to: Path, force: bool) -> None:
+    from app.cli.addresses import write_whole
     from app.detection.bundle import DETECTOR_ONNX
     from app.detection.store import load
 
@@ -49,11 +50,9 @@ def _copy_onnx(folder: Path, to: Path, force: bool) -> None:
             f"{bundle.label} has no {DETECTOR_ONNX}, because an older release published it. Publish it again with "
             f"`oddigit export --model {bundle.card.name} --version {bundle.card.version} --publish`."
         )
-    try:
-        with to.open("wb" if force else "xb") as file:
-            file.write(content)
-    except FileExistsError:
-        raise ExportError(f"{to} exists; name another file or add --force.") from None
+    if to.exists() and not force:
+        raise ExportError(f"{to} exists; name another file or add --force.")
+    write_whole(to, content)
     typer.echo(f"Wrote the detector {bundle.label} to {to} ({len(content):,} bytes).")
 
 

@@ -1,6 +1,9 @@
 """What the tests of the commands share: the command line in this process, and a store with one trained version."""
 
+import sys
+
 import pytest
+from live import run
 from typer.testing import CliRunner
 
 from app.cli.commands import cli
@@ -25,3 +28,14 @@ def trained(oddigit, strokes_file, tmp_path_factory):
     assert result.exit_code == 0, result.output
     assert "epoch 2/2" in result.output and "Published strokes/1" in result.output
     return root
+
+
+@pytest.fixture(scope="session")
+def oddigit_on_full_disk():
+    """The command line in a process that can write at most 4 or 8 KiB into a file, as the shell counts blocks."""
+
+    def run_limited(*arguments):
+        limited = ("sh", "-c", 'ulimit -f 8; exec "$@"', "sh", sys.executable, "-m", "app", *map(str, arguments))
+        return run(*limited, PYTHONDONTWRITEBYTECODE="1")
+
+    return run_limited

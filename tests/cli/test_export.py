@@ -71,6 +71,24 @@ def test_a_version_is_published_into_the_first_folder_of_the_store(oddigit, old_
     assert sorted(later.rglob("*")) == before
 
 
+def test_a_full_disk_leaves_no_truncated_model(oddigit_on_full_disk, tiny_store, tmp_path):
+    """The file is renamed when it is complete; one that is replaced stays as it was."""
+    (tmp_path / "old.onnx").write_text("mine")
+    for name, options in (("new.onnx", ()), ("old.onnx", ("--force",))):
+        done = oddigit_on_full_disk("export", "--to", tmp_path / name, *options, "--store", tiny_store)
+        assert done.returncode == 2 and f"{name} cannot be written" in done.stderr
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("old.onnx", "mine")]
+
+
+def test_a_link_is_followed_and_a_device_is_written(oddigit, tiny_store, tmp_path):
+    """As programs that open the file for writing do."""
+    (tmp_path / "link.onnx").symlink_to(tmp_path / "target.onnx")
+    for target in (tmp_path / "link.onnx", "/dev/null"):
+        done = oddigit("export", "--to", target, "--force", "--store", tiny_store)
+        assert done.exit_code == 0, done.output
+    assert (tmp_path / "link.onnx").is_symlink() and (tmp_path / "target.onnx").stat().st_size > 10_000
+
+
 @pytest.mark.parametrize("options", [(), ("--publish", "--to", "out.onnx")])
 def test_one_of_both_actions_must_be_chosen(oddigit, tiny_store, options):
     """Neither or both of --to and --publish are refused."""

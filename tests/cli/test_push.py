@@ -39,6 +39,13 @@ def test_a_version_is_pushed_and_pulled_into_an_empty_store(oddigit, tiny_store,
     assert not (tmp_path / "third").exists()
 
 
+def test_a_full_disk_leaves_no_part_of_an_archive(oddigit_on_full_disk, tiny_store, tmp_path):
+    """And the message names the file."""
+    done = oddigit_on_full_disk("push", tmp_path, "--store", tiny_store)
+    assert done.returncode == 2 and "mnist-1.zip cannot be written" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_what_is_not_there_is_a_sentence(oddigit, tiny_store, tmp_path, address):
     """A missing version, an empty address, a detector that the store has not."""
     assert "no version" in oddigit("pull", f"{address}/empty", "--store", tmp_path / "new").stderr

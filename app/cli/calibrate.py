@@ -10,6 +10,7 @@ from app.training.optional import check_training_extra
 
 
 def calibrate(
+    context: typer.Context,
     data: Annotated[str, typer.Option(help=f"Normal images: {options.DATA_SETS}.")],
     weights: Annotated[Path | None, typer.Option(help="Import this state_dict file (.pth) instead of --model.")] = None,
     model: options.Model = "mnist",
@@ -33,6 +34,10 @@ def calibrate(
     With --weights, the scorer is learnt from --data, and a held-back share of --data calibrates. Without --weights, all
     images of --data calibrate a detector of the store, whose weights and scorer stay as they are.
     """
+    if weights is None:
+        options.refuse_without_effect(context, ("seed", "calibration_share", "scorer"), "without --weights")
+    else:
+        options.refuse_without_effect(context, ("model", "version"), "with --weights")
     check_training_extra()
     options.check_data(data, strict=strict)
     from app.cli.progress import stages_on_terminal

@@ -5,6 +5,7 @@ Training, importing weights and recalibrating all publish through this file.
 
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,12 +27,26 @@ from app.training.calibration import (
     measure,
     with_card,
 )
+from app.training.config import TrainingError
 from app.training.datasets import DataError, DataSet, LabelledImages, Splits, load_dataset, split
 from app.training.progress import SILENT, Progress
 from app.training.reporting.report import Report
 from app.training.upload_fitting import fit_upload_scorer, uploads_of
 
 _UPLOADS, _UPLOADS_SEED = 1_000, 20  # drawn from test images for a picture of the report, in 4 s
+
+
+def check_writable(root: Path, name: str | None) -> None:
+    """Check, before any work, that a version can be published as `name` in `root`, which need not exist. Leaves nothing there.
+
+    Raises TrainingError.
+    """
+    home = root / (name or "")
+    try:
+        existing = next(folder for folder in (home, *home.parents) if folder.exists())
+        TemporaryDirectory(prefix=".draft-", dir=existing).cleanup()
+    except OSError as error:
+        raise TrainingError(f"The store {root} cannot be written: {error.strerror}. Choose another with --store.") from None
 
 
 class TrainingCurves(NamedTuple):

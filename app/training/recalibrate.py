@@ -27,7 +27,7 @@ from app.training.calibration import (
 from app.training.config import CALIBRATION_SHARE, check_common
 from app.training.datasets import DataSet, LabelledImages, load_dataset, split
 from app.training.progress import SILENT, Progress
-from app.training.publishing import describe_data, fit_and_publish, publish_measured, trained_on
+from app.training.publishing import check_writable, describe_data, fit_and_publish, publish_measured, trained_on
 from app.training.scorer_fitting import score_images
 
 logger = logging.getLogger(__name__)
@@ -64,10 +64,11 @@ def import_weights(weights: Path, config: CalibrateConfig, progress: Progress = 
     are not; for a network as small as this one the difference is slight.
 
     Raises:
-        WeightsError, DataError, DeviceError, CalibrationError, UnknownScorer: before anything is written.
+        WeightsError, DataError, DeviceError, TrainingError, CalibrationError, UnknownScorer: before anything is written.
     """
     device = torch.device(choose_device(config.device, "torch"))
     check_scorer(config.scorer)
+    check_writable(config.root, config.name)
     model = load_foreign_weights(weights).to(device).eval()
     dataset = load_dataset(config.data, data_dir=config.data_dir, preprocess=config.preprocess, progress=progress)
     splits = split(dataset, config.seed, config.calibration_share)
@@ -90,10 +91,11 @@ def recalibrate(version: Path, config: CalibrateConfig, progress: Progress = SIL
     where it is the network's own training set.
 
     Raises:
-        BundleError, DataError, DeviceError, PreparationError, CalibrationError: before anything is written.
+        BundleError, DataError, DeviceError, TrainingError, PreparationError, CalibrationError: before anything is written.
     """
     device = torch.device(choose_device(config.device, "torch"))
     bundle = load(version)
+    check_writable(config.root, config.name or bundle.card.name)
     preprocess = _preparation(bundle, config.preprocess)
     dataset = load_dataset(config.data, data_dir=config.data_dir, preprocess=preprocess, progress=progress)
     calibration, test = _unseen(bundle, dataset)
@@ -132,9 +134,10 @@ def add_onnx(version: Path, root: Path) -> Path:
     Everything else stays.
 
     Raises:
-        BundleError, ExportError: before anything is written.
+        BundleError, TrainingError, ExportError: before anything is written.
     """
     bundle = load(version)
+    check_writable(root, bundle.card.name)
     network = load_network(bundle).eval()
     files = {**bundle.files, **bundle_files(network, bundle.calibration, bundle.uploads)}  # the ONNX files name the new weights
     bundle = replace(bundle, files=files)

@@ -23,7 +23,7 @@ from app.training.config import TrainConfig, TrainingError
 from app.training.datasets import DataSet, Splits, load_dataset, split
 from app.training.interrupt import Interrupt, was_interrupted
 from app.training.progress import SILENT, Progress
-from app.training.publishing import TrainingCurves, describe_data, fit_and_publish
+from app.training.publishing import TrainingCurves, check_writable, describe_data, fit_and_publish
 from app.training.reporting.report import PICTURES
 from app.training.training_step import TrainingStep
 
@@ -95,6 +95,7 @@ def train(config: TrainConfig, *, resume: bool = False, progress: Progress = SIL
     """
     device = torch.device(choose_device(config.device, "torch"))
     check_scorer(config.scorer)
+    check_writable(config.root, config.name)
     dataset = load_dataset(config.data, data_dir=config.data_dir, preprocess=config.preprocess, progress=progress)
     config = replace(config, name=config.name or dataset.name, device=str(device), preprocess=dataset.preprocess)
     splits = split(dataset, config.seed, config.calibration_share)

@@ -74,6 +74,17 @@ def test_what_makes_no_sense_is_refused_before_any_work(oddigit, trained, stroke
     assert "Traceback" not in result.output
 
 
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [(("--weights", "w.pth", "--model", "nope"), "--model"), (("--weights", "w.pth", "--version", "99"), "--version"),
+     (("--scorer", "mse"), "--scorer"), (("--calibration-share", "0.5"), "--calibration-share"), (("--seed", "1"), "--seed")],
+)  # fmt: skip
+def test_an_option_without_effect_is_refused(oddigit, trained, strokes_file, arguments, name):
+    """With its name: weights come from a file or from the store, and only with a file is a scorer fitted."""
+    done = oddigit("calibrate", "--data", strokes_file, "--store", trained, *arguments)
+    assert done.exit_code == 2 and name in done.stderr and "no effect" in done.stderr
+
+
 def test_a_changed_training_set_is_noticed(oddigit, trained, strokes_file, tmp_path, caplog):
     """Its images were learnt from; the threshold would be too low."""
     changed = tmp_path / strokes_file.name

@@ -136,6 +136,17 @@ def test_the_message_alone_says_what_to_do(oddigit, wrong_files, shipped_store, 
     assert "Traceback" not in done.output and not (tmp_path / "store").exists()
 
 
+@pytest.mark.parametrize("arguments", [("train",), ("calibrate", "--model", "strokes"), ("calibrate", "--weights", "w.pth")])
+def test_a_store_that_cannot_be_written_is_told_before_any_work(oddigit, trained, tmp_path, arguments):
+    """Before the images are read, and nothing is left in a store that can be written."""
+    (tmp_path / "file").touch()
+    before = sorted(trained.rglob("*"))
+    for own, refused in ((tmp_path / "file", True), (trained, False)):
+        done = oddigit(*arguments, "--data", "nowhere", "--store", f"{own}:{trained}")
+        assert (done.exit_code, "cannot be written: Not a directory" in done.stderr) == (2, refused), done.stderr
+    assert sorted(trained.rglob("*")) == before
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

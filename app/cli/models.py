@@ -13,29 +13,30 @@ def models(
     store: options.Store = options.DEFAULT_STORE,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON array, for machines.")] = False,
 ) -> None:
-    """List every version of every detector in the store."""
+    """List every version of every detector in the store, and which one is used where no version is named."""
     if as_json:
         typer.echo(json.dumps(_entries(store), indent=2))
         return
-    from rich.markup import escape
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    from app.cli.tables import console
-    from app.detection.store import StoreError, folders, load_card, names
+    from app.cli.tables import cell, console
+    from app.detection.store import StoreError, find, folders, load_card, names
 
-    table = Table("model", "version", "created", "scorer", "alpha", "threshold", "data", box=None)
-    for name in names(store):
-        shown = escape(options.printable(name))
-        for folder in folders(store, name):
-            version = int(folder.name)
-            try:
-                card = load_card(folder)
-            except StoreError as error:
-                table.add_row(shown, str(version), f"[red]not usable: {escape(options.printable(str(error)))}[/red]")
-                continue
-            created, data = card.created[:16].replace("T", " "), str(card.data.get("name", ""))
-            created, data, scorer = (escape(options.printable(text)) for text in (created, data, card.scorer))
-            table.add_row(shown, str(version), created, scorer, f"{card.alpha:g}", f"{card.threshold:.4g}", data)
+    found = [folder for name in names(store) for folder in folders(store, name)]
+    several = len({folder.parents[1] for folder in found}) > 1
+    columns = ("model", "version", "in use", "created", "scorer", "alpha", "threshold", "data")
+    table = Table(*columns, *([Column("folder", overflow="fold")] if several else []), box=None)
+    for folder in found:
+        name = folder.parent.name
+        row = [cell(name), folder.name, "yes" if folder == find(store, name) else ""]
+        try:
+            card = load_card(folder)
+        except StoreError as error:
+            table.add_row(*row, f"[red]not usable: {cell(str(error))}[/red]")
+            continue
+        created, data = card.created[:16].replace("T", " "), str(card.data.get("name", ""))
+        row += [cell(created), cell(card.scorer), f"{card.alpha:g}", f"{card.threshold:.4g}", cell(data)]
+        table.add_row(*row, *([cell(str(folder))] if several else []))
     if not table.row_count:
         typer.echo(f"There is no detector in {store}; train one with `oddigit train`.", err=True)
         raise typer.Exit(2)
@@ -43,13 +44,14 @@ def models(
 
 
 def _entries(store: Stores) -> list[dict[str, Any]]:
-    """What the table shows, in full; a version that is not usable has its name, number and the reason alone."""
-    from app.detection.store import StoreError, folders, load_card, names
+    """What the table shows, in full; a version that is not usable has the reason in place of the card's fields."""
+    from app.detection.store import StoreError, find, folders, load_card, names
 
     entries: list[dict[str, Any]] = []
     for name in names(store):
         for folder in folders(store, name):
-            entry: dict[str, Any] = {"name": name, "version": int(folder.name)}
+            entry: dict[str, Any] = {"name": name, "version": int(folder.name), "folder": str(folder)}
+            entry["in_use"] = folder == find(store, name)
             try:
                 card = load_card(folder)
             except StoreError as error:

@@ -34,7 +34,10 @@ Store = Annotated[
     ),
 ]
 Model = Annotated[str, typer.Option(help="Which detector of the store.")]
-Version = Annotated[int | None, typer.Option(min=1, help="The detector's version; unset, the highest.")]
+Version = Annotated[
+    int | None,
+    typer.Option(min=1, help="The detector's version; unset, the highest in the first of the folders with the detector."),
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
 DataDir = Annotated[Path, typer.Option(help="Where named data sets lie or are downloaded to.")]
 Seed = Annotated[
@@ -70,6 +73,9 @@ def check_data(data: str, *, strict: bool) -> None:
         check_files(data)
 
 
-def printable(text: str) -> str:
-    """`text` with control characters as escape sequences: the name of a file must not move the cursor or change colours."""
-    return "".join(each if each.isprintable() or each == "\n" else repr(each)[1:-1] for each in text)
+def printable(text: str, keep: str = "\n") -> str:
+    """`text` with control characters as escape sequences: the name of a file must not move the cursor or change colours.
+
+    The characters of `keep` stay. In the cell of a table not even a line end may stay.
+    """
+    return "".join(each if each.isprintable() or each in keep else repr(each)[1:-1] for each in text)

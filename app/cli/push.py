@@ -41,7 +41,7 @@ def pull(
     address: Target,
     store: options.Store = options.DEFAULT_STORE,
     model: options.Model = "mnist",
-    version: options.Version = None,
+    version: Annotated[int | None, typer.Option(min=1, help="The detector's version; unset, the highest at ADDRESS.")] = None,
     digest: Annotated[
         str | None, typer.Option("--sha256", help="The checksum that `push` printed; unset, the one beside the archive.")
     ] = None,

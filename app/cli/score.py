@@ -186,16 +186,17 @@ def _score_batch(detector: "Detector", batch: Sequence[Input], alpha: float | No
 
 
 def _write_table(rows: Iterator[Row], title: str) -> None:
-    from rich.markup import escape
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    from app.cli.tables import console
+    from app.cli.tables import cell, console
 
-    table = Table("image", "score", "p-value", "verdict", "warnings", title=title, box=None, title_justify="left")
+    figures = (Column(name, no_wrap=True) for name in ("score", "p-value", "verdict"))
+    image = Column("image", overflow="fold")  # not cut, because long paths may differ in any part
+    table = Table(image, *figures, "warnings", title=title, box=None, title_justify="left")
     for row in rows:
-        name = escape(options.printable(row["name"]))
+        name = cell(row["name"])
         if "error" in row:
-            table.add_row(name, "", "", "[yellow]not read[/yellow]", escape(row["error"]))
+            table.add_row(name, "", "", "[yellow]not read[/yellow]", cell(row["error"]))
             continue
         verdict = "[red]anomaly[/red]" if row["is_anomaly"] else "[green]normal[/green]"
         table.add_row(name, f"{row['score']:.3f}", f"{row['p_value']:.3g}", verdict, ", ".join(row["warnings"]))
@@ -211,5 +212,5 @@ def _write_csv(rows: Iterator[Row]) -> None:
     writer = csv.DictWriter(sys.stdout, _COLUMNS, restval="")
     writer.writeheader()
     for row in rows:
-        row["name"] = options.printable(row["name"])
+        row |= {key: options.printable(row[key]) for key in ("name", "error") if key in row}
         writer.writerow({key: " ".join(value) if isinstance(value, list) else value for key, value in row.items()})

@@ -23,7 +23,10 @@ def serve(
         typer.Option(metavar="FOLDERS", help="Folders of detectors; unset, yours and the shipped one."),
     ] = None,
     model: Annotated[str | None, typer.Option(help="Which detector of the store; unset, mnist.")] = None,
-    version: Annotated[int | None, typer.Option(min=1, help="Serve this version; unset, the highest.")] = None,
+    version: Annotated[
+        int | None,
+        typer.Option(min=1, help="Serve this version; unset, the highest in the first of the folders with the detector."),
+    ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps; unset, auto.")] = None,
     root_path: Annotated[str | None, typer.Option(help="Path prefix under which a reverse proxy publishes the server.")] = None,
 ) -> None:

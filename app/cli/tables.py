@@ -6,11 +6,17 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
+
+from app.cli.options import printable
 
 if TYPE_CHECKING:
     from app.training.evaluate import Evaluation
     from app.training.reporting.metrics import Share
+
+
+_MIN_WIDTH = 60  # a narrower terminal continues the lines of a table below, where rich would cut its figures
 
 
 class _Output(Console):
@@ -20,8 +26,17 @@ class _Output(Console):
 
 
 def console(pipe_width: int = 200) -> Console:
-    """The terminal, or standard output at `pipe_width` columns where it is a file or a pipe."""
-    return _Output(width=None if sys.stdout.isatty() else pipe_width)  # rich assumes 80 columns for a pipe
+    """The terminal, at least _MIN_WIDTH columns, or standard output at `pipe_width` columns where it is a file or a pipe."""
+    if not sys.stdout.isatty():
+        return _Output(width=pipe_width)  # rich assumes 80 columns for a pipe
+    out = _Output()
+    out.width = max(out.width, _MIN_WIDTH)
+    return out
+
+
+def cell(text: str) -> str:
+    """Text that is not the program's own, for the cell of a table: without markup, control characters and line ends."""
+    return escape(printable(text, keep=""))
 
 
 def print_published(folder: Path) -> None:

@@ -2,7 +2,9 @@
 
 import json
 import shutil
+from dataclasses import replace
 
+from app.detection import store
 from app.detection.store import CARD
 
 
@@ -30,6 +32,26 @@ def test_models_of_an_empty_store_says_what_to_do(oddigit, tmp_path):
     done = oddigit("models", "--store", tmp_path)
     assert done.exit_code == 2
     assert "oddigit train" in done.stderr
+
+
+def test_models_says_which_version_is_in_use(oddigit, tiny_bundle, tmp_path):
+    """Of the folders of a store path the first one that has the detector counts, whatever the numbers of the versions."""
+    own, shipped = tmp_path / "own", tmp_path / "shipped"
+    for root in (own, shipped, shipped):
+        store.publish(tiny_bundle, root)
+    other = replace(tiny_bundle, card=tiny_bundle.card.model_copy(update={"name": "other"}))
+    store.publish(other, shipped)
+    options = ("--store", f"{own}:{shipped}")
+    lines = oddigit("models", *options).stdout.splitlines()
+    used = {("own", "mnist", "1"), ("shipped", "other", "1")}
+    for root, name, version in (*used, ("shipped", "mnist", "1"), ("shipped", "mnist", "2")):
+        (line,) = [line for line in lines if line.rstrip().endswith(f"{tmp_path}/{root}/{name}/{version}")]
+        assert ("yes" in line.split()) == ((root, name, version) in used)
+    entries = json.loads(oddigit("models", *options, "--json").stdout)
+    assert [(entry["folder"], entry["in_use"]) for entry in entries if entry["name"] == "mnist"] == [
+        (str(own / "mnist" / "1"), True), (str(shipped / "mnist" / "1"), False), (str(shipped / "mnist" / "2"), False),
+    ]  # fmt: skip
+    assert "folder" not in oddigit("models", "--store", own).stdout
 
 
 def test_models_for_machines_are_json(oddigit, tiny_store, tmp_path):

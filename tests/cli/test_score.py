@@ -7,12 +7,16 @@ import os
 import signal
 import subprocess
 import sys
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from live import ROOT, run
+from rich.console import Console
 from strokes import npy, png, stroke_images
+
+from app.cli.tables import console
 
 COLUMNS = ["name", "score", "p_value", "is_anomaly", "reconstruction_error", "preprocess", "warnings", "error"]
 
@@ -125,8 +129,46 @@ def test_any_file_name_can_be_written(score, tmp_path, name, form):
         assert rows(done)[0]["name"] == str(tmp_path / name)
     elif form == "csv":
         assert next(csv.DictReader(io.StringIO(done.stdout, newline="")))["name"] == str(tmp_path / name)
-    elif "\n" not in name:
-        assert name in done.stdout.replace("\n", "")
+    else:  # in one row, whatever the name
+        assert name.replace("\n", "\\n") in done.stdout.replace("\n", "")
+        assert sum("normal" in line or "anomaly " in line for line in done.stdout.splitlines()[1:-1]) == 1
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_a_narrow_table_cuts_nothing(score, tmp_path, monkeypatch, width):
+    """Long paths that differ in their ends can be told apart, and scores and verdicts are whole."""
+    folder = tmp_path / "folder-with-a-long-name" / "another-folder-with-a-long-name"
+    folder.mkdir(parents=True)
+    for name in ("one.png", "two.png"):
+        (folder / name).write_bytes(png(stroke_images(1, seed=0)[0]))
+    monkeypatch.setattr("app.cli.tables.console", lambda pipe_width: Console(width=width))
+    lines = score(folder).stdout.splitlines()[2:-1]
+    assert "".join(line[1:].split("  ")[0].strip() for line in lines) == f"{folder}/one.png{folder}/two.png"
+    found = rows(score(folder, "--format", "jsonl"))
+    for row, line in zip(found, [line for line in lines if "  " in line.strip()], strict=True):
+        assert line.split()[1:] == [
+            f"{row['score']:.3f}",
+            f"{row['p_value']:.3g}",
+            "anomaly" if row["is_anomaly"] else "normal",
+        ]
+
+
+def test_names_inside_of_a_file_are_escaped_too(score, tmp_path):
+    """The arrays of an .npz, which its error lists, must not move the cursor either."""
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("a\x1b[2J\nb.npy", b"")
+        archive.writestr("c.npy", b"")
+    for form in ("table", "csv"):
+        done = score(tmp_path, "--format", form)
+        assert "\x1b" not in done.stdout and "it holds a" in done.stdout
+
+
+@pytest.mark.parametrize(("columns", "width"), [("30", 60), ("100", 100)])
+def test_a_table_has_60_columns_at_least(monkeypatch, columns, width):
+    """In a narrower terminal the figures would be cut."""
+    monkeypatch.setenv("COLUMNS", columns)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    assert console().width == width
 
 
 @pytest.mark.parametrize("form", ["table", "jsonl", "csv"])

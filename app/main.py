@@ -43,7 +43,7 @@ from app.serving.http.body import ByteBudget, ByteRate
 from app.serving.http.middleware import RequestLimits, RequestMiddleware
 from app.serving.http.problem_responses import ProblemResponses
 from app.serving.http.shutdown import Draining
-from app.serving.settings import Settings, missing_in_store, read_settings, unknown_variables
+from app.serving.settings import Settings, entries, missing_in_store, read_settings, unknown_variables
 from app.serving.telemetry.log_setup import set_up_logging
 from app.serving.telemetry.metrics import Metrics
 from app.serving.telemetry.tracing import with_tracing
@@ -197,7 +197,7 @@ def _with_optional_middleware(app: ASGIApp, paths: set[str], settings: Settings)
     if settings.cors_origins:
         app = CORSMiddleware(
             app,
-            allow_origins=[origin.strip() for origin in settings.cors_origins.split(",")],
+            allow_origins=entries(settings.cors_origins),
             allow_methods=["GET", "POST"],
             allow_headers=["*"],
             expose_headers=[

@@ -1,5 +1,6 @@
 """Files at an address: a folder, or anything that fsspec knows (s3://, hf://, memory://). fsspec is imported here alone."""
 
+import os
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -13,22 +14,24 @@ class AddressError(OSError):
     """The address cannot be used; the message says why."""
 
 
-def write_whole(path: Path, data: bytes) -> None:
+def write_atomically(path: Path, data: bytes) -> None:
     """Write beside the file and rename, so that a full disk or a kill leaves no truncated file. Raises AddressError.
 
     A link is followed. A device or a FIFO is written as it is.
     """
-    path = path.resolve()
-    draft = path.with_name(f".{path.name}.part")
+    draft = None
     try:
         if path.exists() and not path.is_file():
             path.write_bytes(data)
             return
+        target = Path(os.path.realpath(path))
+        draft = target.with_name(f".{target.name}.part")
         draft.write_bytes(data)
-        draft.replace(path)
+        draft.replace(target)
     except BaseException as error:
-        with suppress(OSError):
-            draft.unlink()
+        if draft is not None:
+            with suppress(OSError):
+                draft.unlink()
         if isinstance(error, OSError):
             raise AddressError(f"{path} cannot be written: {error.strerror}.") from error
         raise
@@ -81,7 +84,7 @@ class Address:
             return
         folder = Path(self._address)
         folder.mkdir(parents=True, exist_ok=True)
-        write_whole(folder / name, data)
+        write_atomically(folder / name, data)
 
     def _try(self, work: "Callable[[], Any]") -> Any:  # noqa: ANN401
         """The result of `work`, whose exceptions are those of any of fsspec's implementations."""

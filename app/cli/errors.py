@@ -33,7 +33,7 @@ def errors_as_sentences() -> Iterator[None]:
                 yield
     except BrokenPipeError:
         for stream in (sys.stdout, sys.stderr):
-            _drop(stream)
+            _discard_buffer(stream)
         raise typer.Exit(_CLOSED_PIPE) from None
 
 
@@ -72,13 +72,19 @@ def _end(sentence: str, code: int) -> NoReturn:
     except BrokenPipeError:
         raise
     except OSError as error:
-        _drop(sys.stdout)
+        _discard_buffer(sys.stdout)
         sentence, code = f"Standard output cannot be written: {error.strerror}.", 2
-    typer.echo(sentence, err=True)
+    try:
+        typer.echo(sentence, err=True)
+    except BrokenPipeError:
+        raise
+    except OSError:  # standard error cannot be written either
+        _discard_buffer(sys.stderr)
     raise typer.Exit(code) from None
 
 
-def _drop(stream: TextIO) -> None:
-    """Send what is still buffered nowhere, because the interpreter writes it at its end and would fail again."""
-    with suppress(OSError):  # not a file, in tests
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+def _discard_buffer(stream: TextIO | None) -> None:
+    """Redirect the stream to /dev/null; the interpreter flushes it at exit and would fail again."""
+    if stream is not None:
+        with suppress(OSError):  # not a file, in tests
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -1,5 +1,6 @@
 """The command `export`."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -39,7 +40,7 @@ def export(
 
 
 def _copy_onnx(folder: Path, to: Path, force: bool) -> None:
-    from app.cli.addresses import write_whole
+    from app.cli.addresses import write_atomically
     from app.detection.bundle import DETECTOR_ONNX
     from app.detection.store import load
 
@@ -50,9 +51,9 @@ def _copy_onnx(folder: Path, to: Path, force: bool) -> None:
             f"{bundle.label} has no {DETECTOR_ONNX}, because an older release published it. Publish it again with "
             f"`oddigit export --model {bundle.card.name} --version {bundle.card.version} --publish`."
         )
-    if to.exists() and not force:
+    if os.path.lexists(to) and not force:  # a link to nothing too
         raise ExportError(f"{to} exists; name another file or add --force.")
-    write_whole(to, content)
+    write_atomically(to, content)
     typer.echo(f"Wrote the detector {bundle.label} to {to} ({len(content):,} bytes).")
 
 

@@ -28,12 +28,12 @@ def models(
     table = Table(*columns, *([Column("folder", overflow="fold")] if several else []), box=None)
     for folder in found:
         name = folder.parent.name
-        row = [cell(name), folder.name, "yes" if folder == find(store, name) else ""]
         try:
             card = load_card(folder)
         except StoreError as error:
-            table.add_row(*row, f"[red]not usable: {cell(str(error))}[/red]")
+            table.add_row(cell(name), folder.name, "", f"[red]not usable: {cell(str(error))}[/red]")
             continue
+        row = [cell(name), folder.name, "yes" if folder == find(store, name) else ""]
         created, data = card.created[:16].replace("T", " "), str(card.data.get("name", ""))
         row += [cell(created), cell(card.scorer), f"{card.alpha:g}", f"{card.threshold:.4g}", cell(data)]
         table.add_row(*row, *([cell(str(folder))] if several else []))
@@ -51,12 +51,12 @@ def _entries(store: Stores) -> list[dict[str, Any]]:
     for name in names(store):
         for folder in folders(store, name):
             entry: dict[str, Any] = {"name": name, "version": int(folder.name), "folder": str(folder)}
-            entry["in_use"] = folder == find(store, name)
             try:
                 card = load_card(folder)
             except StoreError as error:
-                entries.append({**entry, "error": str(error)})
+                entries.append({**entry, "in_use": False, "error": str(error)})
                 continue
+            entry["in_use"] = folder == find(store, name)
             entry |= {"created": card.created, "scorer": card.scorer, "alpha": card.alpha, "threshold": card.threshold}
             entries.append({**entry, "preprocess": card.preprocess, "data": card.data, "files": card.files})
     return entries

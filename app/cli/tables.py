@@ -35,7 +35,7 @@ def console(pipe_width: int = 200) -> Console:
 
 
 def cell(text: str) -> str:
-    """Text that is not the program's own, for the cell of a table: without markup, control characters and line ends."""
+    """Escape markup, control characters and line ends of untrusted text for a cell of a table."""
     return escape(printable(text, keep=""))
 
 

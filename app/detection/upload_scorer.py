@@ -7,7 +7,8 @@ is not anomalous, so most features count on one side only.
 
 Uploads are calibrated by kind (Mondrian conformal prediction: Vovk, Gammerman & Shafer, Algorithmic Learning in a Random
 World, 2005, section 4.5): the sum is compared with normal uploads of its own group, and mapped to the scale of unprepared
-images quantile by quantile, so one threshold holds for all groups.
+images quantile by quantile, so one threshold holds for all groups. Groups with few calibration uploads share a calibration;
+the false-alarm rate then holds for these groups together, not for each.
 """
 
 from collections.abc import Mapping
@@ -30,7 +31,7 @@ FEATURE_WEIGHT = 0.3  # of the feature distance; between 0.15 and 0.5 the share 
 MIN_STD = 0.1  # of a principal axis of the features: an axis that hardly varies in calibration must not outvote all others
 NEAR_CONSTANT = 1e-3  # a feature with a smaller standard deviation is left out
 MIN_GROUP = 200  # calibration uploads; smaller groups are calibrated together
-MIN_UPLOADS = 20  # of a group, in a calibration together with others; fewer say nothing of their kind
+MIN_UPLOADS = 20  # of a group, in a calibration together with others; fewer are too few to represent the group
 MAX_DEVIATION = 8.0  # standard deviations that one principal axis counts at most
 
 
@@ -156,7 +157,7 @@ class MappedUploads(NamedTuple):
 
 @dataclass(frozen=True)
 class UploadCalibration:
-    """A scorer of uploads with a calibration for each group, and one of all uploads for groups that have none."""
+    """A scorer of uploads with calibrations of the groups, and one of all uploads for groups that have none."""
 
     scorer: UploadScorer
     pooled: QuantileMap
@@ -178,7 +179,7 @@ class UploadCalibration:
         order = np.argsort(combined, kind="stable")
         combined, groups = np.asarray(combined)[order], groups[order] if len(groups) else groups
         maps: dict[int, QuantileMap] = {}
-        for together in _calibrated_together(groups, min_group):
+        for together in _shared_calibrations(groups, min_group):
             maps |= dict.fromkeys(together, QuantileMap.calibrated(combined[np.isin(groups, together)], calibration))
         kept = np.where(np.isin(groups, list(maps)), groups, -1).astype(np.int8)
         return cls(scorer, QuantileMap.calibrated(combined, calibration), maps, kept)
@@ -215,8 +216,8 @@ class UploadCalibration:
         return cls.calibrated(scorer, arrays["upload_calibration"], groups, calibration, min_group)
 
 
-def _calibrated_together(groups: Groups, min_group: int) -> list[list[int]]:
-    """The groups of uploads [n] that are calibrated, in lists of those that share a calibration: first the small ones."""
+def _shared_calibrations(groups: Groups, min_group: int) -> list[list[int]]:
+    """Partition the groups of uploads [n]; each list shares one calibration. The list of small groups is first."""
     names, counts = np.unique(groups[groups >= 0], return_counts=True)
     sizes = {int(name): int(count) for name, count in zip(names, counts, strict=True) if count >= MIN_UPLOADS}
     large = sorted((group for group, n in sizes.items() if n >= max(MIN_GROUP, min_group)), key=lambda group: sizes[group])

@@ -38,7 +38,7 @@ def _member(archive: zipfile.ZipFile) -> zipfile.ZipInfo:
         held = ", ".join(each.removesuffix(".npy") for each in names[:10]) or "nothing"
         raise UndecodableImage(f"the .npz holds no array 'images'; it holds {held}")
     member = archive.getinfo(name)
-    if member.compress_type not in _NUMPY_WRITES:  # the errors of other decompressors are not known here
+    if member.compress_type not in _NUMPY_WRITES:  # others raise errors that are not caught here
         raise UndecodableImage("the .npz is compressed in a way that numpy does not write")
     return member
 

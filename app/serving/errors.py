@@ -140,7 +140,7 @@ class UnknownParameter(Problem):
 
 
 class DecodingLimit(Problem):
-    """Decoding the image took too much time or memory; save it as a plain PNG or JPEG."""
+    """Decoding the images took too much time or memory; save them as plain PNG or JPEG, or send fewer at once."""
 
     status, type, title = 422, "decoding-limit", "The image takes too long to decode"
 

@@ -88,20 +88,19 @@ class Settings(BaseModel):
     @field_validator("trusted_proxies")
     @classmethod
     def _check_proxies(cls, value: str) -> str:
-        for entry in _entries(value):
+        for entry in entries(value) if value != "*" else ():
             try:
-                ip_network(entry, strict=False)
+                ip_network(entry)
             except ValueError:
-                if entry != "*":
-                    raise ValueError(f"{entry} is neither an IP address nor a network") from None
+                raise ValueError(f"{entry} is neither an IP address nor a network, as 10.0.0.0/8") from None
         return value
 
     @field_validator("cors_origins")
     @classmethod
     def _check_origins(cls, value: str) -> str:
-        for entry in _entries(value):
-            if entry != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/?#\s]+", entry):
-                raise ValueError(f"{entry} is no origin; write scheme and host, for instance https://example.org")
+        for entry in entries(value):
+            if entry not in ("*", "null") and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/?#\s]+", entry):
+                raise ValueError(f"{entry} is not an origin; write scheme and host, for instance https://example.org")
         return value
 
     @field_validator("root_path")
@@ -113,7 +112,7 @@ class Settings(BaseModel):
 
     def serves(self, name: str) -> bool:
         """Whether the detector `name` of the store is to be served."""
-        return not self.models or name in (self.model, *_entries(self.models))
+        return not self.models or name in (self.model, *entries(self.models))
 
 
 def read_settings(environment: Mapping[str, str]) -> Settings:
@@ -152,11 +151,11 @@ def missing_in_store(settings: Settings, environment: Mapping[str, str]) -> list
     """
     missing = [root for root in settings.store.roots if not root.is_dir()] if environment.get(f"{PREFIX}STORE") else []
     sentences = [f"The store {root} does not exist; its detectors are served once it does." for root in missing]
-    unknown = [name for name in _entries(settings.models) if not folders(settings.store, name)]
+    unknown = [name for name in entries(settings.models) if not folders(settings.store, name)]
     return sentences + [f"There is no detector {name} in the store; it is served once there is." for name in unknown]
 
 
-def _entries(value: str) -> list[str]:
+def entries(value: str) -> list[str]:
     """The entries of a list that is separated by commas."""
     return [entry.strip() for entry in value.split(",") if entry.strip()]
 

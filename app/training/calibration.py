@@ -157,11 +157,19 @@ def measure(bundle: Bundle, test: Detections, data_name: str, fitted: Detections
 
 
 def _describe_groups(bundle: Bundle) -> dict[str, Any]:
-    """Number of calibration uploads and interval of the false-alarm rate, for each group of uploads by name."""
-    sizes = {GROUPS[group]: each.n for group, each in bundle.uploads.groups.items()} if bundle.uploads else {}
+    """Numbers of calibration uploads and interval of the false-alarm rate, for each group of uploads by name.
+
+    `calibration_images` are those of the calibration, which groups may share; `own_images` are those of the group.
+    """
+    uploads = bundle.uploads
+    sizes = {group: each.n for group, each in uploads.groups.items()} if uploads else {}
     return {
-        name: {"calibration_images": n, "false_alarm_rate_90_percent_interval": false_alarm_interval(n, bundle.card.alpha)}
-        for name, n in sizes.items()
+        GROUPS[group]: {
+            "calibration_images": n,
+            "own_images": int((uploads.group_of == group).sum()) if uploads else 0,
+            "false_alarm_rate_90_percent_interval": false_alarm_interval(n, bundle.card.alpha),
+        }
+        for group, n in sizes.items()
     }
 
 

@@ -10,7 +10,7 @@ from hypothesis.extra.numpy import arrays
 from app.detection.conformal import Calibration, CalibrationError
 from app.detection.imaging.upload_features import FEATURE_NAMES, SCORED_FEATURES, upload_groups
 from app.detection.upload_networks import STRIDE, WEIGHTS, ConvolutionalNetwork, SmallNetwork, UploadNetworks
-from app.detection.upload_scorer import MAX_DEVIATION, QuantileMap, UploadCalibration, UploadScorer, _calibrated_together
+from app.detection.upload_scorer import MAX_DEVIATION, QuantileMap, UploadCalibration, UploadScorer, _shared_calibrations
 
 N, K = 500, len(FEATURE_NAMES)
 
@@ -227,7 +227,7 @@ def test_a_group_that_was_not_calibrated_is_told(scorer, calibration):
     assert found.sizes.tolist() == [4_000] * 3 + [2_000] * 3
 
 
-def test_groups_that_are_too_small_are_calibrated_together(scorer, calibration):
+def test_groups_that_are_too_small_are_shared_calibrations(scorer, calibration):
     """A group without enough uploads for a threshold at the model's alpha shares a calibration with the others like it."""
     scores, images, features, _ = grouped_uploads(seed=1)
     combined, groups = scorer.combine(scores, images, features), upload_groups(features)
@@ -256,7 +256,7 @@ def test_groups_that_are_too_small_are_calibrated_together(scorer, calibration):
 def test_each_group_has_enough_uploads_for_a_threshold(counts, min_group, expected):
     """Large groups have a calibration of their own, small ones share one, with the smallest large group if they must."""
     groups = np.repeat(np.arange(len(counts)), counts).astype(np.int8)
-    assert _calibrated_together(groups, min_group) == expected
+    assert _shared_calibrations(groups, min_group) == expected
 
 
 def test_the_calibration_is_stored_with_its_groups(scorer, calibration):

@@ -56,6 +56,8 @@ def test_each_variable_sets_its_field(field):
         ("ACCESS_LOG", "perhaps"),
         ("TRUSTED_PROXIES", "nonsense"),
         ("TRUSTED_PROXIES", "10.0.0.1, 10.0.0.0/99"),
+        ("TRUSTED_PROXIES", "10.1.2.3/8"),
+        ("TRUSTED_PROXIES", "127.0.0.1, *"),
         ("CORS_ORIGINS", "example.org"),
         ("CORS_ORIGINS", "https://a.example/"),
         ("ROOT_PATH", "/digits/"),

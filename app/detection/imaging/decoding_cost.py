@@ -23,6 +23,7 @@ _UNKNOWN_PIXELS = 25_000_000  # where the header does not stand in the bytes
 MAX_TIFF_SHARE = 4  # of the pixel limit: the tiles of each colour, and of the margin, count too
 _BMP_CORE_HEADER = b"\x0c"  # length of the oldest header, whose fields are smaller
 _MAX_TIFF_FIELDS = 256
+_SHORT = 3  # the type of a field whose values have 16 bits
 _TIFF_WIDTH, _TIFF_HEIGHT, _TIFF_STRIP_ROWS, _TIFF_TILE_WIDTH, _TIFF_TILE_HEIGHT = 256, 257, 278, 322, 323
 _TIFF_OFFSETS = (273, 324)  # of strips and of tiles
 _TIFF_LENGTHS = (279, 325)
@@ -61,10 +62,8 @@ def _count_scans(data: bytes) -> int:
 def _declared_pixels(data: bytes, kind: str, *, complete: bool) -> int:
     """Width times height; a pessimistic number where the header does not stand in `data`."""
     if kind == "BMP":
-        bits = 16 if data[14:15] == _BMP_CORE_HEADER else 32
-        sides = data[18 : 18 + bits // 4]
-        width, height = (int.from_bytes(side, "little", signed=bits == 32) for side in (sides[: bits // 8], sides[bits // 8 :]))
-        return abs(width * height)
+        width, height = struct.unpack_from("<HH" if data[14:15] == _BMP_CORE_HEADER else "<ii", data.ljust(26, b"\x00"), 18)
+        return abs(int(width) * int(height))
     try:
         size = declared_size(data, kind)
     except UndecodableImage:
@@ -82,8 +81,9 @@ class TiffPixels(NamedTuple):
 
 
 class _TiffField(NamedTuple):
-    """A field of a TIFF directory (TIFF 6.0, section 2): the number of its values, and the value or its offset."""
+    """A field of a TIFF directory (TIFF 6.0, section 2): type and number of its values, and the value or its offset."""
 
+    kind: int
     values: int
     value: int
 
@@ -112,9 +112,11 @@ def _tiff_bytes(data: bytes, fields: dict[int, _TiffField]) -> int:
     """
     order = "<" if data[:2] == b"II" else ">"
     for tag in _TIFF_LENGTHS:
-        if tag in fields and fields[tag].values > 1:
-            packed = data[fields[tag].value : fields[tag].value + 4 * fields[tag].values]
-            return sum(struct.unpack(f"{order}{len(packed) // 4}I", packed[: len(packed) // 4 * 4]))
+        if tag in fields and fields[tag].values > (2 if fields[tag].kind == _SHORT else 1):  # fewer stand in the field itself
+            kind, values, start = fields[tag]
+            letter, size = ("H", 2) if kind == _SHORT else ("I", 4)
+            packed = data[start : start + size * values]
+            return sum(struct.unpack(f"{order}{len(packed) // size}{letter}", packed[: len(packed) // size * size]))
     return 0
 
 
@@ -133,6 +135,6 @@ def _tiff_fields(data: bytes) -> dict[int, _TiffField]:
     for tag, kind, values, value in struct.iter_unpack(order + "HHII", entries[: len(entries) // 12 * 12]):
         if tag in fields:
             raise UndecodableImage("damaged TIFF: a field occurs twice")
-        is_short = kind == 3 and values == 1
-        fields[tag] = _TiffField(values, (value >> 16 if order == ">" else value & 0xFFFF) if is_short else value)
+        is_short = kind == _SHORT and values == 1
+        fields[tag] = _TiffField(kind, values, (value >> 16 if order == ">" else value & 0xFFFF) if is_short else value)
     return fields

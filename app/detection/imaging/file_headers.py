@@ -55,7 +55,7 @@ PNG_START = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR"  # signature, length and name
 _IMAGE_CHUNKS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"eXIf", b"IEND"}
 _ADAM7 = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)]
 _MAX_TEXT_BYTES = 1 << 20  # of compressed text and profiles, after decompression
-_MAX_CHUNKS = 20_000  # of a PNG: 10 MiB of pixels in the smallest chunks that are usual, 512 bytes
+_MAX_CHUNKS = 25_000  # of a PNG: 10 MiB of pixels in chunks of 512 bytes, the smallest that are usual
 
 
 def strip_png(data: bytes) -> bytes:
@@ -195,7 +195,7 @@ _MAX_SEGMENTS = 400  # 10 MiB in the largest segments are 160
 _MAX_PADDING = 32 * 1024  # bytes between all segments
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # a stuffed byte or a restart marker is not a segment
 _EOI, _SOS, _COM = 0xD9, 0xDA, 0xFE
-_JFIF, _EXIF, _ADOBE = 0xE0, 0xE1, 0xEE  # decoders read the colours from the first and the last
+_JFIF, _EXIF, _ADOBE = 0xE0, 0xE1, 0xEE  # the JFIF and Adobe segments define the colour space
 _WITHOUT_LENGTH = (0x01, 0xD8)
 _SCAN = b"\xff\xda\x00"  # a scan's marker, and the first byte of its length, which is at most 14
 

@@ -8,7 +8,7 @@ from typing import Literal
 from app.detection.imaging.file_headers import gif_header_length
 
 _MAX_PAGES = 1000  # of a TIFF that are counted
-_PICTURE, _EXTENSION = b",!"  # the first bytes of a GIF's blocks
+_IMAGE_SEPARATOR, _EXTENSION_INTRODUCER = 0x2C, 0x21  # the first bytes of a GIF's blocks
 _MAX_GIF_BLOCKS = 20_000  # that are followed: 5 MB of pictures in 3 ms
 
 
@@ -30,10 +30,10 @@ def _count_gif_frames(data: bytes) -> int:
     """Follow the blocks of a GIF (GIF89a, sections 20 to 26), and count those that begin a picture."""
     position, frames, blocks = gif_header_length(data), 0, 0
     while blocks < _MAX_GIF_BLOCKS and position + 9 < len(data):
-        if data[position] == _PICTURE:
+        if data[position] == _IMAGE_SEPARATOR:
             frames, flags = frames + 1, data[position + 9]
             position += 11 + (3 << (flags & 7) + 1 if flags & 0x80 else 0)  # descriptor, colour table, size of a code
-        elif data[position] == _EXTENSION:
+        elif data[position] == _EXTENSION_INTRODUCER:
             position += 2
         else:
             break

@@ -281,7 +281,7 @@ def decide(result: InferenceResult, options: Options, upload: Upload | None = No
         check_images(options.alpha, int(sizes[fewest]))
         return Decision(options.alpha, bundle.calibration.threshold(options.alpha))
     except CalibrationError as error:
-        name = upload.infos[fewest].name if upload else f"image {fewest}"
+        name = upload.infos[fewest].name if upload and not upload.is_array else f"image {fewest}"
         raise OutOfRange(f"{name}: {error}" if len(sizes) > 1 else str(error)) from None
 
 

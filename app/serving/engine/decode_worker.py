@@ -38,7 +38,7 @@ def limit_process() -> None:
 
 
 def _discard_output() -> None:
-    """Let nothing that libraries in C print reach the log: libtiff has a message for each damaged row of an image."""
+    """Redirect stdout and stderr to /dev/null: libtiff prints a message for each damaged row."""
     nothing = os.open(os.devnull, os.O_WRONLY)
     for output in (1, 2):
         os.dup2(nothing, output)
@@ -46,11 +46,12 @@ def _discard_output() -> None:
 
 
 class Decoded(NamedTuple):
-    """An image or why there is none, None where its decoding was not begun; the expected and the measured CPU seconds."""
+    """An image or why there is none, None where its decoding was not begun; the expected CPU seconds, and those measured."""
 
     image: PreprocessedImage | ImageError | None
     expected_s: float
     cpu_s: float
+    wall_s: float  # longer than `cpu_s` where the process waited for the processor
 
 
 def decode_within(
@@ -61,7 +62,7 @@ def decode_within(
     A file whose header promises far too much work is an ImageError too. The kernel ends the process with SIGPROF after
     `cpu_limit_s` seconds of CPU time.
     """
-    started, expected = time.process_time(), 0.0
+    began, started, expected = time.perf_counter(), time.process_time(), 0.0
     image: PreprocessedImage | ImageError | None = None
     signal.setitimer(signal.ITIMER_PROF, cpu_limit_s)
     try:
@@ -76,4 +77,4 @@ def decode_within(
         image = DecodingTooLong("decoding this image takes too much memory")
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
-    return Decoded(image, expected, time.process_time() - started)
+    return Decoded(image, expected, time.process_time() - started, time.perf_counter() - began)

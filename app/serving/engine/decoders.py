@@ -1,14 +1,13 @@
 """Processes that decode uploaded images. No upload can hold up the event loop, or another client's upload for long.
 
 Two lanes lead to the processes. Requests whose decoding takes longer than a photograph's wait in the slow lane, which never
-occupies the last process. What the header of a file promises is corrected by what similar files took lately.
+occupies the last process. The estimate from the header of a file is corrected by what similar files took lately.
 """
 
 import asyncio
 import math
 import multiprocessing
 import signal
-import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures.process import BrokenProcessPool
@@ -26,10 +25,10 @@ from app.serving.engine import decode_worker
 from app.serving.engine.admission import Overloaded, Pace, WorkQueue
 from app.serving.engine.decode_worker import Decoded
 
-_FAST_LANE_S = 0.1  # CPU seconds that the header may promise: a JPEG of 30 or a PNG of 4 million pixels
-_FAST_CPU_LIMIT_S = 0.3  # for an image in the fast lane
+_FAST_LANE_S = 0.1  # CPU seconds at most, by the estimate: a JPEG of 30 or a PNG of 4 million pixels
+_FAST_CPU_LIMIT_S = 0.25  # for an image in the fast lane
 _SLOW_CPU_LIMIT_S = 2.0  # 25 million pixels of PNG with transparency take 0.9 s
-_REQUEST_CPU_LIMIT_S = 2.0  # for all images of a request
+_REQUEST_CPU_LIMIT_S = 2.0  # for all images of a request, by the estimates; their errors come on top
 _MAX_WAIT = 0.3  # of the deadline: the longest wait in a lane before uploads are refused
 _SIGPROF, _SIGKILL = -signal.SIGPROF, -signal.SIGKILL  # exit codes of decoder processes
 
@@ -44,20 +43,20 @@ class DecodeOptions(NamedTuple):
 
 
 class _File:
-    """A file of a request, and what its header promises."""
+    """A file of a request, with the estimate from its header."""
 
     def __init__(self, data: bytes, max_pixels: int) -> None:
         self.data = data
         self.kind = "file"
-        self.promised_s = 1e-3  # CPU seconds; of a file that is refused
+        self.estimated_s = 1e-3  # CPU seconds; of a file that is refused
         with suppress(ImageError):  # which the process raises again
             self.kind = sniff(data)
-            self.promised_s = decoding_seconds(data[:HEAD_BYTES], max_pixels, len(data))
+            self.estimated_s = decoding_seconds(data[:HEAD_BYTES], max_pixels, len(data))
 
     @property
-    def similar(self) -> tuple[str, int]:
-        """Type and magnitude, in steps of two: files that take longer than they promise slow down similar files only."""
-        return self.kind, math.frexp(self.promised_s)[1]
+    def pace_key(self) -> tuple[str, int]:
+        """File type and order of magnitude of the estimate. A wrong estimate changes that of files with the same key only."""
+        return self.kind, math.frexp(self.estimated_s)[1]
 
 
 class _CpuBudget:
@@ -152,30 +151,35 @@ class Decoders:
     async def _run(self, lane: _Lane, file: _File, options: DecodeOptions, budget: _CpuBudget) -> Decoded:
         most = _FAST_LANE_S if lane is self._fast else float("inf")
         async with lane.slots, self._free:
-            if lane is self._fast and (cost := self._expected_seconds(file)) > _FAST_LANE_S:
-                return Decoded(None, cost, 0.0)  # similar files took longer while this one waited
-            if budget.left_s <= 0:
-                raise DecodingTooLong("decoding the images of this request took too long")
-            limit_s = min(lane.cpu_limit_s, budget.left_s)
+            cost_s = self._expected_seconds(file)
+            if cost_s > most:
+                return Decoded(None, cost_s, 0.0, 0.0)  # similar files took longer while this one waited
+            if cost_s > budget.left_s:
+                raise DecodingTooLong("the images of this request take too long together; send fewer at once")
+            limit_s = min(lane.cpu_limit_s, budget.left_s + _FAST_CPU_LIMIT_S)
+            budget.left_s -= cost_s
             arguments = (file.data, options.preprocess, self._max_pixels, options.size, most, limit_s)
-            started = time.perf_counter()
             try:
                 decoded = await asyncio.wrap_future(self._schedule(arguments))
             except ProcessExpired as error:
                 reason = {_SIGPROF: "cpu-limit", _SIGKILL: "killed"}.get(error.exitcode or 0, "crash")
                 self._on_stopped(reason)
-                self._paces[file.similar].record(file.promised_s, limit_s)
-                budget.left_s -= limit_s
                 if reason == "killed":  # not by the image, as far as is known
                     raise Overloaded(1) from None
+                budget.left_s += cost_s - limit_s
+                self._record(file, limit_s, failed=True)
                 raise DecodingTooLong(f"decoding this {file.kind} took too long") from None
             except BrokenProcessPool:  # an idle process was killed
                 raise Overloaded(1) from None
-            lane.queue.record(decoded.cpu_s, time.perf_counter() - started)  # processes of low priority wait for the processor
-        budget.left_s -= decoded.cpu_s
+        budget.left_s += cost_s - decoded.cpu_s
+        lane.queue.record(decoded.cpu_s, decoded.wall_s)
         if decoded.image is not None:
-            self._paces[file.similar].record(file.promised_s, decoded.cpu_s)
+            self._record(file, decoded.cpu_s, failed=isinstance(decoded.image, ImageError))
         return decoded
+
+    def _record(self, file: _File, cpu_s: float, *, failed: bool) -> None:
+        """Correct the estimates of similar files. One that failed says only that they take at least so long."""
+        self._paces[file.pace_key].record(file.estimated_s, max(cpu_s, file.estimated_s) if failed else cpu_s)
 
     def _schedule(self, arguments: tuple[object, ...]) -> "ProcessFuture[Decoded]":
         if not self._pool.active:
@@ -186,8 +190,8 @@ class Decoders:
         return ProcessPool(max_workers=self._processes, initializer=decode_worker.limit_process, context=self._context)
 
     def _expected_seconds(self, file: _File) -> float:
-        """CPU seconds that decoding will take, from what the file promises and the pace of similar files."""
-        return min(file.promised_s * self._paces[file.similar].ratio, _SLOW_CPU_LIMIT_S)
+        """CPU seconds that decoding will take: the estimate, corrected by the pace of similar files."""
+        return min(file.estimated_s * self._paces[file.pace_key].ratio, _SLOW_CPU_LIMIT_S)
 
 
 def _result_or_raise(result: PreprocessedImage | BaseException) -> Result:

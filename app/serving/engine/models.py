@@ -176,7 +176,7 @@ class Models:
         return [
             (name, int(folder.name), reason)
             for name, model in self._by_name.items()
-            for folder, reason in sorted(model.versions.rejected.items())
+            for folder, reason in sorted(model.versions.rejected.items(), key=lambda item: int(item[0].name))
         ]
 
     async def load(self, timeout_s: float = START_TIMEOUT_S) -> None:

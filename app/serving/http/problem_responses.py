@@ -39,7 +39,7 @@ class ProblemResponses:
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
-        self.paths: list[str] = []  # of all routes, for the message about a path that there is not
+        self.paths: list[str] = []  # of all routes, to suggest the nearest one for an unknown path
 
     def __call__(self, scope: Scope, error: Exception) -> Response:
         problem = _routing_problem(scope, error, self.paths) or problem_for(error)

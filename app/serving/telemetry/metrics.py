@@ -33,12 +33,15 @@ _P_VALUES = (0.0001, 0.001, 0.005, 0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7
 
 OTHER = "other"  # the route of requests that no route takes: clients cannot create time series at will
 _BUFFER_SIZE = 512  # requests of one route and status, or batches, that are buffered before everything is counted
-_unseen: dict[tuple[int, str], int] = {}  # (status, reason) -> requests that were refused before an application saw them
+_early_rejections: dict[tuple[str, int | None], int] = {}  # (reason, status) -> requests
 
 
-def record_unseen(status: int, reason: str) -> None:
-    """Record a request that the connection refused, which knows no `Metrics`: they are counted with the next `flush`."""
-    _unseen[status, reason] = _unseen.get((status, reason), 0) + 1
+def record_early_rejection(reason: str, status: int | None) -> None:
+    """Record a request that was refused by its connection; the next `flush` counts it.
+
+    `status` is None for a request that the application counts too, because its head was good.
+    """
+    _early_rejections[reason, status] = _early_rejections.get((reason, status), 0) + 1
 
 
 class _ModelFamilies:
@@ -208,10 +211,11 @@ class Metrics:
                 self._requests.labels(route, str(status)).inc(len(seconds))
                 observe_many(self._request_seconds.labels(route), _SECONDS, np.array(seconds))
                 seconds.clear()
-        while _unseen:
-            (status, reason), count = _unseen.popitem()
-            self._requests.labels(OTHER, str(status)).inc(count)
-            self._rejections.labels(reason).inc(count)
+        while _early_rejections:
+            (early, code), count = _early_rejections.popitem()
+            self._rejections.labels(early).inc(count)
+            if code is not None:
+                self._requests.labels(OTHER, str(code)).inc(count)
         for reason, count in self._buffered_rejections.items():
             self._rejections.labels(reason).inc(count)
         self._buffered_rejections.clear()

@@ -442,6 +442,14 @@ def test_the_size_of_a_bitmap_with_the_oldest_header_is_known():
     assert decoding_seconds(core, 25_000_000, len(core)) == pytest.approx(16_000_000 * 10e-9, rel=0.1)
 
 
+@pytest.mark.parametrize("strip_bytes", [800, 2_000, 1_000_000])
+def test_a_compressed_page_is_expected_to_take_as_long_as_its_pixels(strip_bytes):
+    """Programs write the lengths of small strips as 16-bit numbers."""
+    page = saved(Image.fromarray(seven(1000)), "TIFF", compression="tiff_lzw", strip_size=strip_bytes)
+    assert decoding_seconds(page, 25_000_000) == pytest.approx(0.027, rel=0.2)
+    assert decode_image(page).image.shape == (28, 28)
+
+
 def test_a_tile_is_no_larger_than_the_largest_image():
     """It is held in memory as a whole."""
     large = tiff((256, 4, 1, 16), (257, 4, 1, 16), (322, 4, 1, 9_000), (323, 4, 1, 9_000), (324, 4, 1, 8), (325, 4, 1, 8))

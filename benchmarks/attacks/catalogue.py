@@ -17,6 +17,8 @@ PHOTO = Path(__file__).parents[2] / "tests" / "samples" / "two.jpg"
 NPY = "application/x-npy"
 KEY = "honest:honest-key-0123456789"
 _MANY_FIELDS = b"a:\r\n" * 16_000
+_LARGE_FIELDS = b"".join(b"x-%d: %b\r\n" % (index, b"y" * 300) for index in range(90))
+_COOKIE = b'GET /livez HTTP/1.1\r\nHost: x\r\nCookie: a="' + b'\\"' * 15_000 + b'"\r\n\r\n'
 _PATHS = ("a", "docs", "model", "models", "latent", "drift", "score", "embed", "readyz", "metrics", "openapi.json", "v2")
 _WRONG_KEY = "X-API-Key: wrong-key-0123456789"
 
@@ -102,6 +104,10 @@ ATTACKS: dict[str, Attack] = {
     "forms of 64 photographs": Attack(lambda: at_rate([_form(64, PHOTO.read_bytes())])),
     "forms of 80,000 parts": Attack(lambda: at_rate([_form(80_000, b"")])),
     "long queries": Attack(lambda: over_connections([request(f"/score?{'alpha=x&' * 7_000}", "image/png", b"x")])),
+    "cookies": Attack(lambda: over_connections([_COOKIE])),
+    "4,200 unfinished bodies": Attack(
+        lambda: silent(_head("Content-Length: 70000", extra=_LARGE_FIELDS) + bytes(65_000), 4_200)
+    ),
     "answers that are never read": Attack(lambda: unread(b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n" * 100)),
     "/decode": Attack(lambda: over_connections([_points(1024, "[0.5, -3]")])),
     "/decode, 43,000 errors": Attack(lambda: at_rate([_points(43_000, "[]")])),

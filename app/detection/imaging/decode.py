@@ -155,8 +155,8 @@ def _check_tiff(data: bytes, max_pixels: int) -> None:
     pixels, most = tiff_pixels(data), MAX_TIFF_SHARE * max_pixels
     if pixels.in_all > most:
         raise ImageTooLarge(f"a TIFF whose strips or tiles hold more than {most:,} pixels, the most that are accepted in all")
-    if pixels.in_one > max_pixels:
-        raise ImageTooLarge(f"a TIFF with a strip or tile of more than {max_pixels:,} pixels")
+    if pixels.in_one > max_pixels or pixels.in_one * pixels.bytes_each > most:
+        raise ImageTooLarge(f"a TIFF with a strip or tile of more than {max_pixels:,} pixels, or {most:,} bytes")
 
 
 def _check_webp(data: bytes, max_pixels: int) -> None:

@@ -5,7 +5,7 @@ tells less than their decoding takes. The constants were measured on one core wi
 """
 
 import struct
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from app.detection.imaging.errors import UndecodableImage
 from app.detection.imaging.file_headers import count_jpeg_scans, declared_size, sniff
@@ -15,7 +15,8 @@ HEAD_BYTES = 256 * 1024  # enough for an estimate: segments of 64 KiB each may s
 _BASE_S = 0.002  # opening and preparing any image
 _SECONDS_PER_BYTE = 10e-9  # Pillow reads the comments of a GIF in steps of 255 bytes
 _SECONDS_PER_PIXEL = {"PNG": 25e-9, "JPEG": 3e-9, "WEBP": 25e-9, "GIF": 12e-9, "BMP": 10e-9, "TIFF": 25e-9}
-_SECONDS_PER_SCAN_PIXEL = 8e-9  # of a JPEG with several scans
+_SECONDS_PER_SCAN_PIXEL = 1.2e-9  # of a progressive JPEG, for each scan
+_USUAL_SCANS, _SECONDS_PER_MORE_SCAN_PIXEL = 20, 8e-9  # no program writes so many: these files shall be refused
 _SECONDS_PER_RLE_PIXEL = 150e-9  # of a BMP with run lengths, which Pillow decodes in Python
 _BMP_HEAD_BYTES, _RLE_BYTES_PER_PIXEL = 2048, 4  # with a palette; two bytes for a pixel, and two for the end of a line
 _UNKNOWN_PIXELS = 25_000_000  # where the header does not stand in the bytes
@@ -23,8 +24,10 @@ _UNKNOWN_PIXELS = 25_000_000  # where the header does not stand in the bytes
 MAX_TIFF_SHARE = 4  # of the pixel limit: the tiles of each colour, and of the margin, count too
 _BMP_CORE_HEADER = b"\x0c"  # length of the oldest header, whose fields are smaller
 _MAX_TIFF_FIELDS = 256
-_SHORT = 3  # the type of a field whose values have 16 bits
+_SHORT, _LONG, _LAST_KIND = 3, 4, 13  # types of fields: 16 and 32 bits; those of BigTIFF have higher numbers
 _TIFF_WIDTH, _TIFF_HEIGHT, _TIFF_STRIP_ROWS, _TIFF_TILE_WIDTH, _TIFF_TILE_HEIGHT = 256, 257, 278, 322, 323
+_TIFF_SIZES = (_TIFF_WIDTH, _TIFF_HEIGHT, _TIFF_STRIP_ROWS, _TIFF_TILE_WIDTH, _TIFF_TILE_HEIGHT)
+_TIFF_BITS, _TIFF_SAMPLES = 258, 277
 _TIFF_OFFSETS = (273, 324)  # of strips and of tiles
 _TIFF_LENGTHS = (279, 325)
 
@@ -40,7 +43,7 @@ def decoding_seconds(data: bytes, max_pixels: int, length: int | None = None) ->
     pixels = _declared_pixels(data, kind, complete=len(data) >= length)
     seconds, read_s = _SECONDS_PER_PIXEL[kind], _SECONDS_PER_BYTE * max(length, _tiff_bytes(data, fields))
     if kind == "JPEG" and (scans := _count_scans(data)) > 1:
-        seconds = _SECONDS_PER_SCAN_PIXEL * scans
+        seconds += _SECONDS_PER_SCAN_PIXEL * scans + _SECONDS_PER_MORE_SCAN_PIXEL * max(0, scans - _USUAL_SCANS)
     elif kind == "BMP" and data[14:15] != _BMP_CORE_HEADER and data[30:31] in (b"\x01", b"\x02"):
         seconds = _SECONDS_PER_RLE_PIXEL
         if length > _BMP_HEAD_BYTES + _RLE_BYTES_PER_PIXEL * pixels:
@@ -78,6 +81,7 @@ class TiffPixels(NamedTuple):
 
     in_all: int  # of all strips or tiles, which may overlap
     in_one: int  # of each strip or tile
+    bytes_each: int = 1  # of a pixel
 
 
 class _TiffField(NamedTuple):
@@ -93,7 +97,12 @@ def tiff_pixels(data: bytes) -> TiffPixels:
 
     Several strips may point to the same bytes, so a small file can hold more of them than its width and height need.
     """
-    return _tiff_pixels(_tiff_fields(data))
+    fields = _tiff_fields(data)
+    bits = fields.get(_TIFF_BITS, _TiffField(_SHORT, 1, 1))
+    order: Literal["little", "big"] = "little" if data[:2] == b"II" else "big"
+    depth = bits.value if bits.values == 1 else int.from_bytes(data[bits.value : bits.value + 2], order)  # of the first sample
+    samples = fields.get(_TIFF_SAMPLES, _TiffField(_SHORT, 1, 1)).value
+    return _tiff_pixels(fields)._replace(bytes_each=max(1, depth * samples // 8))
 
 
 def _tiff_pixels(fields: dict[int, _TiffField]) -> TiffPixels:
@@ -135,6 +144,8 @@ def _tiff_fields(data: bytes) -> dict[int, _TiffField]:
     for tag, kind, values, value in struct.iter_unpack(order + "HHII", entries[: len(entries) // 12 * 12]):
         if tag in fields:
             raise UndecodableImage("damaged TIFF: a field occurs twice")
+        if (tag in _TIFF_SIZES and (kind not in (_SHORT, _LONG) or values != 1)) or kind > _LAST_KIND:
+            raise UndecodableImage("damaged TIFF: a field has another type than the format allows")
         is_short = kind == _SHORT and values == 1
         fields[tag] = _TiffField(kind, values, (value >> 16 if order == ">" else value & 0xFFFF) if is_short else value)
     return fields

@@ -54,6 +54,7 @@ def sniff(data: bytes) -> str:
 PNG_START = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR"  # signature, length and name of the header
 _IMAGE_CHUNKS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"eXIf", b"IEND"}
 _ADAM7 = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)]
+_MAX_PACKING, _PACKING_BYTES = 2, 4096  # compressed pixels may take twice the bytes of the pixels, and a little more
 _MAX_TEXT_BYTES = 1 << 20  # of compressed text and profiles, after decompression
 _MAX_CHUNKS = 25_000  # of a PNG: 10 MiB of pixels in chunks of 512 bytes, the smallest that are usual
 
@@ -98,6 +99,8 @@ def _check_rows(chunks: list[bytes]) -> None:
     for x, y, step_x, step_y in passes:
         columns, rows = -(-(width - x) // step_x), -(-(height - y) // step_y)
         missing += rows * (1 + (columns * bits + 7) // 8) if columns > 0 and rows > 0 else 0
+    if sum(len(chunk) for chunk in chunks if chunk[4:8] == b"IDAT") > _MAX_PACKING * missing + _PACKING_BYTES:
+        raise UndecodableImage("damaged PNG: more data than pixels")  # empty blocks take time too
     inflate = zlib.decompressobj()
     for chunk in chunks:
         if chunk[4:8] == b"IDAT":
@@ -197,6 +200,7 @@ _JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # a stuffed byte or a r
 _EOI, _SOS, _COM = 0xD9, 0xDA, 0xFE
 _JFIF, _EXIF, _ADOBE = 0xE0, 0xE1, 0xEE  # the JFIF and Adobe segments define the colour space
 _WITHOUT_LENGTH = (0x01, 0xD8)
+_ARITHMETIC = (0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF)  # frames; twenty times as slow to decode, and no camera writes them
 _SCAN = b"\xff\xda\x00"  # a scan's marker, and the first byte of its length, which is at most 14
 
 
@@ -224,6 +228,8 @@ def _jpeg_size(data: bytes) -> tuple[int, int]:
     """Read (width, height) from the frame headers; a file can declare several."""
     size = (0, 0)
     for marker, start, _ in _jpeg_segments(data):
+        if marker in _ARITHMETIC:
+            raise UnsupportedImage("JPEG with arithmetic coding is not accepted; save it with Huffman coding")
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             frame = data[start + 5 : start + 9]
             size = max(size, (int.from_bytes(frame[2:]), int.from_bytes(frame[:2])), key=math.prod)
@@ -233,9 +239,10 @@ def _jpeg_size(data: bytes) -> tuple[int, int]:
 
 
 def count_jpeg_scans(data: bytes) -> int:
-    """Return how many scans begin in `data`, those of a preview in its EXIF data not among them."""
+    """Return how many scans of the first picture begin in `data`; those of a preview in its EXIF data do not count."""
     start = next((start for marker, start, _ in _jpeg_segments(data) if marker == _SOS), 0)
-    return data.count(_SCAN, start)
+    end = data.find(b"\xff\xd9", start)  # other pictures may follow, as a phone's
+    return data.count(_SCAN, start, end if end >= 0 else None)
 
 
 def strip_jpeg(data: bytes) -> bytes:

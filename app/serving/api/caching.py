@@ -7,12 +7,14 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
+_MAX_LIST_LENGTH = 1000  # characters of a header's list that are read
+
 NOT_MODIFIED: dict[int | str, dict[str, Any]] = {304: {"description": "The client has the current version."}}
 
 
 def not_modified(request: Request, etag: str, headers: Mapping[str, str] | None = None) -> Response | None:
     """The 304 for a client that has the version `etag`, else None."""
-    known = request.headers.get("if-none-match", "")
+    known = request.headers.get("if-none-match", "")[:_MAX_LIST_LENGTH]
     if etag not in (entry.strip().removeprefix("W/") for entry in known.split(",")):
         return None
     return Response(status_code=304, headers=_caching_headers(etag, headers))
@@ -33,7 +35,7 @@ def compressed(request: Request, body: bytes, media_type: str, headers: Mapping[
 
 def accepts_gzip(request: Request) -> bool:
     """Whether the Accept-Encoding header lists gzip with a weight above 0."""
-    for entry in request.headers.get("accept-encoding", "").lower().split(","):
+    for entry in request.headers.get("accept-encoding", "")[:_MAX_LIST_LENGTH].lower().split(","):
         name, _, parameters = entry.partition(";")
         if name.strip() == "gzip":
             return parameters.replace(" ", "").rstrip("0.") != "q="

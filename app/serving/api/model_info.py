@@ -33,6 +33,7 @@ _COORDINATE_BYTES = 64  # of JSON: all digits of a coordinate fit
 _POINT_S, _LATENT_S = 60e-6, 0.05  # cost of a point of /decode, of the map of the latent space
 _MAX_LATENT = 2000  # points of /latent
 _CHUNK_POINTS = 64  # between two looks at the deadline
+_MAX_QUOTES = 64  # in the body of /decode, which has one key
 _MAX_DECODE_BYTES = 2**19  # parsed in 15 ms on the event loop; 1,024 points of 25 such coordinates fit
 
 
@@ -120,6 +121,8 @@ class ModelInfoEndpoints:
         limit = min(schemas.MAX_POINTS * _COORDINATE_BYTES * detector.latent_dim, _MAX_DECODE_BYTES)
         self._pictures.check()  # before the body is received and parsed
         body = bytes(await read_body(request.receive, dict(request.scope["headers"]), limit=limit))
+        if body.count(b'"') > _MAX_QUOTES:  # each unknown key is an error of its own
+            raise OutOfRange("The body must hold embedding alone.")
         try:
             points = schemas.DecodeRequest.model_validate_json(body).embedding
         except ValidationError as error:

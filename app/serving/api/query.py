@@ -16,7 +16,6 @@ _NUMBER = re.compile(r"[0-9.eE+-]{1,64}")  # float() alone takes spaces, undersc
 _WEIGHT = re.compile(r"0(\.[0-9]{0,3})?|1(\.0{0,3})?")
 LEAST_RATE = 1e-9  # no calibration is large enough for less
 
-_MAX_QUERY_BYTES = 2048
 _MAX_ACCEPT_LENGTH = 1024  # longer ones are ignored: reading 32 KiB takes 34 ms
 
 JSON, PNG, NPY = "application/json", "image/png", "application/x-npy"
@@ -58,11 +57,9 @@ def read_options(query: bytes, names: Collection[str] = tuple(Options.model_fiel
     """Options from a query string, which may hold those with these names.
 
     Raises:
-        OutOfRange: a value is not valid, both alpha and fdr are given, or the query is too long.
+        OutOfRange: a value is not valid, or both alpha and fdr are given.
         UnknownParameter: there is no such parameter.
     """
-    if len(query) > _MAX_QUERY_BYTES:
-        raise OutOfRange(f"The query string has {len(query):,} bytes; at most {_MAX_QUERY_BYTES:,} are read.")
     values = dict(parse_qsl(query.decode("latin-1"), keep_blank_values=True))
     check_names(values, names)
     try:

@@ -1,6 +1,7 @@
 """Uploads: a request in, uint8 images out, in any of the three forms of the contract: one image, a form, or an array."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import NamedTuple, cast
 
@@ -65,7 +66,8 @@ class Upload(NamedTuple):
         return Upload(image.image[None], infos)
 
 
-class Body(NamedTuple):
+@dataclass(slots=True)
+class Body:
     """The complete body of a request and its type."""
 
     kind: str  # media type, one of the supported ones
@@ -138,6 +140,7 @@ class Uploads:
             cost = len(body.data) * _FORM_BYTE_S
             with self._admission.elsewhere():
                 parts = await self._stages.pictures.run(cost, deadline, _parse_form, body, self._settings.max_images)
+        body.data = b""  # the parts are copies
         failed: dict[int, tuple[str, Problem]] = {
             index: (part.name, problem) for index, part in enumerate(parts) if (problem := _wrong_type(part))
         }

@@ -15,7 +15,8 @@ from app.serving.errors import RequestTimeout, TooLarge, Unavailable
 MAX_DISCARDED_BODY_BYTES = 2**30  # of a request that was answered before its body was complete
 
 _MIN_RATE, _SLOW_S = 4 * 1024, 20.0  # bytes a second, and the seconds for which a client may send more slowly
-_SMALL_BODY_BYTES = 64 * 1024  # of each body that need no reservation
+_SMALL_BODY_BYTES = 16 * 1024  # of each body that need no reservation; 4,096 connections may hold them
+_UNLIMITED_BYTES = 64 * 1024  # of each body that are read at any rate
 _GROWING_BYTES = 2**20  # the largest body that is moved while it grows
 _RATE, _BURST = 64 * 2**20, 16 * 2**20  # bytes a second, which take a fifth of a core, and bytes that are read without a pause
 
@@ -101,7 +102,7 @@ class LimitedReceive:
             raise too_large(self._limit)
         if self.received > _SMALL_BODY_BYTES:
             self._reserve()
-            if delay := self._rate.delay(size):
+            if self.received > _UNLIMITED_BYTES and (delay := self._rate.delay(size)):
                 self._due += delay
                 await asyncio.sleep(delay)
         return message

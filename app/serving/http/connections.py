@@ -8,7 +8,7 @@ from http import HTTPStatus
 
 from app.serving.http.body import ByteRate
 
-_EVICT_AFTER_S = 0.25  # a connection that has waited this long for a request makes room for a new one
+_EVICT_AFTER_S = 0.25  # a connection that has waited this long for its client makes room for a new one
 _MIN_WRITE_RATE = 16 * 1024  # bytes a second
 _HIGH_WATER_BYTES = 64 * 1024  # asyncio's: the transport pauses writing when more than this waits to be sent
 _STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
@@ -117,19 +117,20 @@ class OpenConnections:
 
     def __init__(self) -> None:
         self.count = 0
-        # Those that wait for a request, and the loop times since which they do; the first has waited longest.
+        # Those that wait for a request or for more of a body, and the loop times since which they do, the longest first.
         self._waiting: OrderedDict[HeldTransport, float] = OrderedDict()
 
     def begin_wait(self, transport: HeldTransport) -> None:
-        """From now on this connection waits for a request."""
+        """From now on this connection waits for a request, or for more of a body."""
         self._waiting[transport] = asyncio.get_running_loop().time()
+        self._waiting.move_to_end(transport)
 
     def end_wait(self, transport: HeldTransport) -> None:
-        """This connection has a request, or is closed."""
+        """This connection has a complete request, or is closed."""
         self._waiting.pop(transport, None)
 
     def evict(self) -> bool:
-        """Close the connection that has waited longest for a request, to make room. Returns whether one could be closed.
+        """Close the connection that has waited longest for its client, to make room. Returns whether one could be closed.
 
         At least one connection must wait.
         """

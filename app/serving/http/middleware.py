@@ -15,12 +15,13 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.serving.errors import BadRequest, Unauthorized, Unavailable, UnsupportedType
+from app.serving.errors import BadRequest, OutOfRange, Unauthorized, Unavailable, UnsupportedType
 from app.serving.http.access_log import AccessLog, LoggedRequest
 from app.serving.http.auth import ApiKeyAuth
 from app.serving.http.body import MAX_DISCARDED_BODY_BYTES, ByteBudget, ByteRate, LimitedReceive
 from app.serving.http.problem_responses import CLIENT_CLOSED_REQUEST, ProblemResponses
 from app.serving.http.protocol import WRITE_RESPONSE
+from app.serving.http.root_path import normalise_root_path
 from app.serving.http.shutdown import Draining
 from app.serving.telemetry.metrics import OTHER, Metrics
 
@@ -36,6 +37,7 @@ _VALID_ID = re.compile(rb"[A-Za-z0-9._:-]{1,64}")
 _NO_SNIFFING = (b"x-content-type-options", b"nosniff")
 _CLOSE = (b"connection", b"close")
 _SENT_PIECE_BYTES = 64 * 1024  # of a large response: the next one is sent when the client has read most of this one
+_MAX_QUERY_BYTES = 2048
 _MAX_SEND_S = 600.0  # for a response that takes a share of the budget, because it is larger than that
 
 
@@ -123,6 +125,8 @@ class RequestMiddleware:
         scope = context.scope
         if scope["method"] == "HEAD":
             scope = {**scope, "method": "GET"}
+        if b"cookie" in context.headers:  # FastAPI parses cookies, in quadratic time, though no endpoint reads them
+            scope = {**scope, "headers": [header for header in scope["headers"] if header[0] != b"cookie"]}
         try:
             await self.app(scope, context.receive, context.send)
         finally:
@@ -178,6 +182,7 @@ class RequestContext:
         Raises:
             BadRequest: the Host header is missing or occurs twice.
             UnsupportedType: the body has a content encoding.
+            OutOfRange: the query string is too long.
         """
         headers, sent = self.headers, self.scope["headers"]
         if b"host" not in headers and self.scope["http_version"] != "1.0":
@@ -186,6 +191,8 @@ class RequestContext:
             raise BadRequest("There is more than one Host header.")
         if b"content-encoding" in headers and headers[b"content-encoding"].strip().lower() not in (b"identity", b""):
             raise UnsupportedType("Content-Encoding is not supported; send the body as it is.")
+        if (length := len(self.scope["query_string"])) > _MAX_QUERY_BYTES:
+            raise OutOfRange(f"The query string has {length:,} bytes; at most {_MAX_QUERY_BYTES:,} are read.")
 
     async def send(self, message: Message) -> None:
         """The ASGI `send` for the framework: adds the headers that every response has, and reserves memory for the body.
@@ -281,17 +288,6 @@ def request_id(sent: bytes) -> str:
     if sent and _VALID_ID.fullmatch(sent):
         return sent.decode("ascii")
     return f"{random.getrandbits(64):016x}"
-
-
-def normalise_root_path(scope: Scope, configured: str = "") -> tuple[Scope, str]:
-    """The scope with its root path exactly once in front of `path`, and the path below it.
-
-    A proxy may strip the prefix or keep it, and uvicorn's --root-path puts it in front of whatever was sent.
-    """
-    root, route = configured or scope["root_path"].rstrip("/"), scope["path"]
-    while root and (route == root or route.startswith(root + "/")):
-        route = route[len(root) :] or "/"
-    return {**scope, "root_path": root, "path": root + route}, route
 
 
 def _route_template(scope: Scope) -> str:

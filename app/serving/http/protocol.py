@@ -123,6 +123,8 @@ class LimitedProtocol(HttpToolsProtocol):
         if self._discarded_bytes:
             self._held.hold_for(self._limits.discard_rate.delay(self._discarded_bytes))
             self._discarded_bytes = 0
+        if self._phase is _Phase.BODY and self._active is self.cycle:
+            self._limits.open.begin_wait(self._held)
         if self._at_end and not self._awaits_response:
             self._held.close()
         elif self._timer is None and not self._is_answering:
@@ -167,7 +169,6 @@ class LimitedProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         super().on_headers_complete()  # raises for a target that is no URL: then there is no cycle, and the head is refused
         self._phase = _Phase.BODY
-        self._limits.open.end_wait(self._held)
         self._non_body_bytes = self._body_bytes = self._fields = 0
         self._stop_timer()
         if not self._is_answering:
@@ -193,8 +194,7 @@ class LimitedProtocol(HttpToolsProtocol):
         if not self.parser.should_keep_alive():  # a trailer may say so: the parser takes no more requests
             self.cycle.keep_alive = False
         super().on_message_complete()
-        if not self._is_answering:  # it was answered before its body was complete
-            self._limits.open.begin_wait(self._held)
+        (self._limits.open.end_wait if self._is_answering else self._limits.open.begin_wait)(self._held)
 
     def write_response(self, send: Send, status: int, headers: Iterable[tuple[bytes, bytes]], body: bytes) -> bool:
         """Write a complete response to a POST request, in place of two calls of the request's ASGI `send`.

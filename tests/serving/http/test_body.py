@@ -146,12 +146,12 @@ def test_a_body_that_trickles_is_not_waited_for(monkeypatch):
 
 def test_large_bodies_share_a_budget():
     """A body beyond the budget is refused, small bodies need none of it, and what was reserved is given back."""
-    budget, large = ByteBudget(100_000), bytes(120_000)
+    budget, large = ByteBudget(100_000), bytes(110_000)
     first, second = (limited(sending(large), budget=budget) for _ in range(2))
     asyncio.run(first())
     with pytest.raises(Unavailable):
         asyncio.run(second())
-    asyncio.run(limited(sending(bytes(60_000)), budget=budget)())
+    asyncio.run(limited(sending(bytes(16_000)), budget=budget)())
     first.release()
     second.release()
     assert budget.acquire(100_000)

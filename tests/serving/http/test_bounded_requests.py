@@ -212,6 +212,20 @@ def test_the_connection_that_waited_longest_makes_room(port):
         assert asked(oldest, request) == 200 and all(asked(line, request) == 200 for line in silent[1:])
 
 
+def test_bodies_that_stop_arriving_make_room_for_new_connections(port):
+    """With all places taken by clients that stop in the middle of a body, another client is answered soon."""
+    begun = ask("/score", bytes(1000))[:-500]
+    with ExitStack() as stack:
+        for _ in range(60):
+            line = stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+            with suppress(OSError):  # one beyond the maximum may be refused
+                line.sendall(begun)
+        until = time.monotonic() + 15
+        while talk(port, ask("/score", SMALL))[:12] != b"HTTP/1.1 200":
+            assert time.monotonic() < until
+            time.sleep(0.1)
+
+
 def asked(line, request):
     """The status of the response to a request over a connection that stays open."""
     line.sendall(request)

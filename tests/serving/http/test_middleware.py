@@ -22,7 +22,8 @@ from app.serving import schemas
 from app.serving.errors import Unavailable
 from app.serving.http import middleware
 from app.serving.http.body import ByteBudget
-from app.serving.http.middleware import PUBLIC_PATHS, RequestContext, normalise_root_path, request_id
+from app.serving.http.middleware import PUBLIC_PATHS, RequestContext, RequestMiddleware, request_id
+from app.serving.http.root_path import normalise_root_path
 from app.serving.settings import Settings
 
 BODY = png(stroke_images(1, seed=0)[0])
@@ -218,6 +219,27 @@ def test_a_path_that_is_none_is_not_found(server, path):
     """Variations of a path are answered like any other path that is not there, or led to the one that is."""
     answer = speak(server, head(path, content_type="image/png", content_length=0), patience=20)
     assert answer.status in (307, 400, 404)
+
+
+def test_no_cookie_reaches_the_framework():
+    """It would parse them, 30 KB of one in more than a second; no endpoint reads cookies."""
+    seen = []
+
+    async def app(scope, receive, send):
+        seen.append(scope["headers"])
+
+    middleware = object.__new__(RequestMiddleware)
+    middleware.app = app
+    headers = [(b"host", b"x"), (b"cookie", b"a=b"), (b"accept", b"*/*"), (b"cookie", b"c=d")]
+    context = RequestContext({"type": "http", "method": "GET", "headers": headers}, None, None, ByteBudget(1), closing=False)
+    asyncio.run(middleware._call_app(context))
+    assert seen == [[(b"host", b"x"), (b"accept", b"*/*")]]
+
+
+@pytest.mark.parametrize("path", ["/livez", "/page.js", "/latent", "/v2/models/mnist/infer", "/nowhere"])
+def test_a_long_query_is_refused_everywhere(client, path):
+    """The framework would parse it, 30 KB in 30 ms."""
+    assert client.get(f"{path}?{'a&' * 1_100}").status_code == 422
 
 
 def test_an_id_with_line_ends_or_overlength_is_replaced(client):

@@ -54,6 +54,10 @@ def _head(*fields: str, extra: bytes = b"") -> bytes:
     return "\r\n".join(lines).encode() + b"\r\n" + extra + b"\r\n"
 
 
+def _unfinished(body: int) -> bytes:
+    return _head("Content-Length: 70000", extra=_LARGE_FIELDS) + bytes(body)
+
+
 def _trailers() -> Play:
     chunk = b"%x\r\n" % (9 * MIB) + bytes(9 * MIB) + b"\r\n0\r\n"
     return endless(_head("Transfer-Encoding: chunked") + chunk, b"a:\r\n" * 4096)

@@ -3,7 +3,7 @@
 import asyncio
 import mmap
 import time
-from collections.abc import Callable, Coroutine, Generator, Mapping
+from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping
 from types import coroutine
 from typing import Any, Self
 
@@ -16,6 +16,7 @@ MAX_DISCARDED_BODY_BYTES = 2**30  # of a request that was answered before its bo
 
 _MIN_RATE, _SLOW_S = 4 * 1024, 20.0  # bytes a second, and the seconds for which a client may send more slowly
 _SMALL_BODY_BYTES = 16 * 1024  # of each body that need no reservation; 4,096 connections may hold them
+_FIELD_BYTES, _SMALL_HEAD_BYTES = 120, 4 * 1024  # of Python objects for a header field; of each head that need no reservation
 _UNLIMITED_BYTES = 64 * 1024  # of each body that are read at any rate
 _GROWING_BYTES = 2**20  # the largest body that is moved while it grows
 _RATE, _BURST = 64 * 2**20, 16 * 2**20  # bytes a second, which take a fifth of a core, and bytes that are read without a pause
@@ -61,10 +62,36 @@ class ByteRate:
 class LimitedReceive:
     """The ASGI `receive` of one request, with a timeout on progress, limits of size and rate, and a share of the budget."""
 
-    __slots__ = ("_budget", "_due", "_limit", "_rate", "_receive", "_reserved", "_timeout_s", "complete", "received")
+    __slots__ = (
+        "_budget",
+        "_due",
+        "_head_bytes",
+        "_headers",
+        "_limit",
+        "_rate",
+        "_receive",
+        "_reserved",
+        "_timeout_s",
+        "complete",
+        "received",
+    )
 
-    def __init__(self, receive: Receive, budget: ByteBudget, rate: ByteRate, *, limit: int | None, timeout_s: float) -> None:
-        """`limit`: most bytes of the body, None for no limit here; `timeout_s`: longest time in which nothing is received."""
+    def __init__(
+        self,
+        receive: Receive,
+        budget: ByteBudget,
+        rate: ByteRate,
+        *,
+        limit: int | None,
+        timeout_s: float,
+        headers: Iterable[tuple[bytes, bytes]] = (),
+    ) -> None:
+        """`limit`: most bytes of the body, None for no limit here; `timeout_s`: longest time in which nothing is received.
+
+        `headers` of the request take a share of the budget if the body is awaited.
+        """
+        self._headers: Iterable[tuple[bytes, bytes]] | None = headers
+        self._head_bytes = 0
         self._receive = receive
         self._budget = budget
         self._rate = rate
@@ -108,7 +135,11 @@ class LimitedReceive:
         return message
 
     async def _wait(self, pending: Coroutine[Any, Any, Message], first: object) -> Message:
-        """The message of a call of `receive` that waits on `first`. Raises RequestTimeout."""
+        """The message of a call of `receive` that waits on `first`. Raises RequestTimeout or Unavailable."""
+        if self._headers is not None:
+            size = sum(len(name) + len(value) + _FIELD_BYTES for name, value in self._headers)
+            self._head_bytes, self._headers = max(0, size - _SMALL_HEAD_BYTES), None
+            self._reserve()
         try:
             async with asyncio.timeout(self._seconds_left()):
                 return await _resume(pending, first)
@@ -131,7 +162,7 @@ class LimitedReceive:
         self._reserved = 0
 
     def _reserve(self) -> None:
-        size = self.received - _SMALL_BODY_BYTES
+        size = max(0, self.received - _SMALL_BODY_BYTES) + self._head_bytes
         if not self._budget.acquire(size - self._reserved):
             self.release()
             raise Unavailable("Too many large bodies are being received.", {"retry-after": "1"})
@@ -203,6 +234,8 @@ async def read_body(receive: Receive, headers: Mapping[bytes, bytes], *, limit: 
         body += data
         if not message.get("more_body", False):
             return body if isinstance(body, bytearray) else body.view()
+        first = data = b""  # what was received is kept once while the rest is awaited
+        message.clear()
         message = await receive()
     raise ClientDisconnect
 

@@ -90,7 +90,9 @@ class RequestMiddleware:
         endpoint = self._fast_endpoints.get(route) if scope["method"] == "POST" else None
         limits = self._limits
         limit = None if endpoint else limits.max_body_bytes
-        body = LimitedReceive(receive, limits.bodies, limits.rate, limit=limit, timeout_s=limits.body_timeout_s)
+        body = LimitedReceive(
+            receive, limits.bodies, limits.rate, limit=limit, timeout_s=limits.body_timeout_s, headers=scope["headers"]
+        )
         context = RequestContext(scope, body, send, limits.responses, closing=self._draining.on)
         try:
             context.check_head()

@@ -158,6 +158,22 @@ def test_large_bodies_share_a_budget():
     assert not budget.acquire(1)
 
 
+def test_a_large_head_whose_body_is_awaited_takes_a_share_of_the_budget():
+    """Thousands of such requests would fill the memory; a small head needs none of it."""
+
+    async def never():
+        await asyncio.sleep(60)
+
+    def wait(headers):
+        receive = LimitedReceive(never, ByteBudget(20_000), ByteRate(), limit=None, timeout_s=0.01, headers=headers)
+        asyncio.run(receive())
+
+    with pytest.raises(RequestTimeout):
+        wait([(b"host", b"x" * 1000)])
+    with pytest.raises(Unavailable):
+        wait([(b"a", b"x" * 300)] * 90)
+
+
 def test_a_body_over_the_limit_of_its_endpoint_is_refused():
     """For endpoints whose body the framework reads, too."""
     with pytest.raises(TooLarge, match="10 bytes"):

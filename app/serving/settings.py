@@ -40,9 +40,7 @@ class Settings(BaseModel):
     max_body_bytes: int = Field(10 * MIB, ge=1, description="Largest request body; arrays have their own limit.")
     max_array_bytes: int = Field(128 * MIB, ge=1, description="Largest application/x-npy body.")
     max_bodies_bytes: int = Field(
-        128 * MIB,
-        ge=1,
-        description="Most bytes of all request bodies together, and of their heads meanwhile, without the first 16 and 4 KiB of each.",
+        128 * MIB, ge=1, description="Most bytes of all request bodies together, without the first 16 KiB of each."
     )
     max_answers_bytes: int = Field(
         64 * MIB, ge=1, description="Most bytes of all response bodies larger than 64 KiB; a larger one is sent alone."

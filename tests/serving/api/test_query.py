@@ -101,12 +101,6 @@ def test_an_unknown_parameter_is_refused_with_the_nearest_one(query, words):
         read_options(query)
 
 
-def test_a_query_string_has_a_limit():
-    """2,048 bytes are read, more are refused before they are parsed."""
-    with pytest.raises(OutOfRange, match="3,006 bytes"):
-        read_options(b"alpha=" + b"1" * 3000)
-
-
 @given(st.binary(max_size=200))
 def test_any_query_gives_options_or_a_refusal(query):
     """Arbitrary bytes never raise anything but a problem, and an alpha that passes lies between 0 and 1."""

@@ -55,7 +55,7 @@ def _sentences() -> Iterator[None]:
 
 @contextmanager
 def _flushed_output() -> Iterator[None]:
-    """Write what is buffered at the end of a command, because the interpreter would report an error with a traceback."""
+    """Flush standard output at the end of a command. The interpreter would report an error there with a traceback."""
     try:
         yield
     except typer.Exit:
@@ -65,7 +65,7 @@ def _flushed_output() -> Iterator[None]:
 
 
 def _end(sentence: str, code: int) -> NoReturn:
-    """Print the sentence and exit; another one where standard output, with what is buffered, cannot be written."""
+    """Print the sentence and exit. If buffered output cannot be written, that is the sentence, with exit code 2."""
     try:
         if sys.stdout is not None:
             sys.stdout.flush()

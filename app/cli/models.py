@@ -44,7 +44,7 @@ def models(
 
 
 def _entries(store: Stores) -> list[dict[str, Any]]:
-    """What the table shows, in full; a version that is not usable has the reason in place of the card's fields."""
+    """The rows of the table with all fields; a version that is not usable has the reason in place of the card's fields."""
     from app.detection.store import StoreError, find, folders, load_card, names
 
     entries: list[dict[str, Any]] = []

@@ -66,7 +66,9 @@ def _serve(host: str, port: int, workers: int) -> None:
     # With N workers, each uses N x ODDIGIT_DRIFT_LEVEL as its alarm level, so that together they keep the false-alarm rate.
     os.environ["ODDIGIT_DRIFT_LEVEL"] = str(settings.drift_level * workers)
     connections = raise_open_file_limit(settings.max_connections)  # the workers inherit the limit
-    limits = ConnectionLimits(connections, settings.head_timeout_s, settings.answer_timeout_s)
+    limits = ConnectionLimits(
+        max_connections=connections, head_timeout_s=settings.head_timeout_s, write_timeout_s=settings.answer_timeout_s
+    )
     try:
         processes.serve(
             workers,

@@ -49,8 +49,12 @@ class StoreError(BundleError):
 
 def folders(root: Path | Stores, name: str) -> list[Path]:
     """The folders of all versions of `name`, store by store."""
-    roots = root.roots if isinstance(root, Stores) else (root,)
-    return [each / name / str(version) for each in roots for version in _versions(each / name)]
+    return [each / name / str(version) for each in _roots(root) for version in _versions(each / name)]
+
+
+def by_preference(root: Path | Stores, name: str) -> list[Path]:
+    """The folders of all versions of `name`, store by store, the highest version of each store first."""
+    return [each / name / str(version) for each in _roots(root) for version in reversed(_versions(each / name))]
 
 
 def current(root: Path | Stores, name: str) -> list[Path]:
@@ -64,6 +68,10 @@ def versions(root: Path | Stores, name: str) -> list[int]:
     return [int(folder.name) for folder in current(root, name)]
 
 
+def _roots(root: Path | Stores) -> tuple[Path, ...]:
+    return root.roots if isinstance(root, Stores) else (root,)
+
+
 def _versions(folder: Path) -> list[int]:
     """The versions in the folder of a detector, ascending. Unfinished and foreign folders do not count."""
     try:
@@ -75,8 +83,7 @@ def _versions(folder: Path) -> list[int]:
 
 def names(root: Path | Stores) -> list[str]:
     """The detectors in the store, or in any of the stores, that have at least one version, in alphabetical order."""
-    roots = root.roots if isinstance(root, Stores) else (root,)
-    entries = {entry.name for each in roots if each.is_dir() for entry in each.iterdir()}
+    entries = {entry.name for each in _roots(root) if each.is_dir() for entry in each.iterdir()}
     return sorted(name for name in entries if not name.startswith(".") and folders(root, name))
 
 

@@ -16,15 +16,18 @@ _BASE_S = 0.002  # opening and preparing any image
 _SECONDS_PER_BYTE = 10e-9  # Pillow reads the comments of a GIF in steps of 255 bytes
 _SECONDS_PER_PIXEL = {"PNG": 25e-9, "JPEG": 3e-9, "WEBP": 25e-9, "GIF": 12e-9, "BMP": 10e-9, "TIFF": 25e-9}
 _SECONDS_PER_SCAN_PIXEL = 1.2e-9  # of a progressive JPEG, for each scan
-_USUAL_SCANS, _SECONDS_PER_MORE_SCAN_PIXEL = 20, 8e-9  # no program writes so many: these files shall be refused
+_MAX_ENCODER_SCANS = 20  # encoders write at most this many; libjpeg writes 10
+_SECONDS_PER_EXTRA_SCAN_PIXEL = 8e-9  # for each scan above that: the estimate of such a file exceeds the limit
 _SECONDS_PER_RLE_PIXEL = 150e-9  # of a BMP with run lengths, which Pillow decodes in Python
-_BMP_HEAD_BYTES, _RLE_BYTES_PER_PIXEL = 2048, 4  # with a palette; two bytes for a pixel, and two for the end of a line
+_BMP_HEAD_BYTES = 2048  # with a palette
+_RLE_BYTES_PER_PIXEL = 4  # at most: two for the pixel, two for the end of its line
 _UNKNOWN_PIXELS = 25_000_000  # where the header does not stand in the bytes
 
 MAX_TIFF_SHARE = 4  # of the pixel limit: the tiles of each colour, and of the margin, count too
 _BMP_CORE_HEADER = b"\x0c"  # length of the oldest header, whose fields are smaller
 _MAX_TIFF_FIELDS = 256
 _SHORT, _LONG, _LAST_KIND = 3, 4, 13  # types of fields: 16 and 32 bits; those of BigTIFF have higher numbers
+_INLINE_SHORTS = 2  # 16-bit values that a field itself holds; more are at an offset
 _TIFF_WIDTH, _TIFF_HEIGHT, _TIFF_STRIP_ROWS, _TIFF_TILE_WIDTH, _TIFF_TILE_HEIGHT = 256, 257, 278, 322, 323
 _TIFF_SIZES = (_TIFF_WIDTH, _TIFF_HEIGHT, _TIFF_STRIP_ROWS, _TIFF_TILE_WIDTH, _TIFF_TILE_HEIGHT)
 _TIFF_BITS, _TIFF_SAMPLES = 258, 277
@@ -43,7 +46,7 @@ def decoding_seconds(data: bytes, max_pixels: int, length: int | None = None) ->
     pixels = _declared_pixels(data, kind, complete=len(data) >= length)
     seconds, read_s = _SECONDS_PER_PIXEL[kind], _SECONDS_PER_BYTE * max(length, _tiff_bytes(data, fields))
     if kind == "JPEG" and (scans := _count_scans(data)) > 1:
-        seconds += _SECONDS_PER_SCAN_PIXEL * scans + _SECONDS_PER_MORE_SCAN_PIXEL * max(0, scans - _USUAL_SCANS)
+        seconds += _SECONDS_PER_SCAN_PIXEL * scans + _SECONDS_PER_EXTRA_SCAN_PIXEL * max(0, scans - _MAX_ENCODER_SCANS)
     elif kind == "BMP" and data[14:15] != _BMP_CORE_HEADER and data[30:31] in (b"\x01", b"\x02"):
         seconds = _SECONDS_PER_RLE_PIXEL
         if length > _BMP_HEAD_BYTES + _RLE_BYTES_PER_PIXEL * pixels:
@@ -85,7 +88,7 @@ class TiffPixels(NamedTuple):
 
 
 class _TiffField(NamedTuple):
-    """A field of a TIFF directory (TIFF 6.0, section 2): type and number of its values, and the value or its offset."""
+    """A field of a TIFF directory (TIFF 6.0, section 2): type and number of its values, and the first value or its offset."""
 
     kind: int
     values: int
@@ -98,9 +101,10 @@ def tiff_pixels(data: bytes) -> TiffPixels:
     Several strips may point to the same bytes, so a small file can hold more of them than its width and height need.
     """
     fields = _tiff_fields(data)
+    # the number of bits of the first sample; the others are alike
     bits = fields.get(_TIFF_BITS, _TiffField(_SHORT, 1, 1))
     order: Literal["little", "big"] = "little" if data[:2] == b"II" else "big"
-    depth = bits.value if bits.values == 1 else int.from_bytes(data[bits.value : bits.value + 2], order)  # of the first sample
+    depth = bits.value if bits.values <= _INLINE_SHORTS else int.from_bytes(data[bits.value : bits.value + 2], order)
     samples = fields.get(_TIFF_SAMPLES, _TiffField(_SHORT, 1, 1)).value
     return _tiff_pixels(fields)._replace(bytes_each=max(1, depth * samples // 8))
 
@@ -121,7 +125,7 @@ def _tiff_bytes(data: bytes, fields: dict[int, _TiffField]) -> int:
     """
     order = "<" if data[:2] == b"II" else ">"
     for tag in _TIFF_LENGTHS:
-        if tag in fields and fields[tag].values > (2 if fields[tag].kind == _SHORT else 1):  # fewer stand in the field itself
+        if tag in fields and fields[tag].values > (_INLINE_SHORTS if fields[tag].kind == _SHORT else 1):
             kind, values, start = fields[tag]
             letter, size = ("H", 2) if kind == _SHORT else ("I", 4)
             packed = data[start : start + size * values]
@@ -132,7 +136,7 @@ def _tiff_bytes(data: bytes, fields: dict[int, _TiffField]) -> int:
 def _tiff_fields(data: bytes) -> dict[int, _TiffField]:
     """Return the fields of the first page by tag, as far as they stand in `data`.
 
-    Raises UndecodableImage for a directory that no program writes. Of a field that occurs twice, libraries read different ones.
+    Raises UndecodableImage for a directory that no program writes. If a field occurs twice, libraries read different ones.
     """
     order = "<" if data[:2] == b"II" else ">"
     (start,) = struct.unpack_from(order + "I", data.ljust(8, b"\x00"), 4)
@@ -146,6 +150,6 @@ def _tiff_fields(data: bytes) -> dict[int, _TiffField]:
             raise UndecodableImage("damaged TIFF: a field occurs twice")
         if (tag in _TIFF_SIZES and (kind not in (_SHORT, _LONG) or values != 1)) or kind > _LAST_KIND:
             raise UndecodableImage("damaged TIFF: a field has another type than the format allows")
-        is_short = kind == _SHORT and values == 1
-        fields[tag] = _TiffField(kind, values, (value >> 16 if order == ">" else value & 0xFFFF) if is_short else value)
+        is_inline = kind == _SHORT and values <= _INLINE_SHORTS
+        fields[tag] = _TiffField(kind, values, (value >> 16 if order == ">" else value & 0xFFFF) if is_inline else value)
     return fields

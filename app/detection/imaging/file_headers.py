@@ -54,16 +54,17 @@ def sniff(data: bytes) -> str:
 PNG_START = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR"  # signature, length and name of the header
 _IMAGE_CHUNKS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"eXIf", b"IEND"}
 _ADAM7 = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)]
-_MAX_PACKING, _PACKING_BYTES = 2, 4096  # compressed pixels may take twice the bytes of the pixels, and a little more
+_MAX_PACKING = 2  # compressed pixels may take twice the bytes of the pixels ...
+_PACKING_BYTES = 4096  # ... and this many more
 _MAX_TEXT_BYTES = 1 << 20  # of compressed text and profiles, after decompression
-_MAX_CHUNKS = 25_000  # of a PNG: 10 MiB of pixels in chunks of 512 bytes, the smallest that are usual
+_MAX_CHUNKS = 25_000  # of a PNG: 10 MiB of pixels in chunks of 512 bytes; libpng writes 8 KiB
 
 
 def strip_png(data: bytes) -> bytes:
     """Return the PNG with only the chunks of its image and its EXIF data, after a check of their checksums.
 
     Text, colour profiles and animation are removed, because Pillow would decompress them and keep them in memory.
-    The size that Pillow takes is that of the last header, so there must be one.
+    Pillow takes the size from the last header, so a file with two headers is refused.
     """
     kept, position, text_bytes, name, chunks = [data[:8]], 8, 0, b"", 0
     while name != b"IEND":
@@ -241,7 +242,7 @@ def _jpeg_size(data: bytes) -> tuple[int, int]:
 def count_jpeg_scans(data: bytes) -> int:
     """Return how many scans of the first picture begin in `data`; those of a preview in its EXIF data do not count."""
     start = next((start for marker, start, _ in _jpeg_segments(data) if marker == _SOS), 0)
-    end = data.find(b"\xff\xd9", start)  # other pictures may follow, as a phone's
+    end = data.find(b"\xff\xd9", start)  # phones append other pictures
     return data.count(_SCAN, start, end if end >= 0 else None)
 
 

@@ -122,7 +122,7 @@ class ModelInfoEndpoints:
         self._pictures.check()  # before the body is received and parsed
         body = bytes(await read_body(request.receive, dict(request.scope["headers"]), limit=limit))
         if body.count(b'"') > _MAX_QUOTES:  # each unknown key is an error of its own
-            raise OutOfRange("The body must hold embedding alone.")
+            raise OutOfRange("The body has other keys than embedding.")
         try:
             points = schemas.DecodeRequest.model_validate_json(body).embedding
         except ValidationError as error:

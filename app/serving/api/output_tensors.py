@@ -19,7 +19,7 @@ from app.serving.infer_schemas import InferRequest
 OCTETS = "application/octet-stream"
 HEADER_LENGTH = b"inference-header-content-length"
 
-SCORING_OUTPUTS = frozenset({"score", "p_value", "is_anomaly"})  # their images have verdicts
+SCORING_OUTPUTS = frozenset({"score", "p_value", "is_anomaly"})  # a response with one of these has verdicts
 
 _PIECE_NUMBERS = 4096  # of JSON between which other threads can run
 _BINARY_DTYPES = {"FP32": "<f4", "FP64": "<f8", "BOOL": "?"}

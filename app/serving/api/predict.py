@@ -26,7 +26,8 @@ from app.serving.errors import DeadlinePassed, OutOfRange, TooLarge
 from app.serving.settings import Settings
 from app.serving.telemetry.metrics import Metrics
 
-_INLINE_IMAGES = _PIECE_ENTRIES = 64  # responses for more images are built on a thread, in pieces
+_INLINE_IMAGES = 64  # responses for more images are built on a thread
+_PIECE_ENTRIES = 64
 _ENTRY_S, _PICTURE_S = 5e-6, 400e-6  # cost of an image in a response
 
 

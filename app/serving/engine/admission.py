@@ -112,7 +112,7 @@ class Pace:
 class WorkQueue:
     """The work that waits for one stage, in seconds. An empty queue accepts any work.
 
-    The seconds that work is expected to take are corrected by what the newest work took: on a busy machine it takes longer.
+    The expected seconds are corrected by recent measurements: on a busy machine work takes longer.
     """
 
     def __init__(self, *, servers: int, max_wait_s: float, max_jobs: int) -> None:

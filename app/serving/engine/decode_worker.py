@@ -46,7 +46,7 @@ def _discard_output() -> None:
 
 
 class Decoded(NamedTuple):
-    """An image or why there is none, None where its decoding was not begun; the expected CPU seconds, and those measured."""
+    """The image or its error, None if decoding was not begun; the expected and the measured seconds."""
 
     image: PreprocessedImage | ImageError | None
     expected_s: float
@@ -57,9 +57,9 @@ class Decoded(NamedTuple):
 def decode_within(
     data: bytes, preprocess: Preprocess, max_pixels: int, size: int, max_expected_s: float, cpu_limit_s: float
 ) -> Decoded:
-    """Decode one image with `decode_upload`, if its header promises at most `max_expected_s` CPU seconds of work.
+    """Decode one image with `decode_upload`, if the estimate from its header is at most `max_expected_s` CPU seconds.
 
-    A file whose header promises far too much work is an ImageError too. The kernel ends the process with SIGPROF after
+    A file with a far too large estimate is an ImageError too. The kernel ends the process with SIGPROF after
     `cpu_limit_s` seconds of CPU time.
     """
     began, started, expected = time.perf_counter(), time.process_time(), 0.0

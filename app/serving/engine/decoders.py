@@ -28,7 +28,7 @@ from app.serving.engine.decode_worker import Decoded
 _FAST_LANE_S = 0.1  # CPU seconds at most, by the estimate: a JPEG of 30 or a PNG of 4 million pixels
 _FAST_CPU_LIMIT_S = 0.25  # for an image in the fast lane
 _SLOW_CPU_LIMIT_S = 2.0  # 25 million pixels of PNG with transparency take 0.9 s
-_REQUEST_CPU_LIMIT_S = 2.0  # for all images of a request, by the estimates; their errors come on top
+_REQUEST_CPU_LIMIT_S = 2.0  # for all images of a request; they take up to _FAST_CPU_LIMIT_S more
 _MAX_WAIT = 0.3  # of the deadline: the longest wait in a lane before uploads are refused
 _SIGPROF, _SIGKILL = -signal.SIGPROF, -signal.SIGKILL  # exit codes of decoder processes
 
@@ -178,7 +178,7 @@ class Decoders:
         return decoded
 
     def _record(self, file: _File, cpu_s: float, *, failed: bool) -> None:
-        """Correct the estimates of similar files. One that failed says only that they take at least so long."""
+        """Correct the estimates of similar files. The time of a file that failed is only a lower bound."""
         self._paces[file.pace_key].record(file.estimated_s, max(cpu_s, file.estimated_s) if failed else cpu_s)
 
     def _schedule(self, arguments: tuple[object, ...]) -> "ProcessFuture[Decoded]":

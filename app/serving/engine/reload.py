@@ -1,6 +1,6 @@
 """Which version of a detector to serve: the highest good one, or the pinned one. A bad version is refused and logged once.
 
-Of several stores, the first one that has a good version counts. Removing the highest version rolls back.
+With several stores, the first one with a good version is used. Removing the highest version rolls back.
 """
 
 import logging
@@ -9,7 +9,6 @@ import stat
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import groupby
 from pathlib import Path
 
 from app.detection import store
@@ -47,11 +46,9 @@ class Versions:
         Raises:
             StoreError: no version can serve.
         """
-        folders = store.folders(self.root, self.name)
-        self.stored = sorted({int(folder.name) for folder in folders})
-        if self.pinned is None:
-            found = [folder for _, versions in groupby(folders, lambda folder: folder.parent) for folder in [*versions][::-1]]
-        else:
+        found = store.by_preference(self.root, self.name)
+        self.stored = sorted({int(folder.name) for folder in found})
+        if self.pinned is not None:
             found = [store.find(self.root, self.name, self.pinned)]
         self._forget(set(found))
         for folder in found:

@@ -104,7 +104,7 @@ def _message(request: LoggedRequest) -> str:
 
 
 def _address(client: str) -> str:
-    """The client's address, `-` for a text that is none: proxies pass on the X-Forwarded-For that a client sent."""
+    """The client's address, or `-` if it is not an address: proxies pass on the X-Forwarded-For that a client sent."""
     return client if _ADDRESS.fullmatch(client) else "-"
 
 

@@ -16,7 +16,8 @@ MAX_DISCARDED_BODY_BYTES = 2**30  # of a request that was answered before its bo
 
 _MIN_RATE, _SLOW_S = 4 * 1024, 20.0  # bytes a second, and the seconds for which a client may send more slowly
 _SMALL_BODY_BYTES = 16 * 1024  # of each body that need no reservation; 4,096 connections may hold them
-_FIELD_BYTES, _SMALL_HEAD_BYTES = 120, 4 * 1024  # of Python objects for a header field; of each head that need no reservation
+_SMALL_HEAD_BYTES = 4 * 1024  # of each head that need no reservation
+_FIELD_BYTES = 120  # of Python objects for each header field
 _UNLIMITED_BYTES = 64 * 1024  # of each body that are read at any rate
 _GROWING_BYTES = 2**20  # the largest body that is moved while it grows
 _RATE, _BURST = 64 * 2**20, 16 * 2**20  # bytes a second, which take a fifth of a core, and bytes that are read without a pause
@@ -234,7 +235,7 @@ async def read_body(receive: Receive, headers: Mapping[bytes, bytes], *, limit: 
         body += data
         if not message.get("more_body", False):
             return body if isinstance(body, bytearray) else body.view()
-        first = data = b""  # what was received is kept once while the rest is awaited
+        first = data = b""  # `body` has a copy: free the received part while the next one is awaited
         message.clear()
         message = await receive()
     raise ClientDisconnect

@@ -8,6 +8,8 @@ from http import HTTPStatus
 
 from app.serving.http.body import ByteRate
 
+PROBE_PATHS = (b"/livez", b"/readyz", b"/health/live", b"/health/ready")  # their ends: a prefix may precede them
+
 _EVICT_AFTER_S = 0.25  # a connection that has waited this long for its client makes room for a new one
 _MIN_WRITE_RATE = 16 * 1024  # bytes a second
 _HIGH_WATER_BYTES = 64 * 1024  # asyncio's: the transport pauses writing when more than this waits to be sent
@@ -117,7 +119,7 @@ class OpenConnections:
 
     def __init__(self) -> None:
         self.count = 0
-        # Those that wait for a request or for more of a body, and the loop times since which they do, the longest first.
+        # Connections that wait for a request or for more of a body -> the loop time since when; the oldest is first.
         self._waiting: OrderedDict[HeldTransport, float] = OrderedDict()
 
     def begin_wait(self, transport: HeldTransport) -> None:
@@ -179,8 +181,10 @@ class ConnectionLimits:
     """Limits of each connection, and the limits and state that all connections of a server share."""
 
     max_connections: int = 4096
+    probe_connections: int = 16  # beyond the maximum, for probes alone
     head_timeout_s: float = 10.0
     write_timeout_s: float = 20.0
+    discard_timeout_s: float = 60.0  # for the rest of a body whose request has been answered
     discard_rate: ByteRate = field(default_factory=ByteRate)
     first_data: IterationLimit = field(default_factory=IterationLimit)  # for the first data of all connections
     open: OpenConnections = field(default_factory=OpenConnections)

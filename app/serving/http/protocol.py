@@ -22,7 +22,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from app.serving.errors import Problem, RequestTimeout, TooLarge
 from app.serving.http.body import MAX_DISCARDED_BODY_BYTES
-from app.serving.http.connections import ConnectionLimits, HeldTransport
+from app.serving.http.connections import PROBE_PATHS, ConnectionLimits, HeldTransport
 from app.serving.http.problem_responses import last_response, parser_problem, too_many_connections
 from app.serving.http.sockets import set_write_timeout
 from app.serving.http.upgrade import SkipFirstHead, head_without_upgrade
@@ -35,11 +35,8 @@ WRITE_RESPONSE = "oddigit.write_response"  # key of an ASGI extension; see `Limi
 
 _MAX_HEAD_BYTES = 32 * 1024  # of head and trailers, and of chunk framing beyond its allowance
 _MAX_FIELDS = 100  # header fields of a request, and trailers
-_PROBES = (b"/livez", b"/readyz", b"/health/live", b"/health/ready")  # how their paths end
-_PROBE_CONNECTIONS = 16  # beyond the maximum, for probes alone
 _PARSED_PIECE_BYTES = 2048  # that are parsed at once: fifty of the smallest requests
 _FRAMING_ALLOWANCE = 8  # bytes of chunk framing for each byte of the body; chunks of one byte take six
-_DISCARD_TIMEOUT_S = 60.0  # for the rest of a body whose request has been answered
 
 
 class _Phase(enum.Enum):
@@ -75,7 +72,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._limits.open.begin_wait(self._held)
         excess = self._limits.open.count - self._limits.max_connections
         self._probes_only = excess > 0 and not self._limits.open.evict()
-        if self._probes_only and excess > _PROBE_CONNECTIONS:
+        if self._probes_only and excess > self._limits.probe_connections:
             self._send_failure(too_many_connections())
         else:
             self._start_timer()
@@ -155,7 +152,7 @@ class LimitedProtocol(HttpToolsProtocol):
         super().on_message_begin()
 
     def on_url(self, url: bytes) -> None:
-        if self._probes_only and not url.partition(b"?")[0].endswith(_PROBES):
+        if self._probes_only and not url.partition(b"?")[0].endswith(PROBE_PATHS):
             raise too_many_connections()  # stops the parser
         super().on_url(url)
 
@@ -194,7 +191,10 @@ class LimitedProtocol(HttpToolsProtocol):
         if not self.parser.should_keep_alive():  # a trailer may say so: the parser takes no more requests
             self.cycle.keep_alive = False
         super().on_message_complete()
-        (self._limits.open.end_wait if self._is_answering else self._limits.open.begin_wait)(self._held)
+        if self._is_answering:
+            self._limits.open.end_wait(self._held)
+        else:  # it was answered before its body was complete
+            self._limits.open.begin_wait(self._held)
 
     def write_response(self, send: Send, status: int, headers: Iterable[tuple[bytes, bytes]], body: bytes) -> bool:
         """Write a complete response to a POST request, in place of two calls of the request's ASGI `send`.
@@ -284,7 +284,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._held.close()
 
     def _start_timer(self) -> None:
-        timeout_s = _DISCARD_TIMEOUT_S if self._phase is _Phase.BODY else self._limits.head_timeout_s
+        timeout_s = self._limits.discard_timeout_s if self._phase is _Phase.BODY else self._limits.head_timeout_s
         self._timer = get_running_loop().call_later(timeout_s, self._on_timeout)
 
     def _stop_timer(self) -> None:

@@ -31,7 +31,7 @@ _BATCHES = (1, 2, 4, 8, 16, 32, 64, 256, 1024, 4096, 16384, 65536)
 _SCORES = (0.25, 0.5, 0.75, 1, 1.25, 1.5, 2, 3, 5, 10, 30, 100)
 _P_VALUES = (0.0001, 0.001, 0.005, 0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1)
 
-OTHER = "other"  # the route of requests that no route takes: clients cannot create time series at will
+OTHER = "other"  # label of all requests without a route, so that clients cannot create time series at will
 _BUFFER_SIZE = 512  # requests of one route and status, or batches, that are buffered before everything is counted
 _early_rejections: dict[tuple[str, int | None], int] = {}  # (reason, status) -> requests
 

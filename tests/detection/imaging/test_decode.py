@@ -22,7 +22,7 @@ from app.detection.imaging.decode import (
     encode_png,
     plain_scanlines,
 )
-from app.detection.imaging.decoding_cost import decoding_seconds
+from app.detection.imaging.decoding_cost import decoding_seconds, tiff_pixels
 from app.detection.imaging.errors import ImageError, ImageTooLarge, TooManyImages, UndecodableImage, UnsupportedImage
 from app.detection.imaging.file_headers import strip_jpeg
 
@@ -476,6 +476,15 @@ def test_pictures_behind_a_progressive_one_are_no_scans_of_it():
     assert decoding_seconds(photo + 3 * saved(seven(64), "JPEG", progressive=True), 25_000_000) == pytest.approx(
         alone, rel=0.02
     )
+
+
+def test_a_large_tiff_with_two_samples_is_read():
+    """The field itself holds the two bit depths; they are not an offset."""
+    noise = np.random.default_rng(0).integers(0, 256, (800, 800, 2), dtype=np.uint8)
+    file = saved(Image.fromarray(noise, "LA"), "TIFF")
+    assert len(file) > 0x80008
+    assert tiff_pixels(file).bytes_each == 2
+    assert decode_image(file).image.shape == (28, 28)
 
 
 def test_a_tile_is_no_larger_than_the_largest_image():

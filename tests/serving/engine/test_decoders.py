@@ -140,7 +140,7 @@ def test_files_of_little_work_do_not_lengthen_the_expected_wait():
 
 
 def test_the_images_of_a_request_share_a_limit_of_time(monkeypatch):
-    """Those that are left when it is used are errors that say so, and end no process; the next request has its own time."""
+    """After the limit, the remaining images are errors, and no process is ended. The next request has a new limit."""
     monkeypatch.setattr("app.serving.engine.decoders._REQUEST_CPU_LIMIT_S", 0.05)
     stopped = []
 

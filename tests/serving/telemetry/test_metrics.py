@@ -147,7 +147,7 @@ def test_what_is_refused_for_its_alpha_is_not_counted_as_judged(own):
 
 
 def test_requests_that_no_application_sees_are_counted(busy, own):
-    """What is no HTTP, or too much of it, is refused by the connection; it has an id and is counted all the same."""
+    """A malformed request and one with too many fields are refused by the connection; both have an id and are counted."""
     many_fields = b"GET / HTTP/1.1\r\nHost: x\r\n" + b"a: b\r\n" * 200 + b"\r\n"
     for reason, sent in (("bad-request", b"GARBAGE\r\n\r\n"), ("too-large", many_fields)):
         before = value(own, "oddigit_refused_total", reason=reason)

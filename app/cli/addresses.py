@@ -42,14 +42,15 @@ class Address:
 
     def __init__(self, address: str) -> None:
         """Raises AddressError if it needs a package that is not installed."""
-        self._address = address.rstrip("/")
+        self._address = address
         self._files: Any = None
         if "://" not in address:
             return
         try:
             from fsspec.core import url_to_fs
 
-            self._files, self._path = url_to_fs(self._address)
+            self._files, path = url_to_fs(address)
+            self._path = path.rstrip("/")
         except ModuleNotFoundError:
             install = f'{sys.executable} -m pip install "oddigit[remote]"'
             raise AddressError(f"fsspec is not installed; run: {install}") from None
@@ -72,7 +73,7 @@ class Address:
         else:
             data = self._try(lambda: self._files.cat_file(f"{self._path}/{name}", 0, max_bytes + 1))
         if len(data) > max_bytes:
-            raise AddressError(f"{self._address}/{name} is larger than {max_bytes:,} bytes.")
+            raise AddressError(f"{name} at {self._address} is larger than {max_bytes:,} bytes.")
         return data
 
     def write(self, name: str, data: bytes) -> None:

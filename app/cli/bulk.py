@@ -46,9 +46,9 @@ def score_in_bulk(sources: list[str], job: "Job", engine: Engine, processes: int
         count, anomalies = _reported(ray_data.score(job, parts))
     else:
         from app.scaling import local
-        from app.scaling.scoring import PartScorer
+        from app.scaling.scoring import ImageScorer
 
-        PartScorer(job)  # raises the errors of the device and the version here, and not in each process
+        ImageScorer(job)  # raises the errors of the device and the version here, and not in each process
         count, anomalies = _reported(local.score(job, parts, processes or os.cpu_count() or 1))
     if not count:
         raise SourceError(f"There are no images in {', '.join(sources)}; {job.destination} stays as it is.")

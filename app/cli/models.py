@@ -1,6 +1,7 @@
 """The command `models`."""
 
 import json
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -20,35 +21,32 @@ def models(
     from rich.table import Column, Table
 
     from app.cli.tables import cell, console
-    from app.detection.store import StoreError, find, folders, load_card, names
 
-    found = [folder for name in names(store) for folder in folders(store, name)]
-    several = len({folder.parents[1] for folder in found}) > 1
-    columns = ("model", "version", "in use", "created", "scorer", "alpha", "threshold", "data")
-    table = Table(*columns, *([Column("folder", overflow="fold")] if several else []), box=None)
-    for folder in found:
-        name = folder.parent.name
-        try:
-            card = load_card(folder)
-        except StoreError as error:
-            table.add_row(cell(name), folder.name, "", f"[red]not usable: {cell(str(error))}[/red]")
-            continue
-        row = [cell(name), folder.name, "yes" if folder == find(store, name) else ""]
-        created, data = card.created[:16].replace("T", " "), str(card.data.get("name", ""))
-        row += [cell(created), cell(card.scorer), f"{card.alpha:g}", f"{card.threshold:.4g}", cell(data)]
-        table.add_row(*row, *([cell(str(folder))] if several else []))
-    if not table.row_count:
+    entries = _entries(store)
+    if not entries:
         typer.echo(f"There is no detector in {store}; train one with `oddigit train`.", err=True)
         raise typer.Exit(2)
+    several = len({Path(entry["folder"]).parents[1] for entry in entries}) > 1
+    columns = ("model", "version", "in use", "created", "scorer", "alpha", "threshold", "data")
+    table = Table(*columns, *([Column("folder", overflow="fold")] if several else []), box=None)
+    for entry in entries:
+        row = [cell(entry["name"]), str(entry["version"])]
+        if "error" in entry:
+            table.add_row(*row, "", f"[red]not usable: {cell(entry['error'])}[/red]")
+            continue
+        row += ["yes" if entry["in_use"] else "", cell(entry["created"][:16].replace("T", " ")), cell(entry["scorer"])]
+        row += [f"{entry['alpha']:g}", f"{entry['threshold']:.4g}", cell(str(entry["data"].get("name", "")))]
+        table.add_row(*row, *([cell(entry["folder"])] if several else []))
     console().print(table)
 
 
 def _entries(store: Stores) -> list[dict[str, Any]]:
-    """The rows of the table with all fields; a version that is not usable has the reason in place of the card's fields."""
+    """Every version with the fields of its card; one that is not usable has the reason in place of them."""
     from app.detection.store import StoreError, find, folders, load_card, names
 
     entries: list[dict[str, Any]] = []
     for name in names(store):
+        in_use = find(store, name)
         for folder in folders(store, name):
             entry: dict[str, Any] = {"name": name, "version": int(folder.name), "folder": str(folder)}
             try:
@@ -56,7 +54,7 @@ def _entries(store: Stores) -> list[dict[str, Any]]:
             except StoreError as error:
                 entries.append({**entry, "in_use": False, "error": str(error)})
                 continue
-            entry["in_use"] = folder == find(store, name)
+            entry["in_use"] = folder == in_use
             entry |= {"created": card.created, "scorer": card.scorer, "alpha": card.alpha, "threshold": card.threshold}
             entries.append({**entry, "preprocess": card.preprocess, "data": card.data, "files": card.files})
     return entries

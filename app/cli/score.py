@@ -6,26 +6,20 @@ import io
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from itertools import islice
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from app.cli import options
 from app.cli.bulk import Engine, score_in_bulk
 from app.cli.progress import counted_on_terminal
-from app.cli.score_inputs import Input, Reading, read_all
 from app.training.interrupt import Interrupt
-
-if TYPE_CHECKING:
-    from app.detection.detector import Detector
 
 Row = dict[str, Any]
 
 _COLUMNS = ("name", "score", "p_value", "is_anomaly", "reconstruction_error", "preprocess", "warnings", "error")
-_BATCH = 256  # images in memory at a time
 
 
 class Format(enum.StrEnum):
@@ -63,31 +57,30 @@ def score(
 ) -> None:
     """Score images: how anomalous is each, and is it an anomaly?
 
-    Ends with 0; with 1 for an anomaly where --fail-on-anomaly asks for that; with 2 when an image cannot be read, or when too
+    Ends with 0; with 1 for an anomaly where --fail-on-anomaly asks for that; with 2 when an image cannot be read, or too
     few images of its kind were calibrated for --alpha (the other images are scored); with 130 after Ctrl-C, when the rows so
     far are written. With --to, such an image is a row with its error, which does not change the exit code, and an image that an
     interrupted job has scored is not scored again.
     """
     _check_options(context, alpha, to)
-    from app.detection.detector import Detector
+    from app.cli.score_inputs import read_all
     from app.detection.imaging.decode import choose_preprocess
     from app.detection.store import find, load
+    from app.scaling.scoring import ImageScorer, Job
 
     folder = find(store, model, version)
     bundle = load(folder)
     threshold = bundle.card.threshold if alpha is None else bundle.calibration.threshold(alpha)
     preparation = choose_preprocess(preprocess.value, bundle.card.preprocess)
+    job = Job(str(folder.resolve()), str((to or Path()).resolve()), preparation, alpha, device)
     if to is not None:
-        from app.scaling.scoring import Job
-
-        job = Job(str(folder.resolve()), str(to.resolve()), preparation, alpha, device)
         anomalies = score_in_bulk(paths, job, engine, processes)
         raise typer.Exit(int(fail_on_anomaly and anomalies > 0))
-    detector = Detector(bundle, device)
     resized = "; images are only resized" if preparation == "none" else ""
     title = f"{bundle.label}: an anomaly scores above {threshold:.4g}{resized}"
-    inputs = read_all([Path(path) for path in paths], Reading(preparation, detector.image_size, any_file))
-    counts = _write(_score_all(detector, inputs, alpha), output, title)
+    scorer = ImageScorer(job)
+    rows = scorer.score(read_all(paths, scorer.image_size, any_file))
+    counts = _write(({key: row[key] for key in _COLUMNS if key in row} for row in rows), output, title)
     if counts["interrupted"]:
         raise typer.Exit(130)
     if counts["failed"]:
@@ -126,7 +119,7 @@ def _write(rows: Iterator[Row], output: Format, title: str) -> Counter[str]:
 def _summary(counts: Counter[str]) -> str:
     """What was found, in one line."""
     anomalies, images = counts["anomalies"], counts["images"]
-    unread = f"; {counts['failed']:,} could not be read" if counts["failed"] else ""
+    unread = f"; {counts['failed']:,} could not be scored" if counts["failed"] else ""
     stopped = " Stopped by Ctrl-C." if counts["interrupted"] else ""
     return f"{images:,} images: {images - anomalies:,} normal, {anomalies:,} anomalies{unread}.{stopped}"
 
@@ -144,47 +137,6 @@ def _counted(rows: Iterator[Row], counts: Counter[str]) -> Iterator[Row]:
         counts["interrupted"] = 1
 
 
-def _score_all(detector: "Detector", inputs: Iterator[Input], alpha: float | None) -> Iterator[Row]:
-    """A row for each input, in their order; a row of an unreadable input has the name and the error alone."""
-    while batch := list(islice(inputs, _BATCH)):
-        rows = iter(_score_batch(detector, [each for each in batch if each.image is not None], alpha))
-        for each in batch:
-            yield {"name": each.name, "error": each.error} if each.image is None else next(rows)
-
-
-def _score_batch(detector: "Detector", batch: Sequence[Input], alpha: float | None) -> list[Row]:
-    import numpy as np
-
-    from app.detection.conformal import too_few_images
-    from app.detection.detector import stack_features
-    from app.detection.imaging.upload_warnings import with_calibration
-
-    images = [each.image for each in batch if each.image is not None]
-    if not images:
-        return []
-    features = stack_features([image.features for image in images])
-    detections = detector.detect(np.stack([image.image for image in images]), features)
-    card = detector.bundle.card
-    alpha, preparation = card.alpha if alpha is None else alpha, card.preprocess
-    errors = [too_few_images(alpha, size) for size in detections.calibration_sizes.tolist()]
-    return [
-        {"name": each.name, "error": error}
-        if (error := errors[index])
-        else {
-            "name": each.name,
-            "score": float(detections.scores[index]),
-            "p_value": float(detections.p_values[index]),
-            "is_anomaly": bool(detections.p_values[index] <= alpha),
-            "reconstruction_error": float(detections.reconstruction_errors[index]),
-            "preprocess": list(image.preprocess),
-            "warnings": list(
-                with_calibration(image.warnings, image.preprocess, preparation, bool(detections.calibrated[index]))
-            ),
-        }
-        for index, (each, image) in enumerate(zip(batch, images, strict=True))
-    ]
-
-
 def _write_table(rows: Iterator[Row], title: str) -> None:
     from rich.table import Column, Table
 
@@ -196,7 +148,7 @@ def _write_table(rows: Iterator[Row], title: str) -> None:
     for row in rows:
         name = cell(row["name"])
         if "error" in row:
-            table.add_row(name, "", "", "[yellow]not read[/yellow]", cell(row["error"]))
+            table.add_row(name, "", "", "[yellow]not scored[/yellow]", cell(row["error"]))
             continue
         verdict = "[red]anomaly[/red]" if row["is_anomaly"] else "[green]normal[/green]"
         table.add_row(name, f"{row['score']:.3f}", f"{row['p_value']:.3g}", verdict, ", ".join(row["warnings"]))

@@ -28,12 +28,11 @@ class Stores:
 
 
 def read_stores(text: str, environment: Mapping[str, str]) -> Stores:
-    """The stores that ODDIGIT_STORE lists, separated by colons; for no text, the user's own and the shipped one."""
-    if not text:
+    """The stores that ODDIGIT_STORE lists, separated by colons; for an empty list, the user's own and the shipped one."""
+    names = [name for name in text.split(";" if sys.platform == "win32" else ":") if name]
+    if not names:
         own = user_store(environment)
         return Stores((own, SHIPPED_STORE) if own else (SHIPPED_STORE,))
-    separator = ";" if sys.platform == "win32" else ":"
-    names = [name for name in text.split(separator) if name]
     return Stores(tuple(SHIPPED_STORE if name == SHIPPED_WORD else Path(name) for name in names))
 
 

@@ -8,21 +8,24 @@ from typing import TypeVar
 
 from pebble import ProcessExpired, ProcessFuture, ProcessPool
 
-from app.scaling.scoring import Done, Job, PartScorer, Row, complete, write
+from app.scaling.scoring import Done, ImageScorer, Job, Row, complete, write
 from app.scaling.sources import Slice
 
 T = TypeVar("T")
 _ENDED = (ProcessExpired, BrokenProcessPool)  # raised where a process ended: in its work, or before it reported work
 _AHEAD = 2  # parts for each process that are scored or wait: the next one is there, and memory stays small
 
-_scorer: PartScorer | None = None  # of this process
+_scorer: ImageScorer | None = None  # of this process
+
+
+class ProcessesError(RuntimeError):
+    """The processes cannot work; the message says what to do."""
 
 
 def score(job: Job, parts: Iterable[Sequence[Slice]], processes: int) -> Iterator[Done]:
-    """Score the parts that are not complete yet; yields each part when it is, in order."""
+    """Score the parts that are not complete yet; yields each part when it is, in order. Raises ProcessesError."""
     pool = _Pool(job, processes)
     waiting: deque[tuple[int, Sequence[Slice], ProcessFuture[Done]]] = deque()
-    finished = False
     try:
         for index, part in enumerate(parts):
             if (done := complete(job, index, part)) is not None:
@@ -33,9 +36,8 @@ def score(job: Job, parts: Iterable[Sequence[Slice]], processes: int) -> Iterato
                 yield _result(pool, job, *waiting.popleft())
         while waiting:
             yield _result(pool, job, *waiting.popleft())
-        finished = True
     finally:
-        pool.stop(at_once=not finished)
+        pool.stop()
 
 
 class _Pool:
@@ -50,11 +52,17 @@ class _Pool:
             self._pool = self._new_pool()
         return self._pool.schedule(function, args=arguments)
 
-    def stop(self, at_once: bool) -> None:
-        if at_once or not self._pool.active:
-            self._pool.stop()  # type: ignore[no-untyped-call]
-        else:
-            self._pool.close()  # type: ignore[no-untyped-call]
+    def check(self) -> None:
+        """Raises ProcessesError if a process cannot load the detector."""
+        try:
+            self.schedule(_score_rows, ()).result()
+        except _ENDED as error:
+            raise ProcessesError(
+                "The processes end before they score; there may be too little memory: use --processes 1."
+            ) from error
+
+    def stop(self) -> None:
+        self._pool.stop()  # type: ignore[no-untyped-call]
         self._pool.join()
 
     def _new_pool(self) -> ProcessPool:
@@ -64,7 +72,7 @@ class _Pool:
 
 def _load(job: Job) -> None:
     global _scorer
-    _scorer = PartScorer(job)
+    _scorer = ImageScorer(job)
 
 
 def _score_part(job: Job, index: int, part: Sequence[Slice]) -> Done:
@@ -73,7 +81,7 @@ def _score_part(job: Job, index: int, part: Sequence[Slice]) -> Done:
 
 def _score_rows(part: Sequence[Slice]) -> list[Row]:
     assert _scorer is not None
-    return _scorer.rows(part)
+    return _scorer.score_part(part)
 
 
 def _result(pool: _Pool, job: Job, index: int, part: Sequence[Slice], future: "ProcessFuture[Done]") -> Done:
@@ -81,6 +89,7 @@ def _result(pool: _Pool, job: Job, index: int, part: Sequence[Slice], future: "P
     try:
         return future.result()
     except _ENDED:
+        pool.check()
         return write(job, index, part, _isolate(pool, part))
 
 

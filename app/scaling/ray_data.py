@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from app.scaling.scoring import Done, Job, PartScorer, complete, write
+from app.scaling.scoring import Done, ImageScorer, Job, complete, write
 from app.scaling.sources import Slice
 
 _RETRIES = 3  # rounds, for parts whose machine was lost with their result
@@ -19,11 +19,11 @@ class _Actor:
 
     def __init__(self, job: tuple[Any, ...]) -> None:
         self._job = Job(*job)
-        self._scorer = PartScorer(self._job)
+        self._scorer = ImageScorer(self._job)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         part = [Slice(*piece) for piece in json.loads(row["slices"])]
-        return write(self._job, row["part"], part, self._scorer.rows(part))._asdict()
+        return write(self._job, row["part"], part, self._scorer.score_part(part))._asdict()
 
 
 def score(job: Job, parts: Iterable[Sequence[Slice]]) -> Iterator[Done]:

@@ -5,7 +5,7 @@ that are complete, and a part that is scored twice is there once.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import cache
 from itertools import islice
@@ -22,7 +22,7 @@ from app.detection.imaging.errors import ImageError
 from app.detection.imaging.preprocess import PreprocessedImage
 from app.detection.imaging.upload_warnings import LOOKS_INVERTED, decode_upload, with_calibration
 from app.detection.store import CARD, load
-from app.scaling.sources import Item, Slice, names, read
+from app.scaling.sources import Item, Slice, read
 
 _BATCH = 256  # images in memory at a time, and in a forward pass
 _DIGEST = b"oddigit"  # key of the metadata
@@ -50,31 +50,31 @@ class Done(NamedTuple):
     skipped: bool = False  # it was complete before
 
 
-class PartScorer:
-    """A detector that scores parts. Each process has one."""
+class ImageScorer:
+    """A detector that scores images, or parts of a bulk job. Each process has one."""
 
     def __init__(self, job: Job) -> None:
         self._job = job
         self._detector = Detector(load(Path(job.version)), job.device)
         self._alpha = self._detector.bundle.card.alpha if job.alpha is None else job.alpha
 
-    def rows(self, part: Sequence[Slice]) -> list[Row]:
-        """A row for each image of the slices, in their order."""
-        size = self._detector.image_size
-        items = (item for piece in part for item in read(piece, size))
-        found: list[Row] = []
-        while batch := list(islice(items, _BATCH)):
-            found += self._score(batch)
-        return found
+    @property
+    def image_size(self) -> int:
+        """Side of the images that the detector reads, in pixels."""
+        return self._detector.image_size
 
-    def _score(self, batch: list[Item]) -> list[Row]:
-        prepared = [self._prepare(item) for item in batch]
-        images = [image for image in prepared if isinstance(image, PreprocessedImage)]
-        scored = self._detect(images) if images else iter(())
-        return [
-            {"name": item.name, **(next(scored) if isinstance(image, PreprocessedImage) else {"error": image})}
-            for item, image in zip(batch, prepared, strict=True)
-        ]
+    def score_part(self, part: Sequence[Slice]) -> list[Row]:
+        """A row for each image of the slices, in their order."""
+        return list(self.score(item for piece in part for item in read(piece, self.image_size)))
+
+    def score(self, items: Iterable[Item]) -> Iterator[Row]:
+        """A row for each image, in their order; one that cannot be scored has its name and the error alone."""
+        prepared = ((item.name, self._prepare(item)) for item in items)  # one by one, because the files may be large
+        while batch := list(islice(prepared, _BATCH)):
+            images = [image for _, image in batch if not isinstance(image, str)]
+            scored = self._detect(images) if images else iter(())
+            for name, image in batch:
+                yield {"name": name, **({"error": image} if isinstance(image, str) else next(scored))}
 
     def _detect(self, images: list[PreprocessedImage]) -> Iterator[Row]:
         pixels = np.stack([image.image for image in images])
@@ -108,7 +108,7 @@ class PartScorer:
             return item.error
         try:
             if isinstance(item.content, bytes):
-                return decode_upload(item.content, preprocess=self._job.preprocess, size=self._detector.image_size)
+                return decode_upload(item.content, preprocess=self._job.preprocess, size=self.image_size)
         except ImageError as error:
             return str(error)
         if self._job.preprocess == "none":
@@ -181,4 +181,5 @@ def remove_others(job: Job, parts: int) -> None:
 
 def _digest(job: Job, part: Sequence[Slice]) -> bytes:
     options = (_card_digest(job.version), job.preprocess, job.alpha)
-    return hashlib.sha256(repr((options, names(part))).encode(errors="backslashreplace")).hexdigest().encode()
+    slices = repr([tuple(piece) for piece in part])
+    return hashlib.sha256(repr((options, slices)).encode(errors="backslashreplace")).hexdigest().encode()

@@ -9,9 +9,8 @@ import os
 import re
 import stat
 import tarfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from io import BytesIO
 from pathlib import Path
 from typing import IO, Any, BinaryIO, NamedTuple, cast
 
@@ -92,12 +91,19 @@ def read(piece: Slice, size: int) -> Iterator[Item]:
             else:
                 file.seek(piece.start)
                 yield Item(f"{piece.path}/{piece.name}", file.read(piece.stop - piece.start))
-    except (OSError, ImageError, ValueError) as error:
+    except Exception as error:
+        if not _is_expected(error, piece.path):
+            raise
         yield Item(piece.path, None, _error_text(error))
 
 
+def _is_expected(error: Exception, path: str) -> bool:
+    """Whether the error comes from a damaged or unreadable file. The file systems of fsspec raise any type of exception."""
+    return "://" in path or isinstance(error, OSError | ImageError | ValueError | tarfile.TarError)
+
+
 def _error_text(error: Exception) -> str:
-    return str(getattr(error, "strerror", None) or error or "cannot be read")
+    return str(getattr(error, "strerror", None) or error or type(error).__name__)
 
 
 def _read_file(path: str, file: BinaryIO) -> Item:
@@ -123,7 +129,9 @@ def _slices(path: str, destination: str) -> Iterator[Slice]:
         try:
             for found in _slices_of_file(file):
                 yield found._replace(stamp=stamp)
-        except (OSError, ImageError, ValueError, tarfile.TarError) as error:
+        except Exception as error:
+            if not _is_expected(error, file):
+                raise
             yield Slice("error", file, name=_error_text(error), stamp=stamp)
 
 
@@ -272,7 +280,7 @@ def _read_rows(piece: Slice, file: BinaryIO) -> Iterator[Item]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    parquet = pq.ParquetFile(BytesIO(file.read()) if "://" in piece.path else file)
+    parquet = pq.ParquetFile(file, pre_buffer=True)
     column = _image_column(parquet.schema_arrow, pa)
     for index, value in enumerate(parquet.read_row_group(piece.start, columns=[column]).column(0)):
         content: Any = value.as_py()
@@ -288,8 +296,3 @@ def _image_column(schema: Any, pa: Any) -> str:  # noqa: ANN401 - pyarrow has no
         if pa.types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0:
             return str(field.name)
     raise ValueError("the Parquet file has no column of bytes")
-
-
-def names(part: Sequence[Slice]) -> str:
-    """The slices of a part as text, to compare parts."""
-    return repr([tuple(piece) for piece in part])

@@ -1,6 +1,7 @@
 """The command `score`."""
 
 import csv
+import errno
 import io
 import json
 import os
@@ -113,6 +114,25 @@ def test_a_file_that_cannot_be_read_is_told_and_the_others_scored(score, folder,
             (True, "hollow"), (False, "b.PNG"),
         ]  # fmt: skip
         assert all(len(row["error"]) > 10 for row in rows(done) if "error" in row)
+
+
+def test_a_name_that_is_too_long_and_a_closed_folder_are_rows_too(score, folder, monkeypatch):
+    """The images beside them are scored."""
+    scandir = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("deep"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    done = score(folder / ("a" * 300 + ".png"), folder, folder / "a.png", "--format", "jsonl")
+    assert done.exit_code == 2, done.output
+    long, deep, *others = rows(done)
+    assert long["error"] == "File name too long"
+    assert (deep["name"], deep["error"]) == (str(folder / "deep"), "Permission denied")
+    assert [row["name"].rpartition("/")[2] for row in others] == ["a.png", "c.npy[0]", "c.npy[1]", "c.npy[2]", "a.png"]
+    assert not any("error" in row for row in others)
 
 
 @pytest.mark.parametrize("form", ["table", "jsonl", "csv"])
@@ -302,7 +322,7 @@ def test_a_summary_ends_the_output(score, folder):
     (folder / "broken.png").write_bytes(b"")
     assert "5 images: " in score(folder).stdout.splitlines()[-1]
     done = score(folder, "--format", "jsonl")
-    assert "5 images: " in done.stderr and "1 could not be read" in done.stderr
+    assert "5 images: " in done.stderr and "1 could not be scored" in done.stderr
     assert "images: " not in done.stdout
 
 

@@ -71,6 +71,7 @@ def test_a_server_takes_up_an_own_version_of_a_shipped_detector(stores, tiny_bun
         ("", {"HOME": "/home/ada", "XDG_DATA_HOME": "/data"}, (Path("/data/oddigit"), SHIPPED_STORE)),
         ("", {}, (SHIPPED_STORE,)),
         ("/srv/store", {}, (Path("/srv/store"),)),
+        (":", {}, (SHIPPED_STORE,)),
         ("/srv/store:shipped", {}, (Path("/srv/store"), SHIPPED_STORE)),
     ],
 )

@@ -23,9 +23,9 @@ from strokes import npy, png, stroke_images
 
 from app.detection.detector import Detector
 from app.detection.imaging.decode import decode_image
-from app.detection.imaging.upload_warnings import LOOKS_INVERTED
+from app.detection.imaging.upload_warnings import LOOKS_INVERTED, decode_upload
 from app.scaling import sources
-from app.scaling.scoring import PartScorer
+from app.scaling.scoring import ImageScorer
 from app.scaling.sources import SourceError, divide
 
 IMAGES = stroke_images(40, seed=21)
@@ -292,7 +292,7 @@ def test_an_image_that_ends_its_process_is_a_row_with_an_error(tiny_store, folde
 
     if not reported:
         monkeypatch.setattr("pebble.pool.process.PoolManager.find_expired_task", give_up)
-    monkeypatch.setattr(local, "PartScorer", Fragile)
+    monkeypatch.setattr(local, "ImageScorer", Fragile)
     context = __import__("multiprocessing").get_context("fork")  # so that the processes have the fragile scorer
     monkeypatch.setattr(local.multiprocessing, "get_context", lambda kind: context)
     (tmp_path / "out").mkdir()
@@ -303,13 +303,62 @@ def test_an_image_that_ends_its_process_is_a_row_with_an_error(tiny_store, folde
     assert failed["name"].endswith("07.png")
 
 
-class Fragile(PartScorer):
+class Fragile(ImageScorer):
     """Ends its process at one of the images."""
 
-    def rows(self, part):
+    def score_part(self, part):
         if any(piece.path.endswith("07.png") for piece in part):
             os.kill(os.getpid(), signal.SIGKILL)
-        return super().rows(part)
+        return super().score_part(part)
+
+
+def test_an_error_of_a_remote_file_system_is_that_of_one_file(monkeypatch):
+    """They raise exceptions of their own, for instance aiohttp's; for a local file, such an exception is a bug."""
+
+    def refuse(path):
+        raise RuntimeError("503, message='Service Unavailable'")
+
+    monkeypatch.setattr(sources, "_open", refuse)
+    (item,) = sources.read(sources.Slice("file", "https://host/a.png"), 28)
+    assert item == sources.Item("https://host/a.png", None, "503, message='Service Unavailable'")
+    with pytest.raises(RuntimeError):
+        list(sources.read(sources.Slice("file", "a.png"), 28))
+
+
+def test_processes_that_cannot_start_end_the_job(tiny_store, folder, tmp_path, monkeypatch):
+    """The images are not to blame: no part is written, so a later run scores them."""
+    from app.scaling import local
+    from app.scaling.scoring import Job
+
+    monkeypatch.setattr(local, "ImageScorer", lambda job: os.kill(os.getpid(), signal.SIGKILL))
+    context = __import__("multiprocessing").get_context("fork")  # so that the processes have the scorer that cannot start
+    monkeypatch.setattr(local.multiprocessing, "get_context", lambda kind: context)
+    (tmp_path / "out").mkdir()
+    job = Job(str(tiny_store / "mnist" / "1"), str(tmp_path / "out"))
+    with pytest.raises(local.ProcessesError, match="--processes 1"):
+        list(local.score(job, divide([str(folder)]), 1))
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_each_file_is_decoded_before_the_next_one_is_read(tiny_store, tmp_path, samples, monkeypatch):
+    """A batch holds images of the network's size, not files, which may be photographs of many megabytes."""
+    from app.scaling import scoring
+
+    events = []
+
+    def items():
+        for index in range(3):
+            events.append("read")
+            yield sources.Item(str(index), (samples / "seven.png").read_bytes())
+
+    def decode(*arguments, **options):
+        events.append("decoded")
+        return decode_upload(*arguments, **options)
+
+    monkeypatch.setattr(scoring, "decode_upload", decode)
+    found = list(ImageScorer(scoring.Job(str(tiny_store / "mnist" / "1"), str(tmp_path))).score(items()))
+    assert events == ["read", "decoded"] * 3
+    assert [row["name"] for row in found] == ["0", "1", "2"] and not any("error" in row for row in found)
 
 
 @pytest.mark.parametrize("source", ["missing.png", "missing-*.png", "memory://nothing/here"])

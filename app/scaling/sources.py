@@ -17,8 +17,8 @@ from typing import IO, Any, BinaryIO, NamedTuple, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from app.detection.imaging.arrays import read_npy_header
 from app.detection.imaging.errors import ImageError
-from app.detection.imaging.file_headers import read_npy_header
 from app.scaling.npz import open_images
 
 PART_IMAGES = 2000

@@ -2,13 +2,12 @@
 
 import math
 import re
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from app.detection.imaging.decode import decode_array
 from app.detection.imaging.errors import TooManyImages, UndecodableImage
-from app.detection.imaging.file_headers import read_npy_header
 
 _KINDS = {"f": "float", "i": "int", "u": "uint", "b": "bool", "c": "complex"}
 _DESCR = re.compile(rb"['\"]descr['\"]\s*:\s*['\"][<>|=]?([a-zA-Z])(\d{0,3})")
@@ -16,33 +15,60 @@ _SHAPE = re.compile(rb"['\"]shape['\"]\s*:\s*\(([\d\s,]{0,64})\)")
 
 
 def read_array(data: bytes, *, max_images: int, size: int) -> NDArray[np.uint8]:
-    """As `decode_array`, which it calls first, and in addition for uint8 [N, S * S], [N, 1, S, S] and [N, S, S, 1].
+    """Return the images of a .npy file, uint8 [N, size, size]: a read-only view of `data`, or a copy if its memory order is F.
+
+    Accepts uint8 arrays [N, S, S], [S, S], [N, S * S], [N, 1, S, S] and [N, S, S, 1]. Unpickles nothing, and checks the length
+    of the data before it allocates memory.
 
     Raises:
-        UndecodableImage: the array has another type or shape; the message names both.
+        UndecodableImage: the array has another type or shape, which the message names, or is damaged.
         TooManyImages: it has more than `max_images` images.
     """
     try:
-        return decode_array(data, max_images=max_images, size=size)
-    except UndecodableImage as error:
-        if (images := _flat_images(data, max_images, size)) is not None:
-            return images
-        raise UndecodableImage(_explain(bytes(data[:2048]), size) or str(error)) from None
-
-
-def _flat_images(data: bytes, max_images: int, size: int) -> NDArray[np.uint8] | None:
-    """The images of a uint8 array with one of the other shapes; None if it is none of those, or damaged."""
-    try:
         shape, order, offset = read_npy_header(data)
-    except UndecodableImage:
-        return None
-    if shape[1:] not in ((size * size,), (1, size, size), (size, size, 1)) or not shape[0]:
-        return None
-    if shape[0] > max_images:
-        raise TooManyImages(f"{shape[0]:,} images in one array; at most {max_images:,} are accepted")
+    except UndecodableImage as error:
+        raise UndecodableImage(_explain(bytes(data[:2048]), size) or str(error)) from None
+    is_one = shape == (size, size)
+    if not is_one and shape[1:] not in ((size, size), (size * size,), (1, size, size), (size, size, 1)):
+        raise UndecodableImage(_explain(bytes(data[:2048]), size) or f"the array's shape is not [N, {size}, {size}]")
+    count = 1 if is_one else shape[0]
+    if count == 0:
+        raise UndecodableImage(_explain(bytes(data[:2048]), size) or "the array holds no images")
+    if count > max_images:
+        raise TooManyImages(f"{count:,} images in one array; at most {max_images:,} are accepted")
     if len(data) - offset != math.prod(shape):
-        return None
-    return np.frombuffer(data, np.uint8, offset=offset).reshape(shape, order=order).reshape(-1, size, size)
+        raise UndecodableImage(f"the array's header declares {count:,} images, its data are of another length")
+    pixels = np.frombuffer(data, np.uint8, offset=offset).reshape(shape, order=order)
+    return np.ascontiguousarray(pixels).reshape(count, size, size)
+
+
+def read_npy_header(data: bytes) -> tuple[tuple[int, ...], Literal["C", "F"], int]:
+    """Return shape, memory order and data offset in bytes of a uint8 array in .npy format, versions 1 to 3 (NEP 1).
+
+    Raises UndecodableImage. Regular expressions match the fields in 5 us; numpy's reader takes 21 us and emits Python
+    warnings about the client's text.
+    """
+    if data[:6] != b"\x93NUMPY":
+        raise UndecodableImage("not a .npy array: no known signature")
+    if data[6:8] not in (b"\x01\x00", b"\x02\x00", b"\x03\x00"):
+        raise UndecodableImage("a .npy array of an unknown version; versions 1 to 3 are read")
+    start = 10 if data[6] == 1 else 12
+    end = start + int.from_bytes(data[8:start], "little")
+    if len(data) < max(start, end):
+        raise UndecodableImage("truncated .npy header")
+    header = data[start : min(end, start + 1024)]
+    if re.search(rb"['\"]descr['\"]\s*:\s*['\"][|<>=]?u1['\"]", header) is None:
+        raise UndecodableImage("the array's type is not uint8; send 0 for background to 255 for ink")
+    shape = _npy_field(header, b"shape", rb"\([\d\s,]{0,64}\)")
+    order: Literal["C", "F"] = "F" if _npy_field(header, b"fortran_order", rb"True|False") == b"True" else "C"
+    return tuple(int(number) for number in re.findall(rb"\d+", shape)), order, end
+
+
+def _npy_field(header: bytes, name: bytes, pattern: bytes) -> bytes:
+    found = re.search(rb"['\"]" + name + rb"['\"]\s*:\s*(" + pattern + rb")\s*[,}]", header)
+    if found is None:
+        raise UndecodableImage(f"the .npy header has no readable '{name.decode()}'")
+    return bytes(found[1])
 
 
 def _explain(header: bytes, size: int) -> str | None:

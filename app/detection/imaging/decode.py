@@ -1,6 +1,6 @@
 """Decodes untrusted image files, and encodes PNGs. No other file of the program decodes images.
 
-Input: the bytes of one image file or of one .npy array. Output: uint8 images of the model's size, or an `ImageError` whose
+Input: the bytes of one image file. Output: uint8 images of the model's size, or an `ImageError` whose
 message is a sentence for the client. File type and pixel count are read from the header before anything is decompressed.
 Of the metadata only the EXIF orientation is used.
 """
@@ -18,13 +18,18 @@ from PIL import Image
 from PIL.ImageFile import ImageFile
 
 from app.detection.imaging.centring import centre_image, centre_images
-from app.detection.imaging.decoding_cost import MAX_TIFF_SHARE, tiff_pixels
+from app.detection.imaging.decoding_cost import MAX_TIFF_SHARE, decoding_seconds, tiff_pixels
 from app.detection.imaging.display_mode import to_display_mode
-from app.detection.imaging.errors import ImageError, ImageTooLarge, TooManyImages, UndecodableImage
+from app.detection.imaging.errors import (
+    TOO_MUCH_MEMORY,
+    DecodingTooLong,
+    ImageError,
+    ImageTooLarge,
+    UndecodableImage,
+)
 from app.detection.imaging.file_headers import (
     PNG_START,
     declared_size,
-    read_npy_header,
     sniff,
     strip_gif,
     strip_jpeg,
@@ -54,12 +59,13 @@ def decode_image(
     lies off the middle, and treats any other image as `digit`.
 
     Returns a `PreprocessedImage`: image uint8 [size, size] (0 = background, 255 = ink).
-    Raises UndecodableImage, UnsupportedImage or ImageTooLarge, and no other exception for any input.
+    Raises UndecodableImage, UnsupportedImage, ImageTooLarge or DecodingTooLong, and no other exception for any input.
     """
     if preprocess != "digit" and size == 28 and (plain := plain_scanlines(data)) is not None:
         grey = decode_scanlines([plain])[0]
         return PreprocessedImage(grey) if preprocess == "none" else _centred_grey(grey, ())
     kind = sniff(data)
+    decoding_seconds(data, max_pixels)  # refuses a file that would take too long
     try:
         shown, steps = to_display_mode(_open(data, kind, max_pixels))
         pixels = np.asarray(shown)
@@ -67,7 +73,9 @@ def decode_image(
         raise
     except Image.DecompressionBombError as error:
         raise ImageTooLarge(f"more pixels than the {max_pixels:,} that are accepted") from error
-    except Exception as error:  # Pillow raises many types, SyntaxError and MemoryError among them
+    except MemoryError as error:
+        raise DecodingTooLong(TOO_MUCH_MEMORY) from error
+    except Exception as error:  # Pillow raises many types, SyntaxError among them
         raise UndecodableImage(_error_text(kind, error)) from error
     return _to_model_size(pixels, steps, preprocess, size)
 
@@ -82,26 +90,6 @@ def encode_png(pixels: Pixels) -> bytes:
     out = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(pixels)).save(out, "PNG")
     return out.getvalue()
-
-
-def decode_array(data: bytes, *, max_images: int = 100_000, size: int = 28) -> Pixels:
-    """Decode a .npy file to uint8 [N, size, size]: a read-only view of `data` if its memory order is C, else a copy.
-
-    Accepts uint8 arrays of shape [N, size, size] or [size, size]. Unpickles nothing, and checks the length of the data before
-    it allocates memory. Raises UndecodableImage or TooManyImages.
-    """
-    shape, order, offset = read_npy_header(data)
-    count = 1 if len(shape) == 2 else shape[0] if len(shape) == 3 else 0
-    if shape[-2:] != (size, size) or len(shape) not in (2, 3):
-        raise UndecodableImage(f"the array's shape is not [N, {size}, {size}] or [{size}, {size}]")
-    if count == 0:
-        raise UndecodableImage("the array holds no images")
-    if count > max_images:
-        raise TooManyImages(f"{count:,} images in one array; at most {max_images:,} are accepted")
-    if len(data) - offset != count * size * size:
-        raise UndecodableImage(f"the array's header promises {count:,} images, its data are of another length")
-    flat = np.frombuffer(data, np.uint8, offset=offset)
-    return np.ascontiguousarray(flat.reshape(shape, order=order).reshape(count, size, size))
 
 
 def _error_text(kind: str, error: Exception) -> str:

@@ -1,5 +1,7 @@
 """Errors of the image decoders. Each message is a sentence for the client that sent the image."""
 
+TOO_MUCH_MEMORY = "decoding this image takes too much memory"
+
 
 class ImageError(ValueError):
     """An upload that cannot be used; the message says why."""
@@ -14,7 +16,7 @@ class UnsupportedImage(ImageError):
 
 
 class DecodingTooLong(ImageError):
-    """Decoding took more CPU time than one image may take, or ended its process."""
+    """Decoding takes more CPU time or memory than one image may take, or ended its process."""
 
 
 class ImageTooLarge(ImageError):

@@ -9,7 +9,6 @@ import re
 import struct
 import zlib
 from collections.abc import Iterator
-from typing import Literal
 
 from app.detection.imaging.errors import UndecodableImage, UnsupportedImage
 
@@ -133,6 +132,7 @@ def _text_length(name: bytes, body: bytes) -> int:
 
 
 _GIF_BLOCK = re.compile(rb"[!,;]")  # begins an extension, begins a picture, ends the file
+_MAX_EXTENSIONS = 1000  # before the first picture
 
 
 def strip_gif(data: bytes) -> bytes:
@@ -141,9 +141,11 @@ def strip_gif(data: bytes) -> bytes:
     Pillow would gather all comments, and copy what it has for each further block of 255 bytes. A damaged file is cut where its
     blocks cannot be followed, and the decoder refuses it.
     """
-    position = gif_header_length(data)
+    position, extensions = gif_header_length(data), 0
     header, control = data[:position], b""
     while (found := _GIF_BLOCK.search(data, position)) and found[0] == b"!":
+        if (extensions := extensions + 1) > _MAX_EXTENSIONS:
+            raise UndecodableImage("damaged GIF: more extensions than any program writes")
         position, end = found.start(), _after_gif_blocks(data, found.start() + 2)
         if data[position + 1 : position + 2] == b"\xf9":
             control = data[position:end]
@@ -202,7 +204,6 @@ _EOI, _SOS, _COM = 0xD9, 0xDA, 0xFE
 _JFIF, _EXIF, _ADOBE = 0xE0, 0xE1, 0xEE  # the JFIF and Adobe segments define the colour space
 _WITHOUT_LENGTH = (0x01, 0xD8)
 _ARITHMETIC = (0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF)  # frames; twenty times as slow to decode, and no camera writes them
-_SCAN = b"\xff\xda\x00"  # a scan's marker, and the first byte of its length, which is at most 14
 
 
 def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
@@ -240,10 +241,21 @@ def _jpeg_size(data: bytes) -> tuple[int, int]:
 
 
 def count_jpeg_scans(data: bytes) -> int:
-    """Return how many scans of the first picture begin in `data`; those of a preview in its EXIF data do not count."""
-    start = next((start for marker, start, _ in _jpeg_segments(data) if marker == _SOS), 0)
-    end = data.find(b"\xff\xd9", start)  # phones append other pictures
-    return data.count(_SCAN, start, end if end >= 0 else None)
+    """Return how many scans of the first picture begin in `data`; those of a preview in its EXIF data do not count.
+
+    Phones append other pictures, so the end of the first one counts, and not one inside of a comment. What follows more
+    segments than any camera writes is not read: it counts as scans.
+    """
+    scans, position = 1, next((end for marker, _, end in _jpeg_segments(data) if marker == _SOS), 0)
+    for _ in range(_MAX_SEGMENTS):
+        found = _JPEG_MARKER.search(data, position)
+        if found is None or (marker := data[found.end() - 1]) == _EOI:
+            return scans
+        scans += marker == _SOS
+        position = found.end()
+        if marker not in _WITHOUT_LENGTH:
+            position += int.from_bytes(data[position : position + 2])
+    return _MAX_SEGMENTS
 
 
 def strip_jpeg(data: bytes) -> bytes:
@@ -261,32 +273,3 @@ def strip_jpeg(data: bytes) -> bytes:
         if marker != _SOS:
             kept.append(data[start:end])
     return b"".join([*kept, data[start:]])
-
-
-def read_npy_header(data: bytes) -> tuple[tuple[int, ...], Literal["C", "F"], int]:
-    """Return shape, memory order and data offset in bytes of a uint8 array in .npy format, versions 1 to 3 (NEP 1).
-
-    Raises UndecodableImage. Regular expressions match the fields in 5 us; numpy's reader takes 21 us and emits Python
-    warnings about the client's text.
-    """
-    if data[:6] != b"\x93NUMPY":
-        raise UndecodableImage("not a .npy array: no known signature")
-    if data[6:8] not in (b"\x01\x00", b"\x02\x00", b"\x03\x00"):
-        raise UndecodableImage("a .npy array of an unknown version; versions 1 to 3 are read")
-    start = 10 if data[6] == 1 else 12
-    end = start + int.from_bytes(data[8:start], "little")
-    if len(data) < max(start, end):
-        raise UndecodableImage("truncated .npy header")
-    header = data[start : min(end, start + 1024)]
-    if re.search(rb"['\"]descr['\"]\s*:\s*['\"][|<>=]?u1['\"]", header) is None:
-        raise UndecodableImage("the array's type is not uint8; send 0 for background to 255 for ink")
-    shape = _npy_field(header, b"shape", rb"\([\d\s,]{0,64}\)")
-    order: Literal["C", "F"] = "F" if _npy_field(header, b"fortran_order", rb"True|False") == b"True" else "C"
-    return tuple(int(number) for number in re.findall(rb"\d+", shape)), order, end
-
-
-def _npy_field(header: bytes, name: bytes, pattern: bytes) -> bytes:
-    found = re.search(rb"['\"]" + name + rb"['\"]\s*:\s*(" + pattern + rb")\s*[,}]", header)
-    if found is None:
-        raise UndecodableImage(f"the .npy header has no readable '{name.decode()}'")
-    return bytes(found[1])

@@ -13,14 +13,13 @@ from typing import NamedTuple
 
 from app.detection.imaging.decode import Preprocess, load_codecs
 from app.detection.imaging.decoding_cost import decoding_seconds
-from app.detection.imaging.errors import DecodingTooLong, ImageError
+from app.detection.imaging.errors import TOO_MUCH_MEMORY, DecodingTooLong, ImageError
 from app.detection.imaging.preprocess import PreprocessedImage
 from app.detection.imaging.upload_warnings import decode_upload
 from app.serving.engine.memory import keep_freed_memory
 
 _MEMORY_BYTES = 384 * 2**20  # beside the memory of the libraries; the most for an accepted file is 210 MiB
 _KEPT_BYTES = 4 * 2**20  # of freed memory: without them a photograph takes a third more time
-_SLOWEST_S, _HOPELESS = 2.0, 4  # seconds of CPU time for one image; no estimate is wrong by more than this factor
 _NICE = 5  # the event loop goes first
 
 load_codecs()  # once, in the process that all decoder processes are forked from
@@ -59,22 +58,19 @@ def decode_within(
 ) -> Decoded:
     """Decode one image with `decode_upload`, if the estimate from its header is at most `max_expected_s` CPU seconds.
 
-    A file with a far too large estimate is an ImageError too. The kernel ends the process with SIGPROF after
-    `cpu_limit_s` seconds of CPU time.
+    The kernel ends the process with SIGPROF after `cpu_limit_s` seconds of CPU time.
     """
     began, started, expected = time.perf_counter(), time.process_time(), 0.0
     image: PreprocessedImage | ImageError | None = None
     signal.setitimer(signal.ITIMER_PROF, cpu_limit_s)
     try:
         expected = decoding_seconds(data, max_pixels)
-        if expected > _HOPELESS * _SLOWEST_S:
-            image = DecodingTooLong("decoding this image would take too long")
-        elif expected <= max_expected_s:
+        if expected <= max_expected_s:
             image = decode_upload(data, preprocess=preprocess, max_pixels=max_pixels, size=size)
     except ImageError as error:
         image = error.with_traceback(None)
     except MemoryError:
-        image = DecodingTooLong("decoding this image takes too much memory")
+        image = DecodingTooLong(TOO_MUCH_MEMORY)
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
     return Decoded(image, expected, time.process_time() - started, time.perf_counter() - began)

@@ -2,6 +2,7 @@
 
 import io
 import struct
+import time
 import tracemalloc
 import warnings
 import zlib
@@ -15,7 +16,6 @@ from PIL import Image
 from strokes import stroke_images
 
 from app.detection.imaging.decode import (
-    decode_array,
     decode_image,
     decode_scanlines,
     decodes_quickly,
@@ -23,8 +23,8 @@ from app.detection.imaging.decode import (
     plain_scanlines,
 )
 from app.detection.imaging.decoding_cost import decoding_seconds, tiff_pixels
-from app.detection.imaging.errors import ImageError, ImageTooLarge, TooManyImages, UndecodableImage, UnsupportedImage
-from app.detection.imaging.file_headers import strip_jpeg
+from app.detection.imaging.errors import DecodingTooLong, ImageError, ImageTooLarge, UndecodableImage, UnsupportedImage
+from app.detection.imaging.file_headers import gif_header_length, strip_jpeg
 
 FORMATS = ["PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF"]
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -319,6 +319,13 @@ def gif_of_a_larger_picture():
     return file[:6] + b"\x01\x00\x01\x00" + file[10:]
 
 
+def gif_of_extensions():
+    """Thousands of empty ones before the picture."""
+    file = saved(seven(28), "GIF")
+    start = gif_header_length(file)
+    return file[:start] + b"!\xf9\x00" * 3000 + file[start:]
+
+
 def tiff_with_two_tile_sizes():
     """Libraries differ in which of two equal fields they read: here 16 and 8,000 pixels."""
     sizes = ((322, 4, 1, 8_000), (322, 4, 1, 16), (323, 4, 1, 8_000), (323, 4, 1, 16))
@@ -326,6 +333,15 @@ def tiff_with_two_tile_sizes():
     return tiff(
         (256, 4, 1, 16), (257, 4, 1, 16), *rest, *sizes, (324, 4, 1, 200), (325, 4, 1, 40), tail=zlib.compress(bytes(256))
     )
+
+
+PLAIN_TIFF = ((256, 4, 1, 28), (257, 4, 1, 28), (258, 3, 1, 8), (262, 3, 1, 1), (273, 4, 1, 8), (279, 4, 1, 784))
+
+
+def tiff_with_exif(*entries):
+    """A page of 28x28 pixels, and a directory of EXIF data."""
+    length = len(tiff(*PLAIN_TIFF, (34665, 4, 1, 0)))
+    return tiff(*PLAIN_TIFF, (34665, 4, 1, length), tail=tiff(*entries)[8:] + bytes(10_000))
 
 
 def run_length_bmp(width, height, packed, method=1):
@@ -374,6 +390,12 @@ HOSTILE = {
         28, 100, body=b"\x78\x01" + b"\x00\x00\x00\xff\xff" * 9_000 + zlib.compress(bytes(29 * 100))[2:]
     ),
     "tiff with a width of 64 bits": tiff((256, 16, 1, 8), (257, 4, 1, 28), (273, 4, 1, 8), (279, 4, 1, 28), tail=bytes(99)),
+    "gif of extensions": gif_of_extensions(),
+    "tiff of fractions": tiff(*PLAIN_TIFF, (282, 5, 100_000, 8), tail=bytes(800_000)),
+    "tiff of fractions in its EXIF data": tiff_with_exif((282, 5, 300, 8)),
+    "tiff of numbers in its EXIF data": tiff_with_exif((40_000, 3, 1000, 8)),
+    "tiff of fields in its EXIF data": tiff_with_exif(*((40_000, 3, 1, 8) for _ in range(1000))),
+    "tiff whose EXIF data are at a byte": tiff(*PLAIN_TIFF, (34665, 6, 1, 8)),
     "webp of nothing": b"RIFF\x04\x00\x00\x00WEBP",
     "gif of nothing": b"GIF89a\x1c\x00\x1c\x00\x00\x00\x00",
     "tiff in circles": b"II*\x00\x08\x00\x00\x00\x00\x00\x08\x00\x00\x00",
@@ -389,6 +411,34 @@ def test_hostile_files_are_refused_in_words(data, preprocess):
         decode_image(data, preprocess=preprocess)
     assert str(refused.value)
     assert not any(sign in str(refused.value) for sign in ("<", "0x", "/", "Error", "b'"))
+
+
+def jpeg_with_a_false_end(scans=150):
+    """A comment that looks like the end of the file, and then the last scan again and again."""
+    whole = saved(seven(3000), "JPEG", progressive=True)
+    first, last = whole.index(b"\xff\xda"), whole.rindex(b"\xff\xda")
+    second = whole.index(b"\xff\xc4", first)
+    return whole[:second] + b"\xff\xfe\x00\x06\xff\xd9\x00\x00" + whole[second:-2] + whole[last:-2] * scans + b"\xff\xd9"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        jpeg_with_a_false_end(),
+        tiff(
+            *((256, 4, 1, 1), (257, 4, 1, 28), (258, 3, 1, 8), (262, 3, 1, 1), (273, 4, 10**6, 8), (278, 4, 1, 1)),
+            *((279, 4, 10**6, 8),),
+            tail=bytes(4 * 10**6),
+        ),
+    ],
+    ids=["scans behind a false end", "strips that Pillow reads one by one"],
+)
+def test_what_takes_far_longer_than_any_image_is_not_begun(data):
+    """The command line has no limit on CPU time."""
+    started = time.process_time()
+    with pytest.raises(DecodingTooLong):
+        decode_image(data)
+    assert time.process_time() - started < 0.5
 
 
 @pytest.mark.parametrize(
@@ -643,88 +693,6 @@ def test_decoding_is_the_same_from_many_threads():
     with ThreadPoolExecutor(8) as pool:
         together = list(pool.map(lambda file: decode_image(file).image, files))
     assert all(np.array_equal(one, other) for one, other in zip(alone, together, strict=True))
-
-
-# -------------------------------------------------------------------------------------------------- arrays
-
-
-@pytest.mark.parametrize("version", [(1, 0), (2, 0), (3, 0)])
-@pytest.mark.parametrize("shape", [(5, 28, 28), (28, 28), (1, 28, 28)])
-@pytest.mark.parametrize("order", ["C", "F"])
-def test_arrays_come_back_as_they_were(version, shape, order):
-    """Every version of the format, either memory order, one image or many."""
-    images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-    decoded = decode_array(npy(np.asarray(images, order=order), version))
-    assert np.array_equal(decoded, images.reshape(-1, 28, 28))
-
-
-def test_arrays_in_order_are_not_copied():
-    """A C-ordered array is a view of the bytes received."""
-    assert decode_array(npy(np.zeros((100, 28, 28), np.uint8))).base is not None
-
-
-def with_header(text: str, body: bytes = b"", version: int = 1) -> bytes:
-    header = text.encode()
-    return b"\x93NUMPY" + bytes([version, 0]) + struct.pack("<H" if version == 1 else "<I", len(header)) + header + body
-
-
-GOOD = "{'descr': '|u1', 'fortran_order': False, 'shape': (%s), }"
-BAD_ARRAYS = {
-    "empty": b"",
-    "not npy": b"PK\x03\x04" + b"\x00" * 100,
-    "magic alone": b"\x93NUMPY\x01\x00",
-    "version 9": b"\x93NUMPY\x09\x00\x10\x00" + b" " * 16,
-    "header longer than the file": b"\x93NUMPY\x02\x00\xff\xff\xff\xff{",
-    "floats": npy(np.zeros((2, 28, 28), np.float32)),
-    "nan": npy(np.full((2, 28, 28), np.nan)),
-    "signed": npy(np.zeros((2, 28, 28), np.int8)),
-    "objects": npy(np.array([[None] * 28] * 28, dtype=object)),
-    "records": npy(np.zeros((28, 28), [("a", "u1")])),
-    "flat": npy(np.zeros((2, 784), np.uint8)),
-    "32x32": npy(np.zeros((2, 32, 32), np.uint8)),
-    "four axes": npy(np.zeros((2, 1, 28, 28), np.uint8)),
-    "scalar": npy(np.uint8(3)),
-    "no images": npy(np.zeros((0, 28, 28), np.uint8)),
-    "trailing bytes": npy(np.zeros((2, 28, 28), np.uint8)) + b"\x00",
-    "missing bytes": npy(np.zeros((2, 28, 28), np.uint8))[:-1],
-    "promises too much": with_header(GOOD % "9999, 28, 28", b"\x00" * 784),
-    "negative": with_header(GOOD % "-1, 28, 28", b"\x00" * 784),
-    "huge number": with_header(GOOD % ("9" * 60), b"\x00" * 784),
-    "nested": with_header("(" * 5000),
-    "code": with_header("{'descr': '|u1', 'fortran_order': False, 'shape': __import__('os').getcwd(), }"),
-    "no shape": with_header("{'descr': '|u1', 'fortran_order': False}"),
-    "not text": with_header("{'descr': '|u1', 'fortran_order': 1, 'shape': (28, 28)}", b"\x00" * 784),
-}
-
-
-@pytest.mark.parametrize("data", BAD_ARRAYS.values(), ids=BAD_ARRAYS.keys())
-def test_bad_arrays_are_refused(data):
-    """Wrong type, wrong shape, a header that lies: each is refused in a sentence."""
-    with pytest.raises(UndecodableImage) as refused:
-        decode_array(data)
-    assert len(str(refused.value)) > 10
-
-
-def test_too_many_images_are_refused():
-    """The count is checked against the limit, before the length of the data."""
-    with pytest.raises(TooManyImages, match="3 images in one array; at most 2"):
-        decode_array(npy(np.zeros((3, 28, 28), np.uint8)), max_images=2)
-    with pytest.raises(TooManyImages):
-        decode_array(with_header(GOOD % "999999999999, 28, 28"))
-
-
-@settings(max_examples=200, deadline=None)
-@given(data=st.data())
-def test_mutated_arrays_raise_nothing_else(data):
-    """Any bytes of the header changed: an array of images or an ImageError."""
-    file = bytearray(npy(np.zeros((1, 28, 28), np.uint8)))
-    for _ in range(data.draw(st.integers(1, 5))):
-        file[data.draw(st.integers(0, 130))] = data.draw(st.integers(0, 255))
-    try:
-        images = decode_array(bytes(file))
-    except ImageError:
-        return
-    assert images.shape[1:] == (28, 28)
 
 
 # -------------------------------------------------------------------------------------------------- back to PNG

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import itertools
 import logging
 import multiprocessing
 import os
@@ -25,7 +26,7 @@ from app.detection.detector import Detector
 from app.detection.imaging.upload_features import FEATURE_NAMES
 from app.detection.runtimes import choose_device
 from app.serving.api.demo_page import add_page
-from app.serving.api.health import HealthEndpoints, ServerStatus
+from app.serving.api.health import HealthEndpoints
 from app.serving.api.model_info import ModelInfoEndpoints
 from app.serving.api.open_inference import OpenInference
 from app.serving.api.predict import Endpoints
@@ -78,21 +79,20 @@ class _Engine:
         self.metrics = Metrics(Path(shared) if shared else None)
         deadline_s = settings.deadline_ms / 1000
         self.stages = Stages(
-            arrays=ThreadStage("arrays", deadline_s=deadline_s, max_jobs=settings.max_waiting, niceness=_ARRAYS_NICENESS),
-            pictures=ThreadStage("pictures", deadline_s=deadline_s, max_jobs=settings.max_waiting),
+            arrays=ThreadStage("arrays", deadline_s=deadline_s, niceness=_ARRAYS_NICENESS),
+            pictures=ThreadStage("pictures", deadline_s=deadline_s),
         )
         self.models = Models(settings.model, self._make_model, partial(_other_names, settings))
-        self.admission = Admission(max_waiting=settings.max_waiting, deadline_s=deadline_s)
+        self.admission = Admission(settings.max_waiting)
         self.decoders = Decoders(
             processes=settings.decoders,
             max_pixels=settings.max_pixels,
             deadline_s=deadline_s,
-            max_jobs=settings.max_waiting,
             on_stopped=self.metrics.record_stopped_decoder,
         )
-        self.uploads = Uploads(settings, self.admission, self.decoders, self.stages)
+        self.uploads = Uploads(settings, self.decoders, self.stages)
         self.draining = Draining(on_close=partial(self.decoders.finish_within, _CLOSING_S))
-        self.health = HealthEndpoints(self.models, ServerStatus(self.draining, self.admission, self.metrics))
+        self.health = HealthEndpoints(self.models, self.draining, self.admission, self.metrics)
         self.access_log = AccessLog(as_json=settings.log_format == "json") if settings.access_log else None
 
     @asynccontextmanager
@@ -115,7 +115,7 @@ class _Engine:
             task.cancel()
         await asyncio.to_thread(self.decoders.close)
         self.stages.close()
-        self.metrics.flush()
+        self.metrics.close()
         if self.access_log is not None:
             self.access_log.flush()
 
@@ -134,17 +134,19 @@ class _Engine:
 
         A worker stops when its supervisor was killed: it would keep the port, and nothing would restart or stop it.
         """
-        supervisor, seconds = multiprocessing.parent_process(), 0
-        while True:
+        supervisor = multiprocessing.parent_process()
+        for second in itertools.count(1):
             await asyncio.sleep(1)
-            await self.health.update_metrics()
-            seconds += 1
             if supervisor is not None and not supervisor.is_alive():
                 logger.error("the process that started this worker has ended; the worker stops")
                 signal.raise_signal(signal.SIGTERM)
                 supervisor = None
-            if seconds % _TRIM_INTERVAL_S == 0:
-                await asyncio.to_thread(return_free_memory)
+            try:
+                await self.health.update_metrics()
+                if second % _TRIM_INTERVAL_S == 0:
+                    await asyncio.to_thread(return_free_memory)
+            except Exception:  # for instance no thread can be started: it is tried again
+                logger.exception("the work of each second failed")
 
 
 def create_app(settings: Settings) -> ASGIApp:
@@ -160,7 +162,7 @@ def create_app(settings: Settings) -> ASGIApp:
     model_info = ModelInfoEndpoints(models, engine.stages.pictures, settings)
     open_inference = OpenInference(models, engine.uploads, admission, engine.stages, engine.draining, metrics, settings)
     app = FastAPI(lifespan=engine.lifespan, **_DOCUMENT)
-    problem_responses = ProblemResponses(metrics)
+    problem_responses = ProblemResponses(metrics, settings.deadline_ms)
     problem_responses.add_to(app)
     add_routes(app, endpoints, model_info, engine.health, open_inference, key_optional=auth.disabled)
     add_page(app)
@@ -208,7 +210,7 @@ def _with_optional_middleware(app: ASGIApp, paths: set[str], settings: Settings)
                 "Inference-Header-Content-Length",
             ],
         )
-    app = with_tracing(app, paths, os.environ)
+    app = with_tracing(app, paths, settings.root_path, os.environ)
     if settings.trusted_proxies:
         app = cast(ASGIApp, ProxyHeadersMiddleware(cast(Any, app), trusted_hosts=settings.trusted_proxies))
     return app

@@ -72,7 +72,7 @@ def _write_detector(bundle: "Bundle", folder: Path, to: Path) -> None:
     from app.detection.bundle import DECODER_ONNX, DETECTOR_ONNX
     from app.detection.store import REPORT
     from app.serving.api.calibration_summary import summarise_calibration
-    from app.serving.api.model_info import latent_points
+    from app.serving.api.model_info import LATENT, latent_points
     from app.serving.api.responses import json_bytes
     from app.serving.schemas import ModelCard, ModelList, ServedModel
 
@@ -98,8 +98,8 @@ def _write_detector(bundle: "Bundle", folder: Path, to: Path) -> None:
         "calibration": summarise_calibration(bundle),
         "readyz": {"refused_versions": []},
     }
-    if (folder / REPORT / "latent.npz").is_file():
-        contents["latent"] = latent_points(folder / REPORT / "latent.npz")
+    if (folder / REPORT / LATENT).is_file():
+        contents["latent"] = latent_points((folder / REPORT / LATENT).read_bytes())
     for name, content in contents.items():
         (answers / f"{name}.json").write_bytes(json_bytes(content))
     (answers / "scores.bin").write_bytes(bundle.calibration.scores.astype("<f4").tobytes())

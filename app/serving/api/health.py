@@ -2,7 +2,6 @@
 
 import asyncio
 from dataclasses import asdict
-from typing import NamedTuple
 
 from fastapi import APIRouter, Depends
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4 as METRICS_TYPE
@@ -21,20 +20,14 @@ from app.serving.telemetry.metrics import Metrics
 _SCRAPE_PAUSE = 4  # times the duration of a scrape: the shortest time until the next
 
 
-class ServerStatus(NamedTuple):
-    """The objects that hold the state of the server."""
-
-    draining: Draining
-    admission: Admission
-    metrics: Metrics
-
-
 class HealthEndpoints:
     """/livez, /readyz, /metrics, /drift and /problems/{type}."""
 
-    def __init__(self, models: Models, status: ServerStatus) -> None:
+    def __init__(self, models: Models, draining: Draining, admission: Admission, metrics: Metrics) -> None:
         self._models = models
-        self._status = status
+        self._draining = draining
+        self._admission = admission
+        self._metrics = metrics
         self._scraping = asyncio.Lock()
         self._scrape_due = 0.0  # loop time before which no further scrape begins
         self._next_scrape: asyncio.Task[bytes] | None = None  # has not begun
@@ -70,7 +63,7 @@ class HealthEndpoints:
 
     async def readyz(self) -> schemas.Readiness:
         """Readiness: the default model is loaded and has passed its self-check, and the server is not shutting down."""
-        if self._status.draining.on:
+        if self._draining.on:
             raise Unavailable("The server is shutting down.", {"retry-after": "1"})
         detector = self._models.default.inference.detector
         return schemas.Readiness(
@@ -100,7 +93,7 @@ class HealthEndpoints:
             self._next_scrape = None
             await self.update_metrics()
             began = clock()
-            text = await asyncio.to_thread(self._status.metrics.text)
+            text = await asyncio.to_thread(self._metrics.text)
             self._scrape_due = clock() + _SCRAPE_PAUSE * (clock() - began)
         return text
 
@@ -120,8 +113,8 @@ class HealthEndpoints:
 
     async def update_metrics(self) -> None:
         """Bring the drift monitors, the gauges of the current state and the buffered counts up to date."""
-        self._status.metrics.set_in_flight(self._status.admission.in_flight)
+        self._metrics.set_in_flight(self._admission.in_flight)
         for model in self._models:
             await asyncio.to_thread(model.monitor.update_drift)
             model.update_gauges()
-        self._status.metrics.flush()
+        self._metrics.flush()

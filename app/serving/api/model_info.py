@@ -2,10 +2,8 @@
 
 import asyncio
 import os
-from collections.abc import Callable
-from functools import lru_cache
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec
+from typing import Any
 
 import numpy as np
 from fastapi import APIRouter
@@ -23,21 +21,21 @@ from app.serving.api.calibration_summary import CalibrationSummary, summarise_ca
 from app.serving.api.openapi import API_KEY, BINARY, ModelName, json_body, problems
 from app.serving.api.query import JSON, PNG
 from app.serving.api.responses import json_bytes, model_entry, picture_text, to_uint8
+from app.serving.engine.daemon_threads import start_daemon
 from app.serving.engine.models import Model, Models
 from app.serving.engine.thread_stage import Deadline, ThreadStage
-from app.serving.errors import DeadlinePassed, NotFound, OutOfRange, from_validation_error
+from app.serving.errors import NotFound, OutOfRange, from_validation_error
 from app.serving.http.body import read_body
 from app.serving.settings import Settings
 
+LATENT = "latent.npz"  # of the report
+
 _COORDINATE_BYTES = 64  # of JSON: all digits of a coordinate fit
-_POINT_S, _LATENT_S = 60e-6, 0.05  # cost of a point of /decode, of the map of the latent space
+_POINT_S, _LATENT_S = 60e-6, 0.005  # cost of a point of /decode, of the map of the latent space
 _MAX_LATENT = 2000  # points of /latent
 _CHUNK_POINTS = 64  # between two looks at the deadline
 _MAX_QUOTES = 64  # in the body of /decode, which has one key
 _MAX_DECODE_BYTES = 2**19  # parsed in 15 ms on the event loop; 1,024 points of 25 such coordinates fit
-
-
-Parameters = ParamSpec("Parameters")
 
 
 class PngResponse(Response):
@@ -93,27 +91,25 @@ class ModelInfoEndpoints:
     async def report_picture(self, request: Request, picture: str, model: ModelName = None) -> Response:
         """A picture of the model's report, named in `files` of the card."""
         bundle = self._detector(model).bundle
-        path = _report_file(bundle, picture) if picture.endswith(".png") else None
-        if path is None:
+        if not picture.endswith(".png") or not _has_in_report(bundle, picture):
             pictures = sorted(name.removeprefix(f"{REPORT}/") for name in bundle.card.files if name.endswith(".png"))
             raise NotFound(f"The report has no such picture; it has: {', '.join(pictures) or 'none'}.")
         etag = _etag(bundle, picture)
         if (response := not_modified(request, etag)) is not None:
             return response
-        try:
-            content = await asyncio.to_thread(path.read_bytes)
-        except OSError:
-            raise NotFound("This version was deleted from the store.") from None
+        content = await self._read_report(bundle, picture)
         return PngResponse(content, headers={"ETag": etag, "Cache-Control": "no-cache"})
 
     async def latent(self, request: Request, model: ModelName = None) -> Response:
         """Coordinates of test images in the latent space, with their labels."""
         bundle = self._detector(model).bundle
-        path = _report_file(bundle, "latent.npz")
-        if path is None:
+        if not _has_in_report(bundle, LATENT):
             raise NotFound("This version has no map of its latent space.")
-        etag = _etag(bundle, "latent.npz")
-        return not_modified(request, etag) or await self._on_thread(_LATENT_S, _latent_response, path, request, etag)
+        etag = _etag(bundle, LATENT)
+        if (response := not_modified(request, etag)) is not None:
+            return response
+        content = await self._read_report(bundle, LATENT)
+        return await self._pictures.run(_LATENT_S, self._due(), _latent_response, content, request, etag)
 
     async def decode(self, request: Request, model: ModelName = None) -> Response:
         """The images that the decoder makes of points in the latent space."""
@@ -131,21 +127,22 @@ class ModelInfoEndpoints:
         if any(len(point) != dimensions for point in points):
             raise OutOfRange(f"Each point of embedding must have {dimensions} coordinates.")
         cost = len(points) * _POINT_S
-        return await self._on_thread(cost, _decode_response, request, detector, np.array(points, np.float32))
+        return await self._pictures.run(cost, self._due(), _decode_response, request, detector, np.array(points, np.float32))
 
-    async def _on_thread(
-        self,
-        cost_s: float,
-        work: Callable[Concatenate[Deadline, Parameters], Response],
-        *arguments: Parameters.args,
-        **options: Parameters.kwargs,
-    ) -> Response:
-        """The response that `work` makes on the thread. Raises DeadlinePassed or Overloaded."""
-        due = asyncio.get_running_loop().time() + self._deadline_s
+    async def _read_report(self, bundle: Bundle, name: str) -> bytes:
+        """A file of the report, read beside the event loop: the store's disk may hang. Raises NotFound or TimeoutError."""
+        assert bundle.folder is not None
         try:
-            return await self._pictures.run(cost_s, due, work, *arguments, **options)
+            async with asyncio.timeout_at(self._due()):
+                return await asyncio.wrap_future(start_daemon((bundle.folder / REPORT / name).read_bytes))
         except TimeoutError:
-            raise DeadlinePassed("The request was not answered before its deadline; the server is busy.") from None
+            raise
+        except OSError:
+            raise NotFound("This version was deleted from the store.") from None
+
+    def _due(self) -> float:
+        """The time of the event loop by which a request that comes now must be answered."""
+        return asyncio.get_running_loop().time() + self._deadline_s
 
     def _detector(self, model: str | None) -> Detector:
         return self._models.find(model).inference.detector
@@ -181,32 +178,21 @@ def resident_memory_bytes() -> int | None:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-def _report_file(bundle: Bundle, name: str) -> Path | None:
-    """A file of the report; None if the card does not list it, or if the version was deleted from the store."""
-    listed = f"{REPORT}/{name}"
-    if bundle.folder is None or listed not in bundle.card.files or not (bundle.folder / listed).is_file():
-        return None
-    return bundle.folder / listed
+def _has_in_report(bundle: Bundle, name: str) -> bool:
+    return bundle.folder is not None and f"{REPORT}/{name}" in bundle.card.files
 
 
-def _latent_response(deadline: Deadline, path: Path, request: Request, etag: str) -> Response:
+def _latent_response(deadline: Deadline, content: bytes, request: Request, etag: str) -> Response:
     """latent.npz -> JSON. Written by hand: pydantic would check all points on the event loop."""
     try:
-        content = _latent_json(path, etag)
-    except (OSError, KeyError, BundleError):
+        return cacheable(request, json_bytes(latent_points(content)), JSON, etag)
+    except (KeyError, BundleError):
         raise NotFound("The map of this version's latent space cannot be read.") from None
-    return cacheable(request, content, JSON, etag)
 
 
-@lru_cache(maxsize=4)  # 34 KB each
-def _latent_json(path: Path, etag: str) -> bytes:
-    """The JSON of a latent.npz; `etag` tells apart versions that had the same path."""
-    return json_bytes(latent_points(path))
-
-
-def latent_points(path: Path) -> dict[str, Any]:
-    """The fields of schemas.Latent from a latent.npz. Raises OSError, KeyError or BundleError."""
-    arrays = read_npz(path.read_bytes(), path.name)
+def latent_points(content: bytes) -> dict[str, Any]:
+    """The fields of schemas.Latent from the content of a latent.npz. Raises KeyError or BundleError."""
+    arrays = read_npz(content, LATENT)
     step = max(1, -(-len(arrays["labels"]) // _MAX_LATENT))
     embeddings = arrays["embeddings"][::step].astype(np.float64).round(3)
     return {"embedding": embeddings.tolist(), "labels": arrays["labels"][::step].tolist()}

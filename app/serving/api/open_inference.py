@@ -31,7 +31,6 @@ from app.serving.api.output_tensors import (
     requested_alpha,
     requested_outputs,
 )
-from app.serving.api.predict import deadline_error
 from app.serving.api.query import NPY, read_options
 from app.serving.api.uploads import Uploads
 from app.serving.engine.admission import Admission
@@ -178,21 +177,18 @@ class OpenInference:
         body = bytes(await read_body(request.receive, headers, limit=settings.max_body_bytes))
         deadline, clock = loop.time() + settings.deadline_ms / 1000, time.perf_counter
         started = clock()
-        try:
-            with self._admission:
-                text, binary = split_body(body, headers.get(HEADER_LENGTH))
-                inputs = await self._read(text, binary, detector, deadline)
-                outputs = requested_outputs(inputs.request, pictures=_count(inputs) <= settings.max_pictures)
-                required = self._requirements(outputs, _count(inputs), watch=watch, alpha=requested_alpha(inputs.request))
-                job = await self._prepare(inputs, required, detector, deadline)
-                decoded = clock()
-                result = await self._score(inference, job, deadline)
-                if pinned and result.bundle is not detector.bundle:  # replaced while the request waited
-                    raise NotFound(f"Version {detector.bundle.card.version} is no longer in service.")
-                inferred = clock()
-                response = await self._render(inputs.request, outputs, result, deadline)
-        except TimeoutError:
-            raise deadline_error(settings) from None
+        with self._admission:
+            text, binary = split_body(body, headers.get(HEADER_LENGTH))
+            inputs = await self._read(text, binary, detector, deadline)
+            outputs = requested_outputs(inputs.request, pictures=_count(inputs) <= settings.max_pictures)
+            required = self._requirements(outputs, _count(inputs), watch=watch, alpha=requested_alpha(inputs.request))
+            job = await self._prepare(inputs, required, detector, deadline)
+            decoded = clock()
+            result = await self._score(inference, job, deadline)
+            if pinned and result.bundle is not detector.bundle:  # replaced while the request waited
+                raise NotFound(f"Version {detector.bundle.card.version} is no longer in service.")
+            inferred = clock()
+            response = await self._render(inputs.request, outputs, result, deadline)
         queue_s = max(inferred - decoded - result.infer_s, 0.0)
         seconds = (decoded - started, queue_s, result.infer_s, clock() - inferred)
         self._metrics.record_stages(*seconds)
@@ -206,8 +202,7 @@ class OpenInference:
         if len(text) <= _INLINE_BYTES and len(binary) <= _INLINE_BINARY_BYTES:
             return read_inputs(None, text, binary, limits)
         cost = len(text) * _JSON_BYTE_S + len(binary) * _BINARY_BYTE_S
-        with self._admission.elsewhere():
-            return await self._stages.pictures.run(cost, deadline, read_inputs, text, binary, limits)
+        return await self._stages.pictures.run(cost, deadline, read_inputs, text, binary, limits)
 
     def _requirements(self, outputs: list[Output], images: int, *, watch: bool, alpha: float | None) -> RequestedOutputs:
         """What the detector must compute. Raises TooLarge for too many reconstructions in JSON."""
@@ -236,8 +231,7 @@ class OpenInference:
 
     async def _score(self, inference: Inference, job: Job, deadline: float) -> InferenceResult:
         if job.features is None and len(job.images) > self._settings.max_batch_size:
-            with self._admission.elsewhere():
-                return await inference.infer_array(job.images, job.outputs, deadline=deadline)
+            return await inference.infer_array(job.images, job.outputs, deadline=deadline)
         return await inference.infer(job, deadline=deadline)
 
     async def _render(
@@ -247,8 +241,7 @@ class OpenInference:
         numbers = sum(count_numbers(result, each.name) // (_BINARY_SPEED if each.binary else 1) for each in outputs)
         if numbers <= _INLINE_NUMBERS:
             return render_outputs(None, request, outputs, result)
-        with self._admission.elsewhere():
-            return await self._stages.pictures.run(numbers * _NUMBER_S, deadline, render_outputs, request, outputs, result)
+        return await self._stages.pictures.run(numbers * _NUMBER_S, deadline, render_outputs, request, outputs, result)
 
     def _find(self, model: str, version: str | None = None) -> Inference:
         """The inference of a model in service. Raises UnknownModel, or NotFound if another version is in service."""

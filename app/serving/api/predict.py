@@ -22,7 +22,7 @@ from app.serving.engine.admission import Admission
 from app.serving.engine.inference import Inference, InferenceResult, Job, RequestedOutputs
 from app.serving.engine.models import Models
 from app.serving.engine.thread_stage import Deadline, Stages
-from app.serving.errors import DeadlinePassed, OutOfRange, TooLarge
+from app.serving.errors import OutOfRange, TooLarge
 from app.serving.settings import Settings
 from app.serving.telemetry.metrics import Metrics
 
@@ -97,6 +97,8 @@ class _InspectSpec(EndpointSpec):
 
 _SCORE, _EMBED, _RECONSTRUCT, _INSPECT = EndpointSpec(), _EmbedSpec(), _ReconstructSpec(), _InspectSpec()
 
+_NO_LIMIT = nullcontext()
+
 
 class _Call(NamedTuple):
     """One request, and the way in which it is answered."""
@@ -124,7 +126,7 @@ class Endpoints:
         self._models = models
         self._uploads = uploads
         self._admission = admission
-        self._large_arrays = Admission(max_waiting=settings.max_arrays, deadline_s=math.inf)
+        self._large_arrays = Admission(settings.max_arrays)
         self._stages = stages
         self._metrics = metrics
         self._settings = settings
@@ -156,11 +158,9 @@ class Endpoints:
         self._admission.check()  # before the body is read: a rejected body is only discarded
         body = await self._uploads.receive(request, headers)
         call = _Call(request, spec, media, options, inference, asyncio.get_running_loop().time() + self._deadline_s)
-        try:
-            with self._admission:
-                return await self._respond_to_body(call, body)
-        except TimeoutError:
-            raise deadline_error(self._settings) from None
+        is_large = body.kind == NPY and len(body.data) > self._settings.max_body_bytes
+        with self._admission, self._large_arrays if is_large else _NO_LIMIT:
+            return await self._respond_to_body(call, body)
 
     async def _respond_to_body(self, call: _Call, body: Body) -> Response:
         clock, spec, inference = time.perf_counter, call.spec, call.inference
@@ -176,9 +176,7 @@ class Endpoints:
         if upload.is_array:
             if call.media == NPY:
                 outputs = outputs._replace(error_maps=False)
-            is_large = len(body.data) > self._settings.max_body_bytes
-            with self._admission.elsewhere(), self._large_arrays if is_large else nullcontext():
-                result = await inference.infer_array(upload.images, outputs, deadline=call.deadline)
+            result = await inference.infer_array(upload.images, outputs, deadline=call.deadline)
         else:
             job = Job(upload.images, upload.features, outputs, upload.scanlines)
             result = await inference.infer(job, deadline=call.deadline)
@@ -189,8 +187,7 @@ class Endpoints:
         else:
             stage = self._stages.arrays if upload.is_array else self._stages.pictures
             cost = len(upload.infos) * (_PICTURE_S if spec.outputs.error_maps and call.media != NPY else _ENTRY_S)
-            with self._admission.elsewhere():
-                response = await stage.run(cost, call.deadline, _render_response, call, upload, result)
+            response = await stage.run(cost, call.deadline, _render_response, call, upload, result)
         decode_s = decoded - started + result.decode_s
         queue_s = max(inferred - decoded - result.infer_s - result.decode_s, 0.0)
         encode_s = clock() - inferred
@@ -211,11 +208,6 @@ class Endpoints:
         most = self._settings.max_pictures if media == JSON else min(self._settings.max_pictures, self._settings.max_images)
         if len(upload.infos) > most:
             raise TooLarge(f"At most {most:,} images are answered as {media}; ask with Accept: {NPY} or send fewer.")
-
-
-def deadline_error(settings: Settings) -> DeadlinePassed:
-    """The 504 for a request whose deadline passed."""
-    return DeadlinePassed(f"The request was not answered within {settings.deadline_ms:g} ms; the server is busy.")
 
 
 def _render_response(deadline: Deadline | None, call: _Call, upload: Upload, result: InferenceResult) -> Response:

@@ -19,7 +19,6 @@ from app.detection.imaging.upload_warnings import LOOKS_INVERTED, decode_upload,
 from app.serving.api.query import NPY
 from app.serving.api.responses import ImageInfo
 from app.serving.api.upload_errors import array_problem, form_problem, image_problem, unsupported_type
-from app.serving.engine.admission import Admission
 from app.serving.engine.decoders import DecodeOptions, Decoders, Result
 from app.serving.engine.thread_stage import Deadline, Stages
 from app.serving.errors import InvalidBody, NotAnImage, Problem, UnsupportedType
@@ -78,9 +77,8 @@ class Body:
 class Uploads:
     """Reads and decodes uploads under the limits of the settings."""
 
-    def __init__(self, settings: Settings, admission: Admission, decoders: Decoders, stages: Stages) -> None:
+    def __init__(self, settings: Settings, decoders: Decoders, stages: Stages) -> None:
         self._settings = settings
-        self._admission = admission
         self._decoders = decoders
         self._stages = stages
 
@@ -113,8 +111,7 @@ class Uploads:
         if len(array) <= _INLINE_ARRAY_IMAGES:
             return _array_upload(None, array, centre=centre)
         cost = len(array) * _ARRAY_IMAGE_S
-        with self._admission.elsewhere():
-            return await self._stages.arrays.run(cost, deadline, _array_upload, array, centre=centre)
+        return await self._stages.arrays.run(cost, deadline, _array_upload, array, centre=centre)
 
     async def decode(self, body: Body, preprocess: Preprocess, size: int, *, deadline: float) -> Upload:
         """The images of a file or form, size x size.
@@ -138,8 +135,7 @@ class Uploads:
             parts = _parse_form(None, body, self._settings.max_images)
         else:
             cost = len(body.data) * _FORM_BYTE_S
-            with self._admission.elsewhere():
-                parts = await self._stages.pictures.run(cost, deadline, _parse_form, body, self._settings.max_images)
+            parts = await self._stages.pictures.run(cost, deadline, _parse_form, body, self._settings.max_images)
         body.data = b""  # the parts are copies
         failed: dict[int, tuple[str, Problem]] = {
             index: (part.name, problem) for index, part in enumerate(parts) if (problem := _wrong_type(part))
@@ -162,8 +158,7 @@ class Uploads:
         """Decode the files of one request: here if it is one that decodes quickly, else in the decoder processes."""
         if len(files) == 1 and decodes_quickly(files[0], *options):  # 0.3 ms less than a process takes
             return [self._decode_here(files[0], options)]
-        with self._admission.elsewhere():
-            return await self._decoders.decode(files, options, deadline=deadline)
+        return await self._decoders.decode(files, options, deadline=deadline)
 
     def _decode_here(self, data: bytes, options: DecodeOptions) -> Result:
         try:

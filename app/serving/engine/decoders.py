@@ -23,6 +23,7 @@ from app.detection.imaging.file_headers import sniff
 from app.detection.imaging.preprocess import PreprocessedImage
 from app.serving.engine import decode_worker
 from app.serving.engine.admission import Overloaded, Pace, WorkQueue
+from app.serving.engine.daemon_threads import start_daemon
 from app.serving.engine.decode_worker import Decoded
 
 _FAST_LANE_S = 0.1  # CPU seconds at most, by the estimate: a JPEG of 30 or a PNG of 4 million pixels
@@ -69,8 +70,8 @@ class _CpuBudget:
 class _Lane:
     """A queue to the processes, and how many images of it the processes may have at once."""
 
-    def __init__(self, slots: int, servers: int, max_wait_s: float, max_jobs: int, cpu_limit_s: float) -> None:
-        self.queue = WorkQueue(servers=servers, max_wait_s=max_wait_s, max_jobs=max_jobs)
+    def __init__(self, slots: int, servers: int, max_wait_s: float, cpu_limit_s: float) -> None:
+        self.queue = WorkQueue(servers=servers, max_wait_s=max_wait_s)
         self.slots = asyncio.Semaphore(slots)
         self.cpu_limit_s = cpu_limit_s
 
@@ -78,17 +79,15 @@ class _Lane:
 class Decoders:
     """Decodes images in a pool of processes. Belongs to one event loop."""
 
-    def __init__(
-        self, *, processes: int, max_pixels: int, deadline_s: float, max_jobs: int, on_stopped: Callable[[str], None]
-    ) -> None:
+    def __init__(self, *, processes: int, max_pixels: int, deadline_s: float, on_stopped: Callable[[str], None]) -> None:
         """`on_stopped` is called with "cpu-limit", "killed" or "crash" when a process ended while it decoded an image."""
         self._processes = processes
         self._max_pixels = max_pixels
         self._on_stopped = on_stopped
         slow = max(1, processes - 1)
         self._free = asyncio.Semaphore(processes)  # images wait here for a process, not in the pool behind a slow one
-        self._fast = _Lane(processes, processes, _MAX_WAIT * deadline_s, max_jobs, _FAST_CPU_LIMIT_S)
-        self._slow = _Lane(slow, slow, _MAX_WAIT * deadline_s, max_jobs, _SLOW_CPU_LIMIT_S)
+        self._fast = _Lane(processes, processes, _MAX_WAIT * deadline_s, _FAST_CPU_LIMIT_S)
+        self._slow = _Lane(slow, slow, _MAX_WAIT * deadline_s, _SLOW_CPU_LIMIT_S)
         self._paces: defaultdict[tuple[str, int], Pace] = defaultdict(Pace)  # CPU seconds, of similar files
         self._timeouts: set[asyncio.Timeout] = set()  # of the requests in progress
         self._context = multiprocessing.get_context("forkserver")
@@ -137,8 +136,7 @@ class Decoders:
 
     def close(self) -> None:
         """Stop the processes, whatever they work on."""
-        self._pool.stop()  # type: ignore[no-untyped-call]
-        self._pool.join()
+        _stop(self._pool)
 
     async def _decode_one(self, file: _File, lane: _Lane, options: DecodeOptions, budget: _CpuBudget) -> Result:
         decoded = await self._run(lane, file, options, budget)
@@ -182,9 +180,13 @@ class Decoders:
         self._paces[file.pace_key].record(file.estimated_s, max(cpu_s, file.estimated_s) if failed else cpu_s)
 
     def _schedule(self, arguments: tuple[object, ...]) -> "ProcessFuture[Decoded]":
-        if not self._pool.active:
+        if not self._pool.active:  # pebble gives a pool up when an idle process ends, and leaves the others running
+            start_daemon(_stop, self._pool)
             self._pool = self._new_pool()
-        return self._pool.schedule(decode_worker.decode_within, args=arguments)
+        try:
+            return self._pool.schedule(decode_worker.decode_within, args=arguments)
+        except RuntimeError:  # it was given up since the line above
+            raise Overloaded(1) from None
 
     def _new_pool(self) -> ProcessPool:
         return ProcessPool(max_workers=self._processes, initializer=decode_worker.limit_process, context=self._context)
@@ -192,6 +194,12 @@ class Decoders:
     def _expected_seconds(self, file: _File) -> float:
         """CPU seconds that decoding will take: the estimate, corrected by the pace of similar files."""
         return min(file.estimated_s * self._paces[file.pace_key].ratio, _SLOW_CPU_LIMIT_S)
+
+
+def _stop(pool: ProcessPool) -> None:
+    """Stop the processes of a pool, whatever they work on."""
+    pool.stop()  # type: ignore[no-untyped-call]
+    pool.join()
 
 
 def _result_or_raise(result: PreprocessedImage | BaseException) -> Result:

@@ -117,13 +117,10 @@ class Model:
 
     async def try_load(self) -> None:
         """As `load`, but log every error and keep the version in service: no defect of a model may stop the others."""
-        before = dict(self.versions.rejected)
         try:
             await self.load()
-        except StoreError as error:
-            if self.versions.rejected != before:
-                stays = "the version in service stays" if self.inference.is_loaded else "it is not served"
-                logger.error("%s: %s: %s", self.name, stays, error)
+        except StoreError:
+            pass  # no version can serve; the reason of each was logged when it was refused
         except OSError as error:
             logger.error("%s: the store cannot be read: %s", self.name, error)
         except Exception:  # whatever a version does, the next one is looked at
@@ -206,6 +203,9 @@ class Models:
             names = await asyncio.wrap_future(start_daemon(self._list_names))
         except OSError as error:
             logger.error("the store cannot be read: %s", error)
+            return
+        except Exception:  # for instance no thread can be started: it is tried again
+            logger.exception("the store cannot be read")
             return
         added = [self._make(name) for name in names if name not in self._by_name]
         self._by_name |= {model.name: model for model in added}  # not in service until it is loaded

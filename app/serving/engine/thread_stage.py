@@ -32,9 +32,9 @@ class Deadline(NamedTuple):
 class ThreadStage:
     """One thread with a queue that is bounded in seconds of work. Belongs to one event loop."""
 
-    def __init__(self, name: str, *, deadline_s: float, max_jobs: int, niceness: int = 0) -> None:
+    def __init__(self, name: str, *, deadline_s: float, niceness: int = 0) -> None:
         """`niceness`: how far the thread's priority lies below that of the event loop (on Linux), from 0 to 19."""
-        self._queue = WorkQueue(servers=1, max_wait_s=_WAIT * deadline_s, max_jobs=max_jobs)
+        self._queue = WorkQueue(servers=1, max_wait_s=_WAIT * deadline_s)
         self._pool = ThreadPoolExecutor(
             max_workers=1, thread_name_prefix=name, initializer=_lower_priority, initargs=(niceness,)
         )

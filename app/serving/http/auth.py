@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from app.serving.errors import Unauthorized
+
 _KEY = re.compile(r"[\x21-\x7e]{16,}")
 
 
@@ -21,8 +23,8 @@ class ApiKeyAuth:
         self._digests = [(name, _digest(key)) for name, key in keys.items()]
         self.disabled = not keys  # every request is allowed
 
-    def authenticate(self, headers: Iterable[tuple[bytes, bytes]]) -> str | None:
-        """The name of the key in X-API-Key or `Authorization: Bearer`, or None if the key is missing or wrong.
+    def authenticate(self, headers: Iterable[tuple[bytes, bytes]]) -> str:
+        """The name of the key in X-API-Key or `Authorization: Bearer`. Raises Unauthorized if it is missing or wrong.
 
         Compares every key, each in constant time, so that the duration reveals nothing about the keys.
         """
@@ -31,6 +33,8 @@ class ApiKeyAuth:
         for name, digest in self._digests:
             if hmac.compare_digest(sent, digest):
                 found = name
+        if found is None:
+            raise Unauthorized("Send a key as X-API-Key or as Authorization: Bearer.", {"www-authenticate": "Bearer"})
         return found
 
 

@@ -15,7 +15,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.serving.errors import BadRequest, OutOfRange, Unauthorized, Unavailable, UnsupportedType
+from app.serving.errors import BadRequest, OutOfRange, Unavailable, UnsupportedType
 from app.serving.http.access_log import AccessLog, LoggedRequest
 from app.serving.http.auth import ApiKeyAuth
 from app.serving.http.body import MAX_DISCARDED_BODY_BYTES, ByteBudget, ByteRate, LimitedReceive
@@ -101,7 +101,7 @@ class RequestMiddleware:
                 await context.respond(Response(status_code=308, headers={"location": f"{path}/"}))
                 return
             if not self._auth.disabled and route not in PUBLIC_PATHS and not route.startswith(_PUBLIC_PREFIXES):
-                context.key_name = self._authenticate(scope)
+                context.key_name = self._auth.authenticate(scope["headers"])
             if endpoint is not None:
                 await context.respond(await endpoint(Request(scope, body)))
             else:
@@ -117,6 +117,7 @@ class RequestMiddleware:
                 await context.respond(self._problem_responses(scope, error))
         finally:
             body.release()
+            context.status = context.status or CLIENT_CLOSED_REQUEST  # the server stopped before the response
             seconds = time.perf_counter() - context.started
             self._metrics.record_request(route if endpoint else _route_template(context.scope), context.status, seconds)
             if self._access_log is not None:
@@ -133,13 +134,6 @@ class RequestMiddleware:
             await self.app(scope, context.receive, context.send)
         finally:
             context.scope["route"] = scope.get("route")
-
-    def _authenticate(self, scope: Scope) -> str:
-        """The name of the request's API key. Raises Unauthorized."""
-        name = self._auth.authenticate(scope["headers"])
-        if name is None:
-            raise Unauthorized("Send a key as X-API-Key or as Authorization: Bearer.", {"www-authenticate": "Bearer"})
-        return name
 
 
 class RequestContext:

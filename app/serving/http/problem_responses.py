@@ -20,6 +20,7 @@ from app.serving.errors import (
     MEDIA_TYPE,
     RESULT,
     BadRequest,
+    DeadlinePassed,
     InternalError,
     MethodNotAllowed,
     NotFound,
@@ -37,11 +38,14 @@ CLIENT_CLOSED_REQUEST = 499  # nginx's status for a client that left before its 
 class ProblemResponses:
     """Makes the response for an error, counts it, and logs it with its trace if it was not foreseen."""
 
-    def __init__(self, metrics: Metrics) -> None:
+    def __init__(self, metrics: Metrics, deadline_ms: float) -> None:
         self._metrics = metrics
+        self._deadline_ms = deadline_ms
         self.paths: list[str] = []  # of all routes, to suggest the nearest one for an unknown path
 
     def __call__(self, scope: Scope, error: Exception) -> Response:
+        if isinstance(error, TimeoutError):
+            error = DeadlinePassed(f"The request was not answered within {self._deadline_ms:g} ms; the server is busy.")
         problem = _routing_problem(scope, error, self.paths) or problem_for(error)
         if isinstance(problem, InternalError):
             logger.error("request %s failed", scope["state"]["request_id"], exc_info=error)
@@ -50,12 +54,15 @@ class ProblemResponses:
 
     def add_to(self, app: FastAPI) -> None:
         """Let `app` answer the errors of its endpoints, and its own, with problem responses."""
-        for kind in (Problem, Overloaded, NotLoaded, UnknownModel, HTTPException, RequestValidationError, Exception):
+        engine = (Overloaded, NotLoaded, UnknownModel, TimeoutError)
+        for kind in (Problem, *engine, HTTPException, RequestValidationError, Exception):
             app.add_exception_handler(kind, self._handle)
 
     async def _handle(self, request: Request, error: Exception) -> Response:
         if isinstance(error, ClientDisconnect):  # nobody receives this response
             return Response(status_code=CLIENT_CLOSED_REQUEST)
+        if isinstance(error.__cause__, Problem):  # there is no memory for the response: the middleware answers
+            return Response(status_code=error.__cause__.status)
         return self(request.scope, error)
 
 
@@ -78,7 +85,7 @@ def problem_for(error: Exception) -> Problem:
     """The problem that the client is told about when `error` was raised."""
     if isinstance(error, Problem):
         return error
-    if isinstance(error.__cause__, Problem):  # the framework wraps what is raised while it reads a body
+    if isinstance(error.__cause__, Problem):  # Starlette wraps what its `send` raises
         return error.__cause__
     if isinstance(error, Overloaded):
         seconds = str(error.retry_after)

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from typing import Any, Self
+from weakref import WeakKeyDictionary, WeakSet
 
 import uvicorn
 from uvicorn.config import STARTUP_FAILURE
@@ -68,30 +69,31 @@ class Workers(Multiprocess):
         super().__init__(config, sockets)
         self._on_death, self._clock = on_death, clock
         self._deaths: dict[int, int] = {}  # index of a worker -> how often it died soon after its start, in succession
-        self._due: dict[int, float] = {}  # index of a dead worker -> when to start it again
-        self._started: dict[int, float] = {}
-        self._asked: dict[int, float] = {}  # index of a worker -> when it was first asked, where it did not answer at once
-        self._answered: set[int] = set()  # the workers that have answered since their start
+        # Of a process, because a signal may put another one in its place at any time:
+        self._due = WeakKeyDictionary[Process, float]()  # when to start another one, if it is dead
+        self._started = WeakKeyDictionary[Process, float]()
+        self._asked = WeakKeyDictionary[Process, float]()  # when it was first asked, if it did not answer at once
+        self._answered = WeakSet[Process]()  # those that have answered since their start
 
     def keep_subprocess_alive(self) -> None:
         """Called every 0.5 s: notice workers that died or do not answer, and start those whose pause is over."""
         for index, process in enumerate(self.processes):
             if self.should_exit.is_set():
                 return
-            if index in self._due:
-                if self._clock() >= self._due[index]:
+            if process in self._due:
+                if self._clock() >= self._due[process]:
                     self._start(index)
-            elif not self._answers_or_starts(index, process):
+            elif not self._answers_or_starts(process):
                 self._bury(index, process)
 
-    def _answers_or_starts(self, index: int, process: Process) -> bool:
+    def _answers_or_starts(self, process: Process) -> bool:
         """Whether a worker answers, or may still be importing: it answers only after that."""
-        if index in self._answered:
+        if process in self._answered:
             return process.is_alive(self.config.timeout_worker_healthcheck)
         if process.is_alive(_STARTUP_WAIT_S):
-            self._answered.add(index)
+            self._answered.add(process)
             return True
-        starting = self._clock() - self._asked.setdefault(index, self._clock()) < _STARTUP_S
+        starting = self._clock() - self._asked.setdefault(process, self._clock()) < _STARTUP_S
         return starting and process.process.is_alive()
 
     def _bury(self, index: int, process: Process) -> None:
@@ -102,23 +104,20 @@ class Workers(Multiprocess):
             logger.error("worker %s could not start; the server stops", process.pid)
             self.should_exit.set()
             return
-        settled = self._clock() - self._started.setdefault(index, self._clock() - _SETTLED_S) >= _SETTLED_S
+        settled = self._clock() - self._started.setdefault(process, self._clock() - _SETTLED_S) >= _SETTLED_S
         self._deaths[index] = 1 if settled else self._deaths.get(index, 0) + 1
         pause_s = min(2.0 ** (self._deaths[index] - 1) - 1, _LONGEST_PAUSE_S)
         reason = "it did not answer" if hangs else _reason(process.exitcode)
         logger.error("worker %s died: %s; it is started again in %g s", process.pid, reason, pause_s)
         self._on_death()
-        self._due[index] = self._clock() + pause_s
+        self._due[process] = self._clock() + pause_s
         if not pause_s:
             self._start(index)
 
     def _start(self, index: int) -> None:
-        del self._due[index]
-        self._started[index] = self._clock()
-        self._asked.pop(index, None)
-        self._answered.discard(index)
-        self.processes[index] = Process(self.config, self.sockets)
-        self.processes[index].start()
+        process = self.processes[index] = Process(self.config, self.sockets)
+        self._started[process] = self._clock()
+        process.start()
 
 
 class ReusePortSocket(socket.socket):

@@ -6,6 +6,7 @@ One process keeps its numbers in memory. With several workers each keeps them in
 Private names of prometheus_client, used in `observe_many` alone: Histogram._sum, Histogram._buckets.
 """
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
-from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 from app.serving.telemetry.shared_values import keep_metrics_on_full_disk
 from app.serving.telemetry.worker_processes import WorkerProcesses, remove_dead_workers
@@ -225,6 +226,12 @@ class Metrics:
             self._buffered_stages.clear()
         for model in self._models.values():
             model.flush()
+
+    def close(self) -> None:
+        """Count what is buffered, and remove the gauges of this process, which ends."""
+        self.flush()
+        if self._shared is not None:
+            mark_process_dead(os.getpid(), str(self._shared))  # type: ignore[no-untyped-call]
 
     def record_stopped_decoder(self, reason: str) -> None:
         """Record a decoder process that ended while it decoded an image: "cpu-limit", "killed" or "crash"."""

@@ -36,10 +36,11 @@ def is_configured(environment: Mapping[str, str]) -> bool:
     return any(environment.get(name) for name in _ENDPOINTS)
 
 
-def with_tracing(app: ASGIApp, routes: Collection[str], environment: Mapping[str, str]) -> ASGIApp:
+def with_tracing(app: ASGIApp, routes: Collection[str], root_path: str, environment: Mapping[str, str]) -> ASGIApp:
     """`app` with tracing, or `app` itself where the environment asks for none.
 
-    A span is named after the template of the request's path among `routes`, so that clients cannot create span names.
+    A span is named after the template of the request's path below `root_path` among `routes`, so that clients cannot create
+    span names.
     """
     if not is_configured(environment):
         return app
@@ -55,10 +56,13 @@ def with_tracing(app: ASGIApp, routes: Collection[str], environment: Mapping[str
         )
         return app
 
-    templates = _Templates(routes)
+    # A route without a parameter is its own template, and is looked for first.
+    ordered = sorted(routes, key=lambda route: "{" in route)
+    templates = [(re.compile(re.sub(r"\\{\w+\\}", "[^/]+", re.escape(route))), route) for route in ordered]
 
     def span_details(scope: Scope) -> tuple[str, dict[str, str]]:
-        method, route = scope["method"], templates.find(scope["path"].removeprefix(scope.get("root_path", "")))
+        method, path = scope["method"], scope["path"].removeprefix(scope.get("root_path", "")).removeprefix(root_path)
+        route = next((route for pattern, route in templates if pattern.fullmatch(path)), None)
         return (f"{method} {route}", {"http.route": route}) if route else (method, {})
 
     resource = Resource.create({} if _names_service(environment) else {"service.name": "oddigit"})
@@ -75,22 +79,6 @@ def with_tracing(app: ASGIApp, routes: Collection[str], environment: Mapping[str
 
 def _names_service(environment: Mapping[str, str]) -> bool:
     return bool(environment.get("OTEL_SERVICE_NAME")) or "service.name=" in environment.get("OTEL_RESOURCE_ATTRIBUTES", "")
-
-
-class _Templates:
-    """The templates of paths, such as /v2/models/{model}/infer."""
-
-    def __init__(self, routes: Collection[str]) -> None:
-        self._plain = frozenset(routes)
-        self._patterns = [
-            (re.compile(re.sub(r"\\{\w+\\}", "[^/]+", re.escape(route))), route) for route in routes if "{" in route
-        ]
-
-    def find(self, path: str) -> str | None:
-        """The template of a path, None for an unknown one."""
-        if path in self._plain:
-            return path
-        return next((route for pattern, route in self._patterns if pattern.fullmatch(path)), None)
 
 
 class StageSpans:

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from app.detection import store
-from app.serving.api.health import HealthEndpoints, ServerStatus
+from app.serving.api.health import HealthEndpoints
 from app.serving.errors import PROBLEMS
 
 
@@ -63,7 +63,7 @@ def counted():
 
 @pytest.fixture
 def endpoints(counted):
-    return HealthEndpoints([], ServerStatus(None, SimpleNamespace(in_flight=0), counted))
+    return HealthEndpoints([], None, SimpleNamespace(in_flight=0), counted)
 
 
 def test_metrics_are_written_beside_the_event_loop_and_one_at_a_time(counted, endpoints):

@@ -1,9 +1,7 @@
 import asyncio
 import itertools
-import math
 import socket
 import threading
-import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
@@ -23,8 +21,8 @@ NPY = {"content-type": "application/x-npy"}
 SMALL = png(stroke_images(1, seed=0)[0])
 
 
-def admission(max_waiting=3, deadline_s=math.inf):
-    return Admission(max_waiting=max_waiting, deadline_s=deadline_s)
+def admission(max_waiting=3):
+    return Admission(max_waiting)
 
 
 def refuses(door):
@@ -90,59 +88,6 @@ def test_a_cancelled_question_gives_its_place_back():
 
     asyncio.run(leave())
     assert door.in_flight == 0
-
-
-def slow(door, count, seconds):
-    """Let `count` questions through, one after the other, each of so many seconds: the door learns the pace."""
-    for _ in range(count):
-        with door:
-            time.sleep(seconds)
-
-
-def test_what_would_wait_longer_than_its_deadline_is_refused():
-    """A door that has learnt a slow pace refuses long before it is full, lets in only what can be in time, and always two."""
-    door = admission(1000, deadline_s=0.05)
-    slow(door, 50, 0.02)
-    while not refuses(door):
-        assert door.in_flight < 2 or door.expected_wait_s <= 0.05
-        door.__enter__()
-    assert 2 <= door.in_flight < 20
-
-
-def test_a_wait_is_given_in_whole_seconds_and_never_as_none():
-    """Retry-After is at least 1, and as long as what is under way will take."""
-    fast, busy = admission(1), admission(300)
-    slow(busy, 60, 0.02)
-    for door, places in ((fast, 1), (busy, 300)):
-        for _ in range(places):
-            door.__enter__()
-        with pytest.raises(Overloaded) as caught:
-            door.__enter__()
-        assert isinstance(caught.value.retry_after, int)
-        assert caught.value.retry_after == max(1, math.ceil(door.expected_wait_s))
-    assert caught.value.retry_after > 1
-
-
-def test_a_door_that_was_slow_learns_that_it_is_fast_again():
-    """After a bad time the pace recovers with quick answers: nobody is refused for what is long past."""
-    door = admission(1000, deadline_s=0.02)
-    slow(door, 50, 0.02)
-    slow(door, 500, 0)
-    for _ in range(20):
-        door.__enter__()
-    assert not refuses(door)
-
-
-def test_idle_time_does_not_count_as_work():
-    """The pace is that of work; a quiet server does not grow slower by waiting."""
-    door = admission(1000, deadline_s=0.05)
-    for _ in range(10):
-        time.sleep(0.02)
-        slow(door, 1, 0)
-    assert door.expected_wait_s == 0
-    for _ in range(50):
-        door.__enter__()
-    assert door.expected_wait_s < 0.05
 
 
 def check_refusal(response):

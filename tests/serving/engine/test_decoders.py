@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -32,7 +33,6 @@ async def decoders(stopped=None, processes=2, deadline_s=30.0):
         processes=processes,
         max_pixels=25_000_000,
         deadline_s=deadline_s,
-        max_jobs=100,
         on_stopped=(stopped if stopped is not None else []).append,
     )
     await found.start()
@@ -171,20 +171,29 @@ os.write(1, b"out"), os.write(2, b"err")
 
 @pytest.mark.parametrize("which", ["idle", "all idle"])
 def test_killed_idle_processes_are_replaced(which):
-    """After a kill the next images are refused at most for a moment, then decoded."""
+    """After a kill the next images are refused at most for a moment, then decoded; the processes do not become more."""
 
     async def run():
         async with decoders() as found:
-            for process in decoder_processes()[: 1 if which == "idle" else None]:
-                os.kill(process, signal.SIGKILL)
-            for _ in range(100):
-                try:
-                    return (await decode(found, PHOTO))[0]
-                except Overloaded:
-                    await asyncio.sleep(0.1)
-            return None
+            for _ in range(3):
+                for process in decoder_processes()[: 1 if which == "idle" else None]:
+                    os.kill(process, signal.SIGKILL)
+                assert isinstance(await decode_at_last(found), PreprocessedImage)
+            until = time.monotonic() + 20
+            while len(decoder_processes()) > 2:
+                assert time.monotonic() < until, decoder_processes()
+                await asyncio.sleep(0.1)
 
-    assert isinstance(asyncio.run(run()), PreprocessedImage)
+    async def decode_at_last(found):
+        for _ in range(100):
+            try:
+                return (await decode(found, PHOTO))[0]
+            except Overloaded:
+                await asyncio.sleep(0.1)
+        return None
+
+    asyncio.run(run())
+    assert not decoder_processes()
 
 
 def test_work_is_refused_when_it_would_wait_too_long():

@@ -30,7 +30,7 @@ def answered(detector, question, max_batch_size=8):
     """What `question`, a function of an inference at work, comes to."""
 
     async def ask():
-        arrays = ThreadStage("arrays", deadline_s=60, max_jobs=64)
+        arrays = ThreadStage("arrays", deadline_s=60)
         inference = Inference(max_batch_size=max_batch_size, arrays=arrays)
         if detector is not None:
             inference.set_model(detector)
@@ -99,7 +99,7 @@ def test_the_observer_is_told_of_each_pass_and_of_its_verdicts(detector):
     told = []
 
     async def ask():
-        arrays = ThreadStage("arrays", deadline_s=60, max_jobs=64)
+        arrays = ThreadStage("arrays", deadline_s=60)
         inference = Inference(max_batch_size=64, arrays=arrays, observer=lambda *what: told.append(what))
         inference.set_model(detector)
         wants = [

@@ -252,7 +252,7 @@ def models(root, default="mnist", load=load_detector, list_names=store.names):
 
     def make(name):
         versions = Versions(root, name, None, load)
-        arrays = ThreadStage("arrays", deadline_s=60, max_jobs=8)
+        arrays = ThreadStage("arrays", deadline_s=60)
         return Model(versions, metrics.for_model(name), max_batch_size=8, arrays=arrays, drift_level=100.0)
 
     return Models(default, make, partial(list_names, root))

@@ -13,7 +13,7 @@ from app.serving.engine.thread_stage import ThreadStage
 
 def test_a_queue_counts_seconds_and_not_jobs():
     """An empty queue takes any work; then it refuses while the accepted work takes longer than the limit."""
-    queue = WorkQueue(servers=2, max_wait_s=1.0, max_jobs=100)
+    queue = WorkQueue(servers=2, max_wait_s=1.0)
     with queue.reserve(50.0):
         with pytest.raises(Overloaded) as refused, queue.reserve(0.001):
             pass
@@ -24,16 +24,9 @@ def test_a_queue_counts_seconds_and_not_jobs():
     assert queue.expected_wait_s == 0
 
 
-def test_a_queue_has_a_largest_number_of_jobs():
-    """Jobs that cost nothing are counted too."""
-    queue = WorkQueue(servers=1, max_wait_s=1.0, max_jobs=2)
-    with queue.reserve(0), queue.reserve(0), pytest.raises(Overloaded):
-        queue.check()
-
-
 def test_a_queue_counts_the_seconds_that_work_really_takes():
     """After work that took ten times as long as expected, ten times less work is accepted."""
-    queue = WorkQueue(servers=1, max_wait_s=1.0, max_jobs=100)
+    queue = WorkQueue(servers=1, max_wait_s=1.0)
     with queue.reserve(0.5):
         queue.check()
         queue.record(5.0, 50.0)
@@ -60,7 +53,7 @@ def run(question, **options):
     """What `question`, a function of a stage at work, comes to."""
 
     async def ask():
-        stage = ThreadStage("test", **{"deadline_s": 10.0, "max_jobs": 10, **options})
+        stage = ThreadStage("test", **{"deadline_s": 10.0, **options})
         try:
             return await question(stage, asyncio.get_running_loop())
         finally:
@@ -126,7 +119,7 @@ def test_a_thread_can_give_way_to_the_event_loop():
         return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
 
     async def priorities(niceness):
-        stage = ThreadStage("test", deadline_s=60, max_jobs=1, niceness=niceness)
+        stage = ThreadStage("test", deadline_s=60, niceness=niceness)
         return await stage.run(0.0, asyncio.get_running_loop().time() + 60, priority), priority()
 
     own = priority()

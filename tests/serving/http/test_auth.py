@@ -9,7 +9,7 @@ from live import run, serving
 from strokes import png, stroke_images
 
 from app.serving import schemas
-from app.serving.errors import MEDIA_TYPE
+from app.serving.errors import MEDIA_TYPE, Unauthorized
 from app.serving.http.auth import ApiKeyAuth, KeysError, read_keys
 
 READER, WRITER = "reader-secret-0123456789", "writer-secret-9876543210"
@@ -137,8 +137,10 @@ def test_each_key_is_known_by_its_name_and_no_other_is(keys, other):
         for headers in ([(b"x-api-key", key.encode())], [(b"authorization", b"Bearer " + key.encode())]):
             assert keys[door.authenticate(headers)] == keys[name]
     if other not in keys.values():
-        assert door.authenticate([(b"x-api-key", other.encode())]) is None
-    assert door.authenticate([]) is None
+        with pytest.raises(Unauthorized):
+            door.authenticate([(b"x-api-key", other.encode())])
+    with pytest.raises(Unauthorized):
+        door.authenticate([])
 
 
 def test_names_and_bare_keys_are_read(tmp_path):

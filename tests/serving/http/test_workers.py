@@ -72,6 +72,7 @@ def test_a_killed_worker_leaves_no_gauges(tiny_store, tmp_path):
             assert time.monotonic() < until, (before, after)
             time.sleep(0.1)
         assert set(children(server.pid)) == after
+    assert not reporting()  # those that end with the server remove theirs
 
 
 @linux
@@ -206,6 +207,18 @@ def test_a_worker_that_keeps_dying_is_started_again_later_and_later(supervised):
     before = supervised.started
     supervised.look(0)
     assert supervised.started == before + 1
+
+
+def test_a_worker_that_a_signal_has_started_is_not_replaced(supervised):
+    """SIGHUP replaces all workers, also one that waits for its next start."""
+    for _ in range(3):
+        supervised.supervisor.processes[0].die(1)
+        supervised.look()
+    supervised.supervisor.processes[0] = other = supervised.make()
+    for _ in range(100):
+        assert supervised.look()[0] is other
+    other.die(1)
+    assert supervised.look()[0] is not other or supervised.look(60)[0] is not other
 
 
 def test_a_server_whose_first_workers_cannot_start_stops(supervised):

@@ -70,7 +70,9 @@ def traced(tiny_store, tmp_path_factory):
     """A server that traces, and the collector that it sends to."""
     with (
         collecting() as (collector, variables),
-        serving(tmp_path_factory.mktemp("traced") / "log", "--store", str(tiny_store), **variables) as server,
+        serving(
+            tmp_path_factory.mktemp("traced") / "log", "--store", str(tiny_store), "--root-path", "/digits", **variables
+        ) as server,
     ):
         yield server, collector
 
@@ -112,10 +114,10 @@ def test_clients_invent_no_names_and_probes_are_left_out(traced):
 
 
 def test_requests_of_the_open_inference_protocol_have_names_and_stages(traced):
-    """The span is named after the template of the path, and holds the four stages."""
+    """The span is named after the template of the path below the prefix, and holds the four stages."""
     server, collector = traced
     tensor = {"name": "x", "shape": [1, 784], "datatype": "UINT8", "data": [0] * 784}
-    assert httpx.post(f"{server.url}/v2/models/mnist/infer", json={"inputs": [tensor]}).status_code == 200
+    assert httpx.post(f"{server.url}/digits/v2/models/mnist/infer", json={"inputs": [tensor]}).status_code == 200
     whole = collector.told("POST /v2/models/{model}/infer")
     until = time.monotonic() + 20
     while len(stages := [span.name for span in collector.spans if span.parent_span_id == whole.span_id]) < 4:

@@ -168,18 +168,12 @@ def create_app(settings: Settings) -> ASGIApp:
     add_page(app)
     middleware = RequestMiddleware(
         app,
-        fast_endpoints={
-            "/score": endpoints.score,
-            "/embed": endpoints.embed,
-            "/reconstruct": endpoints.reconstruct,
-            "/inspect": endpoints.inspect,
-        },
+        fast_endpoints=endpoints.by_path,
         auth=auth,
         limits=RequestLimits(
             ByteBudget(settings.max_bodies_bytes),
             ByteBudget(settings.max_answers_bytes),
             ByteRate(),
-            settings.max_body_bytes,
             settings.body_timeout_s,
         ),
         metrics=metrics,
@@ -265,7 +259,7 @@ def __getattr__(name: str) -> ASGIApp:
     if name != "app":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     settings = read_settings(os.environ)
-    set_up_logging(settings.log_format, access_log=settings.access_log)
+    set_up_logging(settings.log_format)
     for sentence in unknown_variables(os.environ) + missing_in_store(settings, os.environ):
         logger.warning(sentence)
     app = globals()["app"] = create_app(settings)  # uvicorn asks more than once

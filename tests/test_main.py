@@ -6,9 +6,12 @@ from pathlib import Path
 
 import httpx
 import pytest
+from fastapi.routing import APIRoute
 from live import ROOT, run, serving
 
 from app.detection import store
+from app.main import create_app
+from app.serving.settings import read_settings
 
 MODULES = """
 import atexit, runpy, signal, sys
@@ -134,3 +137,12 @@ def test_the_variables_of_kubernetes_do_no_harm(tiny_store, tmp_path):
     with serving(tmp_path / "log", ODDIGIT_STORE=str(tiny_store), ODDIGIT_DRAIN_S="0", **kubernetes) as server:
         assert "ODDIGIT_THREADS" in server.told("ODDIGIT_THREADZ")
         assert "has no effect" in server.told("ODDIGIT_PORT ")
+
+
+def test_the_framework_reads_no_body_by_itself():
+    """It would read one of any size; an endpoint that takes a body has a limit of its own."""
+    framework = create_app(read_settings({})).app
+    included = [route.original_router for route in framework.routes if hasattr(route, "original_router")]
+    routes = [route for router in (framework, *included) for route in router.routes if isinstance(route, APIRoute)]
+    assert len(routes) > 30
+    assert not [route.path for route in routes if route.body_field is not None]

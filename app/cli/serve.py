@@ -62,7 +62,7 @@ def _serve(host: str, port: int, workers: int) -> None:
     except (SettingsError, KeysError, RuntimeError) as error:
         print(error, file=sys.stderr)
         raise typer.Exit(2) from None
-    set_up_logging(settings.log_format, access_log=settings.access_log)
+    set_up_logging(settings.log_format)
     # With N workers, each uses N x ODDIGIT_DRIFT_LEVEL as its alarm level, so that together they keep the false-alarm rate.
     os.environ["ODDIGIT_DRIFT_LEVEL"] = str(settings.drift_level * workers)
     connections = raise_open_file_limit(settings.max_connections)  # the workers inherit the limit

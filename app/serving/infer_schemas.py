@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.detection.imaging.decode import Preprocess
-from app.serving.schemas import Finite, ResponsePart
+from app.serving.schemas import LEAST_RATE, Finite, ResponsePart
 
 
 class InferError(ResponsePart):
@@ -99,7 +99,7 @@ class _RequestPart(BaseModel):
 class InferParameters(_RequestPart):
     """Parameters of the request; unknown ones are ignored."""
 
-    alpha: float | None = Field(None, description="False-alarm rate; default: the model's own.")
+    alpha: float | None = Field(None, ge=LEAST_RATE, lt=1, description="False-alarm rate; default: the model's own.")
     preprocess: Preprocess = Field("auto", description="As of /score: none leaves images that lie off the middle there.")
     binary_data_output: bool = Field(False, description="Return the outputs as binary data after the JSON.")
 

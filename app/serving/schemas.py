@@ -13,6 +13,8 @@ from app.detection.model_card import Card, Preparation
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Picture = Annotated[str, Field(description="A 28x28 PNG, base64.", json_schema_extra={"contentEncoding": "base64"})]
 
+LEAST_RATE = 1e-9  # of false alarms; no calibration is large enough for less
+
 
 class ResponsePart(BaseModel):
     """A response or a part of one: it has no other fields than its own."""

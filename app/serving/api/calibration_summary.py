@@ -1,31 +1,27 @@
 """Summary of a bundle's calibration scores: a histogram, and thresholds at common false-alarm rates."""
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from app.detection.bundle import Bundle
 from app.detection.conformal import images_needed
 from app.serving.api.responses import model_entry
-from app.serving.schemas import Finite, Model
+from app.serving.schemas import Finite, Model, ResponsePart
 
 _BINS = 60
 _WIDEST = 0.999  # quantile of the scores at which the last bin begins
 _RATES = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 
 
-class Rate(BaseModel):
+class Rate(ResponsePart):
     """A false-alarm rate and the score above which an image is an anomaly at that rate."""
-
-    model_config = ConfigDict(extra="forbid")
 
     alpha: float = Field(gt=0, lt=1)
     threshold: Finite
 
 
-class CalibrationSummary(BaseModel):
+class CalibrationSummary(ResponsePart):
     """Response of /model/calibration: the scores of the normal images that thresholds and p-values are from."""
-
-    model_config = ConfigDict(extra="forbid")
 
     model: Model
     images: int = Field(ge=1, description="Number of calibration images.")

@@ -1,7 +1,6 @@
 """The demo page at / and the API page at /docs, served from files of this package. They load nothing from other servers."""
 
 import hashlib
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,7 +9,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from app.serving.api.caching import cacheable, not_modified
-from app.serving.errors import NotFound
 
 _FOLDER = Path(__file__).parents[1] / "static"
 _FILES = {
@@ -37,30 +35,18 @@ class _File(NamedTuple):
 
 def add_page(app: FastAPI) -> None:
     """Register the files of both pages. Their links are relative, so that they work under any path prefix."""
-    for path, name in _FILES.items():
-        app.add_api_route(path, _serve(_read(_FOLDER / name)), include_in_schema=False, methods=["GET", "HEAD"])
-    modules = {file.name: _read(file) for file in (_FOLDER / "page").iterdir()}
+    files = {path: _read(_FOLDER / name) for path, name in _FILES.items()}
+    files |= {f"/page/{file.name}": _read(file) for file in (_FOLDER / "page").glob("*.js")}
 
-    async def module(request: Request, name: str) -> Response:
-        if name not in modules:
-            raise NotFound("The page has no such file.")
-        return _respond(request, modules[name])
-
-    app.add_api_route("/page/{name}", module, include_in_schema=False, methods=["GET", "HEAD"])
-
-
-def _serve(file: _File) -> Callable[[Request], Awaitable[Response]]:
     async def serve(request: Request) -> Response:
-        return _respond(request, file)
+        file = files[request.scope["route"].path]
+        unchanged = not_modified(request, file.etag, _HEADERS)
+        return unchanged or cacheable(request, file.content, file.media_type, file.etag, _HEADERS)
 
-    return serve
+    for path in files:
+        app.add_api_route(path, serve, include_in_schema=False, methods=["GET", "HEAD"])
 
 
 def _read(path: Path) -> _File:
     content = path.read_bytes()
     return _File(content, _TYPES[path.suffix], f'"{hashlib.sha256(content).hexdigest()[:32]}"')
-
-
-def _respond(request: Request, file: _File) -> Response:
-    unchanged = not_modified(request, file.etag, _HEADERS)
-    return unchanged or cacheable(request, file.content, file.media_type, file.etag, _HEADERS)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from app.detection.imaging.centring import centre_images
+from app.detection.imaging.decode import choose_preprocess
 from app.detection.model_card import Preparation
 from app.serving.api.json_numbers import cut_data, parse_in_pieces
 from app.serving.engine.thread_stage import Deadline
@@ -79,7 +80,7 @@ def read_inputs(deadline: Deadline | None, text: bytes, binary: memoryview, limi
     count = _count_images(tensor.shape, limits)
     values = _binary_numbers(tensor, binary) if tensor.data is None else _json_numbers(deadline, tensor, array)
     asked = request.parameters.preprocess if request.parameters else "auto"
-    centre = (limits.preprocess if asked == "auto" else asked) != "none"
+    centre = choose_preprocess(asked, limits.preprocess) != "none"
     return InferInputs(request, _to_images(deadline, values, tensor, (count, limits.size, limits.size), centre=centre), [])
 
 

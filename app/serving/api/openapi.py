@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, Response
 
 from app.detection.imaging.decode import Preprocess
 from app.serving import infer_schemas, schemas
-from app.serving.api.query import JSON, LEAST_RATE, NPY
+from app.serving.api.query import JSON, NPY
 from app.serving.api.uploads import FORM, IMAGE_TYPES
 from app.serving.errors import BY_STATUS, MEDIA_TYPE
 
@@ -28,7 +28,7 @@ _MODEL = "Name of a model, see /models; default: the server's own."
 ModelName = Annotated[str | None, Query(description=_MODEL)]  # the query parameter of endpoints that describe a model
 
 BINARY: Entry = {"type": "string", "format": "binary"}
-_RATE: Entry = {"type": "number", "minimum": LEAST_RATE, "exclusiveMaximum": 1}
+_RATE: Entry = {"type": "number", "minimum": schemas.LEAST_RATE, "exclusiveMaximum": 1}
 _REFERENCE = "#/components/schemas/{model}"
 _REQUEST_MODELS: tuple[type[BaseModel], ...] = (schemas.DecodeRequest, infer_schemas.InferRequest)
 

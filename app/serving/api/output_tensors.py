@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from app.serving.api import responses
 from app.serving.api.predict import decide
-from app.serving.api.query import JSON, Options, check_rate
+from app.serving.api.query import JSON, Options
 from app.serving.api.responses import Entry
 from app.serving.engine.inference import InferenceResult
 from app.serving.engine.thread_stage import Deadline
@@ -70,9 +70,8 @@ def count_numbers(result: InferenceResult, name: str) -> int:
 
 
 def requested_alpha(request: InferRequest) -> float | None:
-    """The false-alarm rate that a request asks for, None for the model's. Raises OutOfRange."""
-    alpha = request.parameters.alpha if request.parameters else None
-    return None if alpha is None else check_rate("parameters.alpha", alpha)
+    """The false-alarm rate that a request asks for, None for the model's."""
+    return request.parameters.alpha if request.parameters else None
 
 
 def render_outputs(
@@ -113,7 +112,7 @@ def _columns(request: InferRequest, result: InferenceResult, *, with_verdicts: b
         "embedding": detections.embeddings,
     }
     if with_verdicts:
-        columns["is_anomaly"] = detections.scores > decide(result, Options(alpha=requested_alpha(request))).threshold
+        columns["is_anomaly"] = detections.p_values <= decide(result, Options(alpha=requested_alpha(request))).alpha
     if detections.reconstructions is not None:
         columns["reconstruction"] = detections.reconstructions
     return columns

@@ -8,12 +8,14 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response
 
 from app.detection.bundle import Bundle
 from app.detection.conformal import CalibrationError, benjamini_hochberg, check_images
 from app.detection.imaging.decode import choose_preprocess
+from app.serving import schemas
 from app.serving.api import responses
 from app.serving.api.query import DEFAULTS, JSON, NPY, PNG, Options, choose, read_options
 from app.serving.api.responses import BytesResponse, Entry
@@ -44,6 +46,7 @@ class EndpointSpec:
 
     outputs = RequestedOutputs(verdicts=True)
     offers: tuple[str, ...] = (JSON, NPY)  # media types, the default first
+    response_model: type[BaseModel] = schemas.ScoreResponse  # of the JSON response
 
     def head(self, bundle: Bundle, decision: Decision) -> Entry:
         """The fields of the JSON response before `results`."""
@@ -64,6 +67,7 @@ class EndpointSpec:
 
 class _EmbedSpec(EndpointSpec):
     outputs = RequestedOutputs()
+    response_model: type[BaseModel] = schemas.EmbedResponse
 
     def head(self, bundle: Bundle, decision: Decision) -> Entry:
         return {"model": responses.model_entry(bundle)}
@@ -78,6 +82,7 @@ class _EmbedSpec(EndpointSpec):
 class _ReconstructSpec(_EmbedSpec):
     outputs = RequestedOutputs(reconstructions=True, error_maps=True)
     offers = (JSON, PNG, NPY)
+    response_model = schemas.ReconstructResponse
 
     def entries(self, upload: Upload, result: InferenceResult, decision: Decision, indices: range) -> list[Entry]:
         return responses.reconstruct_entries(upload.infos, upload.images, result.detections, indices)
@@ -89,6 +94,7 @@ class _ReconstructSpec(_EmbedSpec):
 class _InspectSpec(EndpointSpec):
     outputs = RequestedOutputs(verdicts=True, reconstructions=True, error_maps=True)
     offers = (JSON,)
+    response_model = schemas.InspectResponse
 
     def entries(self, upload: Upload, result: InferenceResult, decision: Decision, indices: range) -> list[Entry]:
         parts = [spec.entries(upload, result, decision, indices) for spec in (_RECONSTRUCT, _EMBED, _SCORE)]
@@ -96,6 +102,7 @@ class _InspectSpec(EndpointSpec):
 
 
 _SCORE, _EMBED, _RECONSTRUCT, _INSPECT = EndpointSpec(), _EmbedSpec(), _ReconstructSpec(), _InspectSpec()
+SPECS = {"/score": _SCORE, "/embed": _EMBED, "/reconstruct": _RECONSTRUCT, "/inspect": _INSPECT}
 
 _NO_LIMIT = nullcontext()
 
@@ -131,6 +138,7 @@ class Endpoints:
         self._metrics = metrics
         self._settings = settings
         self._deadline_s = settings.deadline_ms / 1000
+        self.by_path = {"/score": self.score, "/embed": self.embed, "/reconstruct": self.reconstruct, "/inspect": self.inspect}
 
     async def score(self, request: Request) -> Response:
         """Anomaly score, p-value and verdict of each image."""
@@ -207,59 +215,57 @@ class Endpoints:
             return
         most = self._settings.max_pictures if media == JSON else min(self._settings.max_pictures, self._settings.max_images)
         if len(upload.infos) > most:
-            raise TooLarge(f"At most {most:,} images are answered as {media}; ask with Accept: {NPY} or send fewer.")
+            hint = f"ask with Accept: {NPY} or send fewer" if NPY in spec.offers else "send fewer"
+            raise TooLarge(f"At most {most:,} images are answered as {media}; {hint}.")
 
 
 def _render_response(deadline: Deadline | None, call: _Call, upload: Upload, result: InferenceResult) -> Response:
     """The result in the media type that was negotiated. Raises TimeoutError after the deadline."""
     body: bytes | memoryview
-    anomalies = None
+    with_verdicts = call.spec.outputs.verdicts
+    decision = decide(result, call.options if with_verdicts else DEFAULTS, upload)
     if call.media == JSON:
-        body, anomalies = _render_json(deadline, call, upload, result)
+        body = _render_json(deadline, call, upload, result, decision)
     elif call.media == PNG:
         body = responses.contact_sheet(upload.images, result.detections)
     else:
         array = call.spec.array(result)
         assert array is not None  # every endpoint requests the array that it returns
         body = responses.npy(array)
-        if call.spec.outputs.verdicts:
-            anomalies = int((result.detections.p_values <= decide(result, call.options, upload).alpha).sum())
+    anomalies = int(np.count_nonzero(result.detections.p_values <= decision.alpha)) if with_verdicts else None
     response = BytesResponse(body, call.media)
     response.raw_headers.append(responses.result_header(len(upload.infos), anomalies))
     return response
 
 
-def _render_json(deadline: Deadline | None, call: _Call, upload: Upload, result: InferenceResult) -> tuple[bytes, int | None]:
-    """The body, and the number of anomalies in it; None for an endpoint without verdicts."""
-    spec, decision = call.spec, decide(result, call.options, upload)
+def _render_json(deadline: Deadline | None, call: _Call, upload: Upload, result: InferenceResult, decision: Decision) -> bytes:
+    """The body of a JSON response."""
+    spec = call.spec
     if len(upload.infos) > _INLINE_IMAGES and not upload.failed:
         return _json_in_pieces(deadline, call, upload, result, decision)
     content = spec.head(result.bundle, decision)
     content["results"] = entries = spec.entries(upload, result, decision, range(len(upload.infos)))
-    anomalies = responses.count_anomalies(entries) if spec.outputs.verdicts else None
     if upload.failed:
         scope = call.request.scope
         for index, (name, problem) in sorted(upload.failed.items()):
             error = problem.body(scope["path"], scope["state"]["request_id"], scope.get("root_path", ""))
             entries.insert(index, {"name": name, "error": error})
-    return responses.json_bytes(content), anomalies
+    return responses.json_bytes(content)
 
 
 def _json_in_pieces(
     deadline: Deadline | None, call: _Call, upload: Upload, result: InferenceResult, decision: Decision
-) -> tuple[bytes, int | None]:
+) -> bytes:
     """As `_render_json`; other threads can run, and the deadline is checked, between the pieces."""
-    spec, count, anomalies = call.spec, len(upload.infos), 0
+    spec, count = call.spec, len(upload.infos)
     pieces = [responses.json_bytes({**spec.head(result.bundle, decision), "results": []})[:-2]]
     for start in range(0, count, _PIECE_ENTRIES):
         if deadline is not None:
             deadline.check()
         entries = spec.entries(upload, result, decision, range(start, min(start + _PIECE_ENTRIES, count)))
-        anomalies += responses.count_anomalies(entries)
         pieces += (responses.json_bytes(entries)[1:-1], b",")
     pieces[-1] = b"]}"  # in place of the last comma
-    # joined, because other threads can run, unlike while a bytearray grows
-    return b"".join(pieces), anomalies if spec.outputs.verdicts else None
+    return b"".join(pieces)  # joined, because other threads can run, unlike while a bytearray grows
 
 
 def decide(result: InferenceResult, options: Options, upload: Upload | None = None) -> Decision:

@@ -11,10 +11,10 @@ from starlette.requests import Request
 
 from app.detection.imaging.decode import Preprocess
 from app.serving.errors import OutOfRange, UnknownParameter
+from app.serving.schemas import LEAST_RATE
 
 _NUMBER = re.compile(r"[0-9.eE+-]{1,64}")  # float() alone takes spaces, underscores and the digits of every script
 _WEIGHT = re.compile(r"0(\.[0-9]{0,3})?|1(\.0{0,3})?")
-LEAST_RATE = 1e-9  # no calibration is large enough for less
 
 _MAX_ACCEPT_LENGTH = 1024  # longer ones are ignored: reading 32 KiB takes 34 ms
 
@@ -85,13 +85,6 @@ def check_names(names: Iterable[str], known: Collection[str]) -> None:
 def refuse_unknown_parameters(request: Request) -> None:
     """A dependency for routes whose parameters FastAPI reads. Raises UnknownParameter."""
     check_names(request.query_params, [field.alias for field in request.scope["route"].dependant.query_params])
-
-
-def check_rate(name: str, rate: float) -> float:
-    """`rate` itself. Raises OutOfRange if it is not a valid rate for the parameter `name`."""
-    if not LEAST_RATE <= rate < 1:
-        raise OutOfRange(f"{name} {_RATE_ERROR}")
-    return rate
 
 
 def choose(accept: str, offers: tuple[str, ...]) -> str:

@@ -85,11 +85,6 @@ def score_entries(
     return entries
 
 
-def count_anomalies(entries: Sequence[Entry]) -> int:
-    """How many of the elements of `results` have the verdict that the image is an anomaly."""
-    return sum([entry.get("is_anomaly", False) for entry in entries])
-
-
 def embed_entries(infos: Sequence[ImageInfo], detections: Detections, indices: range) -> list[Entry]:
     """The elements of `results` of /embed for the images with these indices."""
     entries = []

@@ -12,7 +12,7 @@ def use_one_heap() -> None:
 
     By default each thread has its own heap, and `return_free_memory` leaves the free end of each: 35 MiB after large arrays.
     """
-    _mallopt(_M_ARENA_MAX, 1)
+    _call("mallopt", _M_ARENA_MAX, 1)
 
 
 def keep_freed_memory(size: int) -> None:
@@ -21,18 +21,16 @@ def keep_freed_memory(size: int) -> None:
     By default it returns most arrays of a photograph to the operating system at once, and gets new pages for the next ones.
     Larger arrays are still returned when they are freed.
     """
-    _mallopt(_M_MMAP_THRESHOLD, size)
-    _mallopt(_M_TRIM_THRESHOLD, size)
-
-
-def _mallopt(parameter: int, value: int) -> None:
-    if sys.platform == "linux":
-        with suppress(OSError, AttributeError):  # musl has no mallopt
-            ctypes.CDLL(None).mallopt(parameter, value)
+    _call("mallopt", _M_MMAP_THRESHOLD, size)
+    _call("mallopt", _M_TRIM_THRESHOLD, size)
 
 
 def return_free_memory() -> None:
     """Return freed memory to the operating system (glibc only). After large requests glibc keeps 100 MiB and more of it."""
+    _call("malloc_trim", 0)
+
+
+def _call(function: str, *arguments: int) -> None:
     if sys.platform == "linux":
-        with suppress(OSError, AttributeError):  # musl has no malloc_trim
-            ctypes.CDLL(None).malloc_trim(0)
+        with suppress(OSError, AttributeError):  # musl has none of them
+            getattr(ctypes.CDLL(None), function)(*arguments)

@@ -6,11 +6,7 @@ two batches of its model. A model that cannot be loaded is left out until it can
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import Callable, Iterator
-
-import numpy as np
-from numpy.typing import NDArray
 
 from app.detection.bundle import Bundle
 from app.detection.detector import Detections, Detector
@@ -33,11 +29,7 @@ class UnknownModel(LookupError):
 
 
 class TrafficMonitor:
-    """Records the forward passes of one model: numbers of images; scores, verdicts and drift of images with verdicts.
-
-    The p-values of one forward pass are shuffled before the bets: neighbours in an array that is sorted by writer or class are
-    alike, which is not drift.
-    """
+    """Records the forward passes of one model: numbers of images; scores, verdicts and drift of images with verdicts."""
 
     def __init__(self, metrics: ModelMetrics, level: float) -> None:
         """`level` is the alarm level of the drift monitor's capital."""
@@ -45,15 +37,12 @@ class TrafficMonitor:
         self._level = level
         self._bundle: Bundle | None = None  # the bundle in service
         self._drift = DriftMonitor(1, level)
-        self._random = np.random.default_rng()
-        # p-values and sizes of each batch, not shuffled yet, with the monitor that is to observe them
-        self._batches: deque[tuple[DriftMonitor, NDArray[np.float64], NDArray[np.intp]]] = deque()
 
     def set_model(self, bundle: Bundle, device: str) -> None:
         """Start a new stream of p-values for a bundle that goes into service on `device`."""
         uploads = bundle.uploads
         upload_groups = () if uploads is None else uploads.sizes
-        self._bundle, self._drift = bundle, DriftMonitor(bundle.calibration.n, self._level, upload_groups)
+        self._bundle, self._drift = bundle, DriftMonitor(bundle.calibration.n, self._level, upload_groups, shuffle=True)
         self._metrics.set_version(bundle.card.version, bundle.card.scorer, device)
 
     def record_batch(self, bundle: Bundle, images: int, with_verdicts: Detections | None) -> None:
@@ -61,31 +50,17 @@ class TrafficMonitor:
         self._metrics.record_batch(images)
         if with_verdicts is None:
             return
-        self._metrics.record_scores(with_verdicts.scores, with_verdicts.p_values, bundle.card.threshold)
+        self._metrics.record_scores(with_verdicts.scores, with_verdicts.p_values, bundle.card.alpha)
         if bundle is self._bundle:  # a long array may finish after its version was replaced
-            self._batches.append((self._drift, with_verdicts.p_values, with_verdicts.calibration_sizes))
+            self._drift.observe(with_verdicts.p_values, with_verdicts.calibration_sizes)
 
     def update_drift(self) -> None:
         """Make the bets of the drift monitor; may be called on another thread."""
-        self._observe_batches()
         self._drift.update()
 
     def drift(self) -> Drift:
         """The drift state of the model in service."""
-        self._observe_batches()
         return self._drift.state()
-
-    def _observe_batches(self) -> None:
-        """Let the drift monitor observe the p-values of each batch, in random order within the batch."""
-        for _ in range(len(self._batches)):
-            try:
-                drift, p_values, sizes = self._batches.popleft()
-            except IndexError:  # another thread was faster
-                return
-            if len(p_values) > 1:
-                order = self._random.permutation(len(p_values))
-                p_values, sizes = p_values[order], sizes[order]
-            drift.observe(p_values, sizes)
 
 
 class Model:

@@ -1,11 +1,12 @@
 """Request bodies: an ASGI `receive` in, complete bytes out, under limits of size, memory and time."""
 
 import asyncio
+import io
 import mmap
 import time
 from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping
 from types import coroutine
-from typing import Any, Self
+from typing import Any
 
 from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive
@@ -61,21 +62,7 @@ class ByteRate:
 
 
 class LimitedReceive:
-    """The ASGI `receive` of one request, with a timeout on progress, limits of size and rate, and a share of the budget."""
-
-    __slots__ = (
-        "_budget",
-        "_due",
-        "_head_bytes",
-        "_headers",
-        "_limit",
-        "_rate",
-        "_receive",
-        "_reserved",
-        "_timeout_s",
-        "complete",
-        "received",
-    )
+    """The ASGI `receive` of one request, with a timeout on progress, a limit of rate, and a share of the budget."""
 
     def __init__(
         self,
@@ -83,20 +70,16 @@ class LimitedReceive:
         budget: ByteBudget,
         rate: ByteRate,
         *,
-        limit: int | None,
         timeout_s: float,
         headers: Iterable[tuple[bytes, bytes]] = (),
     ) -> None:
-        """`limit`: most bytes of the body, None for no limit here; `timeout_s`: longest time in which nothing is received.
-
-        `headers` of the request take a share of the budget if the body is awaited.
-        """
+        """`timeout_s`: longest time in which nothing is received. `headers` of the request take a share of the budget if the
+        body is awaited."""
         self._headers: Iterable[tuple[bytes, bytes]] | None = headers
         self._head_bytes = 0
         self._receive = receive
         self._budget = budget
         self._rate = rate
-        self._limit = limit
         self._timeout_s = timeout_s
         self._reserved = 0
         self._due = 0.0  # time by which more must have been received; 0 before the first part of a body
@@ -108,7 +91,6 @@ class LimitedReceive:
 
         Raises:
             RequestTimeout: the client sent nothing for `timeout_s` seconds, or sent more slowly than _MIN_RATE for _SLOW_S.
-            TooLarge: the body exceeds the limit.
             Unavailable: the budget is exhausted.
         """
         if self.complete:  # what follows is the disconnect, however long that takes
@@ -126,8 +108,6 @@ class LimitedReceive:
         if not self.complete:
             latest = time.monotonic() + _SLOW_S
             self._due = min((self._due or latest) + size / _MIN_RATE, latest)
-        if self._limit is not None and self.received > self._limit:
-            raise too_large(self._limit)
         if self.received > _SMALL_BODY_BYTES:
             self._reserve()
             if self.received > _UNLIMITED_BYTES and (delay := self._rate.delay(size)):
@@ -187,30 +167,7 @@ def declared_length(headers: Mapping[bytes, bytes]) -> int:
     return int(declared) if declared.isdigit() else 0
 
 
-class _MappedBody:
-    """A body whose length is known. A bytearray of 80 MB is moved again and again while it grows, for 10 ms and more.
-
-    The pages of a memory map take memory when they are written, so that a length that is only declared takes none.
-    """
-
-    def __init__(self, size: int, received: bytearray) -> None:
-        self._map = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE)
-        self._length = 0
-        self += received
-
-    def __len__(self) -> int:
-        return self._length
-
-    def __iadd__(self, data: bytes | bytearray) -> Self:
-        self._map[self._length : self._length + len(data)] = data
-        self._length += len(data)
-        return self
-
-    def view(self) -> memoryview:
-        return memoryview(self._map)[: self._length]
-
-
-async def read_body(receive: Receive, headers: Mapping[bytes, bytes], *, limit: int) -> bytes | bytearray | memoryview:
+async def read_body(receive: Receive, headers: Mapping[bytes, bytes], *, limit: int) -> bytes | memoryview:
     """The whole body of a request: bytes if it came in one message, else the buffer that it was received into, without a copy.
 
     Raises:
@@ -225,20 +182,31 @@ async def read_body(receive: Receive, headers: Mapping[bytes, bytes], *, limit: 
     if message["type"] == "http.request" and not message.get("more_body", False) and len(first) <= limit:
         return first  # nearly always the body is one message
     limit = declared or limit  # a memory map does not grow
-    body: bytearray | _MappedBody = bytearray()
+    body: io.BytesIO | mmap.mmap = io.BytesIO()
     while message["type"] == "http.request":
         data = message.get("body", b"")
-        if len(body) + len(data) > limit:
+        if (length := body.tell()) + len(data) > limit:
             raise too_large(limit)
-        if declared and isinstance(body, bytearray) and len(body) > _GROWING_BYTES:
-            body = _MappedBody(declared, body)
-        body += data
+        if declared and isinstance(body, io.BytesIO) and length > _GROWING_BYTES:
+            body = _map(body, declared)
+        body.write(data)
         if not message.get("more_body", False):
-            return body if isinstance(body, bytearray) else body.view()
+            return memoryview(body)[: body.tell()] if isinstance(body, mmap.mmap) else body.getbuffer()
         first = data = b""  # `body` has a copy: free the received part while the next one is awaited
         message.clear()
         message = await receive()
     raise ClientDisconnect
+
+
+def _map(received: io.BytesIO, size: int) -> mmap.mmap:
+    """A memory map of `size` bytes that begins with what was received.
+
+    A buffer of 80 MB is moved again and again while it grows, for 10 ms and more. The pages of a map take memory when they are
+    written, so that a length that is only declared takes none.
+    """
+    body = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE)
+    body.write(received.getbuffer())
+    return body
 
 
 def too_large(limit: int) -> TooLarge:

@@ -43,12 +43,11 @@ _MAX_SEND_S = 600.0  # for a response that takes a share of the budget, because 
 
 @dataclass(frozen=True)
 class RequestLimits:
-    """Limits of every request body; the endpoints in `fast_endpoints` have size limits of their own."""
+    """Limits of all bodies; each endpoint that reads one has a limit of its size."""
 
     bodies: ByteBudget  # of all requests
     responses: ByteBudget  # of all response bodies
     rate: ByteRate  # of all large request bodies
-    max_body_bytes: int
     body_timeout_s: float
 
 
@@ -89,10 +88,7 @@ class RequestMiddleware:
             scope, route = normalise_root_path(scope, self._root_path)
         endpoint = self._fast_endpoints.get(route) if scope["method"] == "POST" else None
         limits = self._limits
-        limit = None if endpoint else limits.max_body_bytes
-        body = LimitedReceive(
-            receive, limits.bodies, limits.rate, limit=limit, timeout_s=limits.body_timeout_s, headers=scope["headers"]
-        )
+        body = LimitedReceive(receive, limits.bodies, limits.rate, timeout_s=limits.body_timeout_s, headers=scope["headers"])
         context = RequestContext(scope, body, send, limits.responses, closing=self._draining.on)
         try:
             context.check_head()
@@ -138,22 +134,6 @@ class RequestMiddleware:
 
 class RequestContext:
     """One request: its id and key, the status of its response, and the ASGI callables for its endpoint."""
-
-    __slots__ = (
-        "_budget",
-        "_closing",
-        "_response_headers",
-        "_send",
-        "_start",
-        "complete",
-        "headers",
-        "id",
-        "key_name",
-        "receive",
-        "scope",
-        "started",
-        "status",
-    )
 
     def __init__(self, scope: Scope, receive: LimitedReceive, send: Send, budget: ByteBudget, *, closing: bool) -> None:
         """`budget` is that of all response bodies; `closing`: tell the client to close the connection after the response."""

@@ -21,10 +21,10 @@ def raise_open_file_limit(connections: int) -> int:
     if soft < wanted:
         soft = min(wanted, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, limits[1]))
-    if soft < wanted:
-        fitting = max(1, soft - _RESERVED_FILES)
+    fitting = max(1, min(connections, soft - _RESERVED_FILES))
+    if fitting < connections:
         logger.warning("the system allows %d open files: at most %d connections, not %d", soft, fitting, connections)
-    return max(1, min(connections, soft - _RESERVED_FILES))
+    return fitting
 
 
 def set_write_timeout(sock: socket.socket, seconds: float) -> None:

@@ -45,9 +45,9 @@ _CALIBRATION_SHARE = 0.1  # share of the false-alarm probability that is kept fo
 class Drift:
     """State of a DriftMonitor."""
 
-    images: int  # p-values observed since the last reset
+    images: int  # p-values observed
     capital: float  # current capital; it starts at 0.9
-    highest: float  # highest capital since the last reset
+    highest: float  # highest capital so far
     level: float  # alarm level
     drifting: bool  # True once `highest` has reached `level`
     since: int | None  # number of images at which the level was reached
@@ -64,12 +64,18 @@ class _Bet(NamedTuple):
 class DriftMonitor:
     """Test martingale over a stream of conformal p-values.
 
-    p-values may be observed, and the bets on them made (60 ms for 100,000), on any thread.
+    One thread observes p-values; the bets on them (60 ms for 100,000) may be made on any other.
     """
 
-    def __init__(self, calibration_images: int, level: float = LEVEL, upload_groups: Sequence[int] = ()) -> None:
+    def __init__(
+        self, calibration_images: int, level: float = LEVEL, upload_groups: Sequence[int] = (), *, shuffle: bool = False
+    ) -> None:
         """`calibration_images` is the number of calibration scores that the p-values are computed from. `upload_groups` are the
-        sizes of the calibration sets of uploads, whose scores are mapped to the scale of the first."""
+        sizes of the calibration sets of uploads, whose scores are mapped to the scale of the first.
+
+        With `shuffle`, the p-values of one call of `observe` are bet on in random order: neighbours in an array that is sorted
+        by writer or class are alike, which is not drift.
+        """
         self._sizes = np.unique([calibration_images, *upload_groups])  # ascending
         error = _CALIBRATION_SHARE / (level * (1 + len(upload_groups)))
         bounds = [_tail_bounds(int(n), calibration_images if n in upload_groups else None, error) for n in self._sizes]
@@ -85,18 +91,14 @@ class DriftMonitor:
         shares = np.full(len(bets), 0.5 / max(len(bets), 1))
         self._log_shares = np.log(np.array([1 - shares.sum(), *shares]))  # half of the capital is the reserve
         self._pending: deque[tuple[NDArray[np.float64], NDArray[np.intp]]] = deque()  # without bets yet
-        self._observing, self._updating = threading.Lock(), threading.Lock()
+        self._updating = threading.Lock()
+        self._random = np.random.default_rng() if shuffle else None
         self._calibration_images = calibration_images
         self.level = level
-        self.reset()
-
-    def reset(self) -> None:
-        """Return to the initial state, as for a new model version."""
         self._log_capital = self._log_shares + math.log1p(-_CALIBRATION_SHARE)  # of each bet, [1 + bets]
         self._observed = self._images = 0  # p-values, and those of them in blocks that were bet on
         self._highest = math.log1p(-_CALIBRATION_SHARE)  # log of the highest total capital
         self._since: int | None = None
-        self._pending.clear()
 
     def observe(self, p_values: NDArray[np.float64], sizes: NDArray[np.intp] | None = None) -> None:
         """Add p-values [N] in the order of the traffic. The bets on them are made by `update` or `state`.
@@ -105,9 +107,8 @@ class DriftMonitor:
         """
         if sizes is None:
             sizes = np.full(len(p_values), self._calibration_images)
-        with self._observing:
-            self._pending.append((p_values, sizes))
-            self._observed += len(p_values)
+        self._pending.append((p_values, sizes))
+        self._observed += len(p_values)
 
     def update(self) -> None:
         """Bet on each complete block of _BLOCK p-values that was observed."""
@@ -115,6 +116,9 @@ class DriftMonitor:
             waiting = [self._pending.popleft() for _ in range(len(self._pending))]
             if not waiting:
                 return
+            if self._random is not None:
+                orders = [self._random.permutation(len(p_values)) for p_values, _ in waiting]
+                waiting = [(p_values[order], sizes[order]) for (p_values, sizes), order in zip(waiting, orders, strict=True)]
             p_values, sizes = (np.concatenate(column) for column in zip(*waiting, strict=True))
             complete = len(p_values) // _BLOCK * _BLOCK
             for start in range(0, complete, _BLOCK * _CHUNK_BLOCKS):

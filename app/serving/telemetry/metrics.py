@@ -96,9 +96,9 @@ class ModelMetrics:
         if len(self._buffered_batches) >= _BUFFER_SIZE:
             self.flush()
 
-    def record_scores(self, scores: NDArray[np.float32], p_values: NDArray[np.float64], threshold: float) -> None:
-        """Record the verdicts of N images: scores [N], p-values [N], and the model's own threshold."""
-        self._buffered_scores.append((scores, p_values, scores > threshold))
+    def record_scores(self, scores: NDArray[np.float32], p_values: NDArray[np.float64], alpha: float) -> None:
+        """Record the verdicts of N images: scores [N], p-values [N], and the model's own alpha."""
+        self._buffered_scores.append((scores, p_values, p_values <= alpha))
 
     def set_version(self, version: int, scorer: str, device: str) -> None:
         """Set the version in service and count the reload."""
@@ -179,7 +179,6 @@ class Metrics:
         self._models: dict[str, ModelMetrics] = {}
         self._buffered_requests: dict[tuple[str, int], list[float]] = {}  # (route, status) -> seconds
         self._buffered_stages: list[tuple[float, float, float, float]] = []
-        self._buffered_rejections: dict[str, int] = {}  # reason -> count
 
     def for_model(self, name: str) -> ModelMetrics:
         """The metrics of the model `name`."""
@@ -199,7 +198,7 @@ class Metrics:
 
     def record_rejection(self, reason: str) -> None:
         """Record a request that was answered with a problem; `reason` is the problem's type."""
-        self._buffered_rejections[reason] = self._buffered_rejections.get(reason, 0) + 1
+        self._rejections.labels(reason).inc()
 
     def record_stages(self, decode: float, queue: float, infer: float, encode: float) -> None:
         """Record the seconds that one request spent in each stage."""
@@ -217,9 +216,6 @@ class Metrics:
             self._rejections.labels(early).inc(count)
             if code is not None:
                 self._requests.labels(OTHER, str(code)).inc(count)
-        for reason, count in self._buffered_rejections.items():
-            self._rejections.labels(reason).inc(count)
-        self._buffered_rejections.clear()
         if self._buffered_stages:
             for name, column in zip(_STAGES, np.array(self._buffered_stages).T, strict=True):
                 observe_many(self._stages[name], _SECONDS, column)

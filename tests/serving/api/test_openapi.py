@@ -5,8 +5,8 @@ from importlib.metadata import version
 import pytest
 
 from app.main import create_app
-from app.serving.api.query import LEAST_RATE
 from app.serving.errors import MEDIA_TYPE
+from app.serving.schemas import LEAST_RATE
 from app.serving.settings import Settings
 
 

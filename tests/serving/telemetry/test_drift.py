@@ -124,19 +124,6 @@ def test_bets_on_another_thread_lose_no_p_value():
     assert monitor.state() == after(p_values, n=500)
 
 
-@given(st.integers(0, 2000), st.integers(0, 2**32 - 1))
-def test_a_reset_forgets_everything(count, seed):
-    """After a reset, and what follows, the monitor is as a new one."""
-    random = np.random.default_rng(seed)
-    monitor = DriftMonitor(200)
-    monitor.observe(random.random(count) ** 3)
-    monitor.reset()
-    assert monitor.state() == DriftMonitor(200).state()
-    p_values = random.random(100)
-    monitor.observe(p_values)
-    assert monitor.state() == after(p_values, n=200)
-
-
 def test_capital_begins_below_one_and_stays_finite():
     """The capital is 0.9 before any traffic, since the calibration takes a tenth, and finite after a million anomalies."""
     fresh = DriftMonitor(10_000).state()

@@ -7,7 +7,7 @@ import pytest
 from live import serving
 from strokes import npy, png, stroke_images
 
-from app.serving.telemetry.log_setup import JsonFormatter, TextFormatter
+from app.serving.telemetry.log_setup import JsonFormatter
 
 
 def record(message="hello %s", *arguments, **extra):
@@ -21,10 +21,10 @@ def record(message="hello %s", *arguments, **extra):
 @pytest.mark.parametrize("message", ["plain", 'with "quotes"', "two\nlines", "\x00\x1b[31m", "é \u2028 七", "\udcff"])
 def test_a_json_record_is_one_line_of_json(message):
     """Whatever the message holds, the line is one object with its text."""
-    line = JsonFormatter().format(record("%s", message, request_id="abc"))
+    line = JsonFormatter().format(record("%s", message))
     assert "\n" not in line
     entry = json.loads(line)
-    assert (entry["level"], entry["logger"], entry["message"], entry["request_id"]) == ("info", "app.x", message, "abc")
+    assert (entry["level"], entry["logger"], entry["message"]) == ("info", "app.x", message)
     assert entry["time"].endswith("Z")
 
 
@@ -36,12 +36,6 @@ def test_a_json_record_of_an_error_has_the_trace():
         line = JsonFormatter().format(record("failed", exc_info=sys.exc_info()))
     assert "\n" not in line
     assert "ZeroDivisionError: no" in json.loads(line)["trace"]
-
-
-def test_a_text_record_names_the_request_where_there_is_one():
-    """For people: the time, the level, the message and the id."""
-    assert TextFormatter().format(record("hello %s", "you", request_id="abc")).endswith("INFO    hello you [abc]")
-    assert TextFormatter().format(record("hello %s", "you")).endswith("INFO    hello you")
 
 
 def test_a_servers_json_log_is_json_from_its_first_line_to_its_last(strict_server, strict_client):

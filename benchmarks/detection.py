@@ -30,10 +30,11 @@ from app.detection.conformal import Calibration
 from app.detection.detector import Detector
 from app.detection.store import StoreError, find, load
 from app.training.calibration import detect_all
-from app.training.datasets import DataError, LabelledImages, Pixels, Splits
+from app.training.datasets import DataError, LabelledImages, Pixels
 from app.training.evaluate import NamedImages, named_images
 from app.training.publishing import own_splits
 from app.training.reporting.metrics import ranking
+from app.training.splits import Splits
 
 PYOD = "pyod==3.6.7"
 PYOD_DETECTORS = ("AutoEncoder", "KNN", "PCA", "IForest", "ECOD")

@@ -95,6 +95,8 @@ def _serve(host: str, port: int, workers: int) -> None:
 @contextmanager
 def _shared_metrics(workers: int) -> Iterator[None]:
     """Give several workers a common folder for their metrics, so that each can report all; remove it at the end."""
+    if not os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
+        os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)  # prometheus_client would take an empty one for the working folder
     if workers == 1 or "PROMETHEUS_MULTIPROC_DIR" in os.environ:
         yield
         return

@@ -5,7 +5,6 @@ import io
 import math
 import re
 import zipfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -71,7 +70,9 @@ def read_npz(content: bytes, label: str, max_bytes: int = MAX_VERSION_BYTES) -> 
             if (unpacked := sum(entry.file_size for entry in archive.infolist())) > max_bytes:
                 raise BundleError(f"{label} unpacks to {unpacked:,} bytes; at most {max_bytes:,} are loaded.")
             return {name.removesuffix(".npy"): _read_npy(archive.read(name)) for name in archive.namelist()}
-    except (ValueError, OSError, EOFError, KeyError, TypeError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
+    except BundleError:
+        raise
+    except Exception as error:  # of several libraries; RuntimeError, RecursionError and MemoryError among them
         raise BundleError(f"{label} does not hold plain arrays: {first_line(error)}") from error
 
 

@@ -10,7 +10,7 @@ import logging
 import re
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -25,7 +25,6 @@ from app.detection.imaging.decode import Preprocess, decode_image
 from app.detection.imaging.errors import ImageError
 from app.detection.imaging.preprocess import PreprocessedImage, preprocess_digit
 from app.detection.model_card import Preparation
-from app.training.config import CALIBRATION_SHARE
 from app.training.preparation import choose_preparation, sample
 from app.training.progress import SILENT, Progress
 from app.training.torchvision_datasets import NAMED_SETS, read_named_set
@@ -36,7 +35,6 @@ Pixels = NDArray[np.uint8]
 Labels = NDArray[np.int64]
 
 _IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
-TEST_SHARE = 1 / 7  # of a set without a test part; MNIST's own is 10,000 of 70,000
 
 
 class DataError(ValueError):
@@ -74,22 +72,28 @@ class DataSet:
     @cached_property
     def digest(self) -> str:
         """sha256 over all pixels as they are stored, whatever files they came from."""
-        parts = [self.train.images] if self.test is None else [self.train.images, self.test.images]
-        return self.stored_digest or hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest()
+        if self.stored_digest:
+            return self.stored_digest
+        found = hashlib.sha256(self.train.images.tobytes())
+        if self.test is not None:
+            found.update(self.test.images.tobytes())
+        return found.hexdigest()
+
+    @property
+    def labels_digest(self) -> str | None:
+        """sha256 over the labels of the training part, by which it is split; None without labels."""
+        labels = self.train.labels
+        return None if labels is None else hashlib.sha256(labels.astype("<i8").tobytes()).hexdigest()
+
+    def is_described_by(self, data: Mapping[str, Any]) -> bool:
+        """Whether the card's account of a data set, by `describe_data`, is of these images and labels."""
+        labels = self.labels_digest
+        return self.digest == data["sha256"] and bool(data.get("labels_sha256", labels) == labels)  # older cards have no labels
 
     @property
     def test_or_all(self) -> LabelledImages:
         """The images to evaluate on: the test part, or all images of a set that has none."""
         return self.test or self.train
-
-
-@dataclass(frozen=True)
-class Splits:
-    """A data set in three disjoint parts."""
-
-    fit: LabelledImages  # for the network and the scorer
-    calibration: LabelledImages  # for the threshold
-    test: LabelledImages  # for the reported figures
 
 
 def load_dataset(
@@ -129,40 +133,6 @@ def _no_such_set(source: str) -> DataError:
     return DataError(
         f"There is no data set {source!r}; give {', '.join(NAMED_SETS)}, or the path of a folder, an .npy or an .npz."
     )
-
-
-def split(dataset: DataSet, seed: int, calibration_share: float = CALIBRATION_SHARE) -> Splits:
-    """Split by `seed`, equally on every machine. If the set has no test part, TEST_SHARE of its images becomes the test part.
-
-    Raises:
-        DataError: there are too few images for three parts.
-    """
-    rng = np.random.RandomState(seed)  # not a Generator: numpy guarantees that this stream never changes
-    rest, test = dataset.train, dataset.test
-    if test is None:
-        test, rest = _divide(rest, TEST_SHARE, rng)
-    calibration, fit = _divide(rest, calibration_share, rng)
-    if not (len(fit) and len(calibration) and len(test)):
-        raise DataError(f"{dataset.name} holds {len(dataset.train)} images: too few to fit, calibrate and test with.")
-    return Splits(fit, calibration, test)
-
-
-def _divide(whole: LabelledImages, share: float, rng: np.random.RandomState) -> tuple[LabelledImages, LabelledImages]:
-    """Divide at random into `share` of the images and the rest, stratified by class where labels are known."""
-    order = rng.permutation(len(whole))
-    if whole.labels is not None:
-        order = order[np.argsort(_relative_rank_in_class(whole.labels[order]), kind="stable")]
-    cut = round(len(whole) * share)
-    return whole.take(order[:cut]), whole.take(order[cut:])
-
-
-def _relative_rank_in_class(labels: Labels) -> NDArray[np.float64]:
-    """For each image, how many images of its class come before it in `labels`, divided by the size of the class: [N]."""
-    ranks = np.empty(len(labels))
-    for label in np.unique(labels):
-        (members,) = np.nonzero(labels == label)
-        ranks[members] = np.arange(len(members)) / len(members)
-    return ranks
 
 
 def _load_named_set(name: str, data_dir: Path) -> DataSet:

@@ -28,9 +28,10 @@ from app.training.calibration import (
     with_card,
 )
 from app.training.config import TrainingError
-from app.training.datasets import DataError, DataSet, LabelledImages, Splits, load_dataset, split
+from app.training.datasets import DataError, DataSet, LabelledImages, load_dataset
 from app.training.progress import SILENT, Progress
 from app.training.reporting.report import Report
+from app.training.splits import Splits, split
 from app.training.upload_fitting import fit_upload_scorer, uploads_of
 
 _UPLOADS, _UPLOADS_SEED = 1_000, 20  # drawn from test images for a picture of the report, in 4 s
@@ -123,6 +124,7 @@ def describe_data(source: str, dataset: DataSet, parts: Splits, seed: int, calib
         "source": source,
         "name": dataset.name,
         "sha256": dataset.digest,
+        "labels_sha256": dataset.labels_digest,
         "split_seed": seed,
         "calibration_share": calibration_share,
         "fit_images": len(parts.fit),
@@ -140,8 +142,8 @@ def own_splits(
         DataError: the images are not there any more, or are others.
     """
     dataset = load_dataset(data["source"], data_dir=data_dir, preprocess=preprocess, progress=progress)
-    if dataset.digest != data["sha256"]:
-        raise DataError(f"{data['source']} holds other images than the model was trained on.")
+    if not dataset.is_described_by(data):
+        raise DataError(f"{data['source']} holds other images or labels than the model was trained on.")
     return split(dataset, data["split_seed"], data["calibration_share"])
 
 

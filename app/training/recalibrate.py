@@ -25,10 +25,11 @@ from app.training.calibration import (
     with_card,
 )
 from app.training.config import CALIBRATION_SHARE, check_common
-from app.training.datasets import DataSet, LabelledImages, load_dataset, split
+from app.training.datasets import DataSet, LabelledImages, load_dataset
 from app.training.progress import SILENT, Progress
 from app.training.publishing import check_writable, describe_data, fit_and_publish, publish_measured, trained_on
 from app.training.scorer_fitting import score_images
+from app.training.splits import split
 
 logger = logging.getLogger(__name__)
 
@@ -154,10 +155,10 @@ def add_onnx(version: Path, root: Path) -> Path:
 def _unseen(bundle: Bundle, dataset: DataSet) -> tuple[LabelledImages, LabelledImages | None]:
     """Calibration images that the network was not trained on, and test images that are not among them."""
     origin = trained_on(bundle.card)
-    if dataset.digest != origin["sha256"]:
+    if not dataset.is_described_by(origin):
         if dataset.name == origin["name"]:
             logger.warning(
-                "%s was trained on a set of the same name, %s, with other images or another preparation. Images that it was "
+                "%s was trained on a set of the same name, %s, with other images, labels or preparation. Images that it was "
                 "trained on score too low to calibrate with; give images that are new to it.",
                 bundle.label,
                 dataset.name,
@@ -169,12 +170,13 @@ def _unseen(bundle: Bundle, dataset: DataSet) -> tuple[LabelledImages, LabelledI
 
 def _describe(source: str, dataset: DataSet, bundle: Bundle, calibration_images: int) -> dict[str, Any]:
     origin = trained_on(bundle.card)
-    if dataset.digest == origin["sha256"]:
+    if dataset.is_described_by(origin):
         return origin
     return {
         "source": source,
         "name": dataset.name,
         "sha256": dataset.digest,
+        "labels_sha256": dataset.labels_digest,
         "calibration_images": calibration_images,
         "test_images": len(dataset.test) if dataset.test else 0,
         "trained_on": origin,

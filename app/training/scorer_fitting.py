@@ -142,7 +142,7 @@ def _residual_statistics(fitted: ForwardPass, regions: Tensors) -> Tensors:
     residuals = fitted.images - fitted.reconstructions
     pixel_mean = shares @ residuals
     centred = residuals - weights @ pixel_mean
-    pixel_std = (shares @ centred.square()).sqrt()
+    pixel_std = (shares @ centred.square()).sqrt().clamp(min=1e-6)  # 0 where the decoder is saturated
     values, vectors = torch.linalg.eigh(centred.T @ centred / len(centred))
     variance = values.flip(0)[:DIRECTIONS] + RIDGE * values.mean()
     directions = vectors.flip(1)[:, :DIRECTIONS] / variance.sqrt()

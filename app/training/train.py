@@ -20,11 +20,12 @@ from app.network.autoencoder import Autoencoder, ModelConfig, make_autoencoder
 from app.training.calibration import CHUNK, Provenance, check_scorer, flatten
 from app.training.checkpoint import State, checkpoint_path, damaged, load_checkpoint, remove_checkpoint, save_checkpoint
 from app.training.config import TrainConfig, TrainingError
-from app.training.datasets import DataSet, Splits, load_dataset, split
+from app.training.datasets import DataSet, load_dataset
 from app.training.interrupt import Interrupt, was_interrupted
 from app.training.progress import SILENT, Progress
 from app.training.publishing import TrainingCurves, check_writable, describe_data, fit_and_publish
 from app.training.reporting.report import PICTURES
+from app.training.splits import Splits, split
 from app.training.training_step import TrainingStep
 
 FIT_SAMPLE = 10_000  # fit images that the loss after an epoch is measured on; all of them would add 50 % to an epoch

@@ -130,6 +130,32 @@ def test_an_archive_that_unpacks_to_too_much_is_refused_before_it_is_unpacked(me
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 * 1024  # KiB
 
 
+def zip_of(entry, content, flags=0):
+    """A ZIP archive of one file, with these general purpose bits."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr(entry, content)
+    packed = bytearray(file.getvalue())
+    packed[6], packed[packed.index(b"PK\x01\x02") + 8] = flags, flags
+    return bytes(packed)
+
+
+def npy_with_shape(shape):
+    header = b"{'descr': '|u1', 'fortran_order': False, 'shape': (%s,), }" % shape
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
+
+
+@pytest.mark.parametrize(
+    "content",
+    [zip_of("a.npy", b"x", flags=1), *(zip_of("a.npy", npy_with_shape(b"-" * count + b"1")) for count in (3_000, 9_000))],
+    ids=["encrypted", "3,000 signs", "9,000 signs"],
+)
+def test_an_archive_that_makes_libraries_fail_is_damaged(content):
+    """Their exceptions are of any type."""
+    with pytest.raises(BundleError, match="does not hold plain arrays"):
+        read_npz(content, SCORER)
+
+
 def test_compressed_weights_are_refused(version):
     """torch unpacks each entry to the size that the archive declares, whatever that is."""
     packed = io.BytesIO()

@@ -10,7 +10,8 @@ from PIL import Image
 from strokes import stroke_images
 
 from app.detection.imaging.centring import centre_images
-from app.training.datasets import DataError, DataSet, LabelledImages, check_files, load_dataset, split
+from app.training.datasets import DataError, DataSet, LabelledImages, check_files, load_dataset
+from app.training.splits import split
 from app.training.torchvision_datasets import NAMED_SETS
 
 IMAGES = stroke_images(12, seed=3)
@@ -182,6 +183,17 @@ def test_digest_follows_the_pixels():
     assert DataSet("a", one).digest == DataSet("b", other).digest
     other.images[3, 3, 3] += 1
     assert DataSet("a", one).digest != DataSet("a", other).digest
+
+
+def test_a_card_describes_images_and_labels():
+    """Labels decide how a set is split: without them, images that were fitted on would calibrate. Older cards have none."""
+    images = numbered(20).images
+    labelled = DataSet("a", LabelledImages(images, np.arange(20) % 2))
+    plain = DataSet("a", LabelledImages(images))
+    described = {"sha256": plain.digest, "labels_sha256": plain.labels_digest}
+    assert plain.is_described_by(described) and not labelled.is_described_by(described)
+    assert labelled.is_described_by({"sha256": plain.digest})
+    assert not labelled.is_described_by({"sha256": plain.digest, "labels_sha256": "0"})
 
 
 def test_real_mnist(data_root):

@@ -71,6 +71,8 @@ def read_inputs(deadline: Deadline | None, text: bytes, binary: memoryview, limi
     except ValidationError as error:
         raise from_validation_error(error) from None
     tensor = request.inputs[0]
+    if array is not None and tensor.data not in (None, [0]):  # a key may be written with escapes
+        raise OutOfRange("The request has another array named data than that of its input.")
     if (tensor.data is None) == (tensor.parameters is None or tensor.parameters.binary_data_size is None):
         raise OutOfRange("The input needs data, or binary data whose length is its parameter binary_data_size.")
     if tensor.parameters and tensor.parameters.binary_data_size not in (None, len(binary)):

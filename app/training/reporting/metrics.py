@@ -58,7 +58,7 @@ def roc(normal: Scores, anomalous: Scores) -> tuple[NDArray[np.float64], NDArray
     with needs_training_extra():
         from sklearn.metrics import roc_curve
     labels = np.repeat([0, 1], [len(normal), len(anomalous)])
-    false_rate, true_rate, _ = roc_curve(labels, np.concatenate([normal, anomalous]))
+    false_rate, true_rate, _ = roc_curve(labels, np.concatenate([normal, anomalous]), drop_intermediate=False)
     return false_rate, true_rate
 
 

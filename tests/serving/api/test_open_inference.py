@@ -379,3 +379,13 @@ def test_two_inputs_and_unknown_outputs_are_refused(client):
     """There is one input, and the outputs are those of the description."""
     assert infer(client, tensor(), tensor()).status_code == 422
     assert infer(client, outputs=[{"name": "logits"}]).status_code == 422
+
+
+def test_an_array_of_another_key_is_not_scored(client):
+    """The array of numbers is cut out of the text by its key, which may be written with escapes elsewhere."""
+    images = IMAGES[:1]
+    text = json.dumps({"inputs": [tensor(images)], "parameters": {"data": [255] * 784}})
+    assert infer(client, tensor(images), parameters={"data": [255] * 784}).status_code == 200
+    escaped = text.replace('"data"', '"\\u0064ata"', 1)
+    answer = client.post(INFER, content=escaped)
+    assert answer.status_code == 422 and "another array named data" in answer.json()["error"]

@@ -26,6 +26,12 @@ def test_ranking_by_hand():
     assert found.fpr_at_95_tpr == pytest.approx(1 / 3)
 
 
+def test_equal_scores_do_not_raise_the_false_alarm_rate():
+    """Normal images and anomalies with the same 100 scores: 95 % of both lie above the threshold."""
+    same = np.arange(100, dtype=np.float32)
+    assert ranking(same, same).fpr_at_95_tpr == pytest.approx(0.95)
+
+
 @given(st.lists(st.integers(0, 20), min_size=1, max_size=30), st.lists(st.integers(0, 20), min_size=1, max_size=30))
 def test_auroc_is_the_share_of_pairs_in_order(normal, anomalous):
     """AUROC is the chance that an anomaly scores above a normal, ties counting half; and the curve runs from 0 to 1."""

@@ -1,0 +1,54 @@
+"""Splits a data set into the images that fit the network, that calibrate the threshold, and that test both."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.training.config import CALIBRATION_SHARE
+from app.training.datasets import DataError, DataSet, LabelledImages, Labels
+
+TEST_SHARE = 1 / 7  # of a set without a test part; MNIST's own is 10,000 of 70,000
+
+
+@dataclass(frozen=True)
+class Splits:
+    """A data set in three disjoint parts."""
+
+    fit: LabelledImages  # for the network and the scorer
+    calibration: LabelledImages  # for the threshold
+    test: LabelledImages  # for the reported figures
+
+
+def split(dataset: DataSet, seed: int, calibration_share: float = CALIBRATION_SHARE) -> Splits:
+    """Split by `seed`, equally on every machine. If the set has no test part, TEST_SHARE of its images becomes the test part.
+
+    Raises:
+        DataError: there are too few images for three parts.
+    """
+    rng = np.random.RandomState(seed)  # not a Generator: numpy guarantees that this stream never changes
+    rest, test = dataset.train, dataset.test
+    if test is None:
+        test, rest = _divide(rest, TEST_SHARE, rng)
+    calibration, fit = _divide(rest, calibration_share, rng)
+    if not (len(fit) and len(calibration) and len(test)):
+        raise DataError(f"{dataset.name} holds {len(dataset.train)} images: too few to fit, calibrate and test with.")
+    return Splits(fit, calibration, test)
+
+
+def _divide(whole: LabelledImages, share: float, rng: np.random.RandomState) -> tuple[LabelledImages, LabelledImages]:
+    """Divide at random into `share` of the images and the rest, stratified by class where labels are known."""
+    order = rng.permutation(len(whole))
+    if whole.labels is not None:
+        order = order[np.argsort(_relative_rank_in_class(whole.labels[order]), kind="stable")]
+    cut = round(len(whole) * share)
+    return whole.take(order[:cut]), whole.take(order[cut:])
+
+
+def _relative_rank_in_class(labels: Labels) -> NDArray[np.float64]:
+    """For each image, how many images of its class come before it in `labels`, divided by the size of the class: [N]."""
+    ranks = np.empty(len(labels))
+    for label in np.unique(labels):
+        (members,) = np.nonzero(labels == label)
+        ranks[members] = np.arange(len(members)) / len(members)
+    return ranks

@@ -37,7 +37,7 @@ from app.detection.runtimes import DeviceError, choose_device
 from app.training.calibration import flatten
 from app.training.config import TrainConfig
 from app.training.datasets import load_dataset
-from app.training.progress import SilentProgress
+from app.training.progress import SILENT
 from app.training.train import Training, run_epoch
 
 ROOT, PORT = Path(__file__).parents[1], 8099
@@ -127,7 +127,7 @@ def training_seconds(images: np.ndarray, device: torch.device) -> float:
     pixels = flatten(images, device)
     began = time.perf_counter()
     for _ in range(100):
-        run_epoch(training, config, pixels, SilentProgress())
+        run_epoch(training, config, pixels, SILENT)
     return time.perf_counter() - began
 
 

@@ -27,7 +27,7 @@ from app.network.mse_scorer import MseScorer
 from app.training.calibration import flatten
 from app.training.config import TrainConfig
 from app.training.datasets import DataError, DataSet, load_dataset
-from app.training.progress import SilentProgress
+from app.training.progress import SILENT
 from app.training.reporting.metrics import ranking
 from app.training.scorer_fitting import fit_scorer
 from app.training.train import Training, run_epoch
@@ -96,7 +96,7 @@ def trained(config: TrainConfig, images: Tensor) -> Autoencoder:
     """The tutorial's network after `config.epochs` over images [N, pixels]."""
     training = Training(config, CPU)
     while training.epoch < config.epochs:
-        run_epoch(training, config, images, SilentProgress())
+        run_epoch(training, config, images, SILENT)
     return training.model.eval()
 
 

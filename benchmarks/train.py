@@ -28,7 +28,7 @@ from app.training.calibration import flatten
 from app.training.checkpoint import save_checkpoint
 from app.training.config import TrainConfig
 from app.training.datasets import DataError, load_dataset
-from app.training.progress import SilentProgress
+from app.training.progress import SILENT
 from app.training.train import Training, record_epoch, run_epoch
 
 
@@ -61,7 +61,7 @@ def our_epoch(data_dir: Path, device: torch.device) -> Callable[[], None]:
     training = Training(config, device)
 
     def epoch() -> None:
-        run_epoch(training, config, images, SilentProgress())
+        run_epoch(training, config, images, SILENT)
 
     return epoch
 
@@ -74,8 +74,8 @@ def our_whole_epoch(data_dir: Path, device: torch.device, folder: Path) -> Calla
     training = Training(config, device)
 
     def epoch() -> None:
-        run_epoch(training, config, images, SilentProgress())
-        record_epoch(training, config, images, test, SilentProgress())
+        run_epoch(training, config, images, SILENT)
+        record_epoch(training, config, images, test, SILENT)
         save_checkpoint(training.state(), folder / "checkpoint.pth")
 
     return epoch

@@ -31,7 +31,7 @@ def counted_on_terminal(items: Iterator[Item]) -> Iterator[Item]:
             yield item
 
 
-class LineProgress:
+class LineProgress(Progress):
     """Prints a line for each epoch, and a line every 20 seconds of a stage, for logs and pipes."""
 
     def start(self, epoch: int, epochs: int, images: int) -> None:
@@ -39,8 +39,6 @@ class LineProgress:
         self._epochs = epochs
         self._images = images
         self._start_time = time.perf_counter()
-
-    def advance(self, images: int) -> None: ...
 
     def finish_epoch(self, epoch: int, fit: float, test: float) -> None:
         line = f"epoch {epoch}/{self._epochs}  fit {fit:.4f}  test {test:.4f}"
@@ -71,7 +69,7 @@ class _StageLines:
             print(f"{self._stage}: {self._done:,} of {self._steps:,}, {left:.0f} s left", flush=True)
 
 
-class BarProgress:
+class BarProgress(Progress):
     """A bar with losses, images per second and the time left, and a bar for each stage before and after the epochs."""
 
     def __init__(self, console: Console | None = None, *, transient: bool = False) -> None:

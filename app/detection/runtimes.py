@@ -8,7 +8,7 @@ import ctypes
 import os
 import sys
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,6 @@ from app.detection.bundle import (
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
-    from app.network.cuda_graphs import CudaNetwork
     from app.network.detector_network import DetectorNetwork
 
 Images = NDArray[np.uint8]
@@ -49,25 +48,12 @@ class NetworkOutputs(NamedTuple):
     error_map: Floats | None = None  # [N, S, S]; None without maps
 
 
-class Runtime(Protocol):
-    """Runs the network. Safe to call from several threads."""
-
-    name: str  # onnx or torch
-    device: str  # cpu, cuda:0, mps
-    chunk_size: int  # images of a forward pass that large arrays are best cut into
-
-    def run(self, images: Images, *, with_maps: bool) -> NetworkOutputs:
-        """uint8 [N, S, S] -> outputs; `with_maps` adds reconstructions and error maps."""
-
-    def decode(self, embeddings: Floats) -> Floats:
-        """float32 [N, latent_dim] -> images [N, S, S] in [0, 1]."""
-
-
 class OnnxRuntime:
-    """The exported models in ONNX Runtime, on the CPU."""
+    """The exported models in ONNX Runtime, on the CPU. Safe to call from several threads."""
 
     name, device = "onnx", "cpu"
-    chunk_size = 128  # 2 ms. 512 images are 8 % faster, but ONNX Runtime then keeps up to 33 MiB
+    # Images of a forward pass that large arrays are best cut into: 2 ms. 512 are 8 % faster, but keep 33 MiB.
+    chunk_size = 128
 
     def __init__(self, bundle: Bundle, threads: int = 1) -> None:
         """`threads` is the number of threads of one forward pass.
@@ -87,16 +73,18 @@ class OnnxRuntime:
             raise BundleError(f"{DETECTOR_ONNX} of {bundle.label} has other dimensions than its card; publish it again.")
 
     def run(self, images: Images, *, with_maps: bool) -> NetworkOutputs:
+        """uint8 [N, S, S] -> outputs; `with_maps` adds reconstructions and error maps."""
         session, names = (self._full_session, self._names) if with_maps else (self._score_session, self._score_names)
         return NetworkOutputs(*session.run(names, {"images": images}))
 
     def decode(self, embeddings: Floats) -> Floats:
+        """float32 [N, latent_dim] -> images [N, S, S] in [0, 1]."""
         images: Floats = self._decoder_session.run(None, {"embedding": embeddings})[0]
         return images
 
 
 class TorchRuntime:
-    """The network itself in torch: on CUDA and MPS, or on a CPU where that is asked for."""
+    """The network itself in torch: on CUDA and MPS, or on a CPU where that is asked for. Methods as of OnnxRuntime."""
 
     name = "torch"
     chunk_size = 512
@@ -105,13 +93,15 @@ class TorchRuntime:
         """Load the weights onto `device`. Raises BundleError, DeviceError."""
         import torch
 
+        from app.network.cuda_graphs import CudaNetwork
+
         self.device = device
         torch.set_num_threads(threads)
         torch.set_float32_matmul_precision("highest")  # no TF32: scores must agree between devices
         network = load_network(bundle)
         try:
             self._network = network.to(device).eval()
-            self._cuda_network = _capture(self._network, device)
+            self._cuda_network = CudaNetwork(self._network, torch.device(device)) if device.startswith("cuda") else None
         except torch.OutOfMemoryError as error:
             raise DeviceError(f"{device} has too little free memory: {first_line(error)}") from error
 
@@ -131,6 +121,9 @@ class TorchRuntime:
         with torch.inference_mode():
             images: Floats = self._network.decode(torch.from_numpy(embeddings).to(self.device)).cpu().numpy()
             return images
+
+
+Runtime = OnnxRuntime | TorchRuntime
 
 
 def make_runtime(bundle: Bundle, device: str = "auto", runtime: str = "auto", threads: int = 1) -> Runtime:
@@ -215,17 +208,6 @@ def _open_session(bundle: Bundle, name: str, threads: int) -> "InferenceSession"
     if metadata.get(WEIGHTS_SHA256) != sha256(bundle.files[WEIGHTS]):
         raise BundleError(f"{name} of {bundle.label} was not exported from its {WEIGHTS}; publish the version again.")
     return session
-
-
-def _capture(network: "DetectorNetwork", device: str) -> "CudaNetwork | None":
-    """The network as CUDA graphs, where `device` is CUDA."""
-    import torch
-
-    if not device.startswith("cuda"):
-        return None
-    from app.network.cuda_graphs import CudaNetwork
-
-    return CudaNetwork(network, torch.device(device))
 
 
 def _cuda_driver_present() -> bool:

@@ -139,7 +139,7 @@ def _windows(side: int, channels: int, size: int) -> NDArray[np.intp]:
 class UploadNetworks:
     """The networks, what the upload features are scaled by, and the weights of the networks in the score."""
 
-    digits: tuple[ConvolutionalNetwork | SmallNetwork, ...]  # read pixels in [0, 1], [S * S]; older releases have one
+    digits: tuple[ConvolutionalNetwork, ...]  # read pixels in [0, 1], [S * S]
     picture: SmallNetwork  # reads scaled features
     feature_mean: Floats  # [F] of the SCORED_FEATURES of normal uploads
     feature_std: Floats  # [F]
@@ -154,38 +154,32 @@ class UploadNetworks:
         added: NDArray[np.float64] = (self.weights[0] * digit + self.weights[1] * picture).astype(np.float64)
         return added
 
-    def arrays(self, prefix: str) -> dict[str, Floats]:
+    def arrays(self) -> dict[str, Floats]:
         """The arrays that `from_arrays` reads."""
-        scaling = {f"{prefix}_feature_mean": self.feature_mean, f"{prefix}_feature_std": self.feature_std}
-        networks = self.picture.arrays(f"{prefix}_picture")
+        networks = self.picture.arrays("evidence_picture")
         for number, each in enumerate(self.digits):
-            networks |= each.arrays(f"{prefix}_digit{number}")
-        return {**networks, **scaling, f"{prefix}_network_weights": self.weights}
+            networks |= each.arrays(f"evidence_digit{number}")
+        scaling = {"evidence_feature_mean": self.feature_mean, "evidence_feature_std": self.feature_std}
+        return {**networks, **scaling, "evidence_network_weights": self.weights}
 
     @classmethod
-    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]], prefix: str) -> Self | None:
-        """Rebuild from `arrays(prefix)`; None for a version of an older release, which has no networks.
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> Self | None:
+        """Rebuild from `arrays()`; None for a version of an older release, which has no networks.
 
         Raises:
             KeyError, ValueError: an array is missing, or has another shape.
         """
-        if not any(name.startswith(f"{prefix}_digit") for name in arrays):
+        names = {name.split("_")[1] for name in arrays if name.startswith("evidence_digit")}
+        if not names:
             return None
-        mean, std = (arrays[f"{prefix}_feature_{name}"].astype(np.float32) for name in ("mean", "std"))
-        weights = arrays.get(f"{prefix}_network_weights", np.asarray(WEIGHTS)).astype(np.float32)
+        mean, std, weights = (
+            arrays[f"evidence_{name}"].astype(np.float32) for name in ("feature_mean", "feature_std", "network_weights")
+        )
         count = int(SCORED_FEATURES.sum())
         if mean.shape != (count,) or std.shape != (count,) or weights.shape != (len(WEIGHTS),):
             raise ValueError(f"the upload networks are not for {count} features")
-        picture = SmallNetwork.from_arrays(arrays, f"{prefix}_picture", count)
-        return cls(_read_digits(arrays, f"{prefix}_digit"), picture, mean, std, weights)
-
-
-def _read_digits(arrays: Mapping[str, NDArray[Any]], prefix: str) -> tuple[ConvolutionalNetwork | SmallNetwork, ...]:
-    """The digit networks; older releases have one, whose name has no number. Raises KeyError or ValueError."""
-    numbers = {name.removeprefix(prefix).partition("_")[0] for name in arrays if name.startswith(prefix)}
-    names = [f"{prefix}{number}" for number in ([""] if numbers == {""} else range(len(numbers)))]
-    kinds = [SmallNetwork if f"{name}_w0" in arrays else ConvolutionalNetwork for name in names]  # SmallNetwork: older releases
-    return tuple(kind.from_arrays(arrays, name) for kind, name in zip(kinds, names, strict=True))
+        digits = tuple(ConvolutionalNetwork.from_arrays(arrays, f"evidence_digit{number}") for number in range(len(names)))
+        return cls(digits, SmallNetwork.from_arrays(arrays, "evidence_picture", count), mean, std, weights)
 
 
 def scale_features(features: Values, mean: Floats, std: Floats) -> Floats:

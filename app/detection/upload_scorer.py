@@ -78,7 +78,7 @@ class UploadScorer:
             "evidence_whitening": self.whitening,
             "evidence_max_deviation": np.asarray(self.max_deviation),
             "evidence_units": self.units,
-            **(self.networks.arrays("evidence") if self.networks else {}),
+            **(self.networks.arrays() if self.networks else {}),
         }
 
     @classmethod
@@ -96,7 +96,7 @@ class UploadScorer:
         expected = OLD_FEATURES if old else len(FEATURE_NAMES)
         if centre.shape != (expected,) or sides.shape != (expected,) or whitening.shape != (expected, expected):
             raise ValueError(f"the upload scorer is not for {expected} upload features")
-        return cls(centre, sides, whitening, cap, units, UploadNetworks.from_arrays(arrays, "evidence"))
+        return cls(centre, sides, whitening, cap, units, UploadNetworks.from_arrays(arrays))
 
 
 def _deviations(features: Values, centre: NDArray[np.float64], sides: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -18,7 +18,7 @@ continuous, and everything is low-rank, so it costs less than the autoencoder.
 import math
 from collections.abc import Mapping
 from itertools import pairwise
-from typing import ClassVar, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -72,29 +72,9 @@ class ResidualScorer(nn.Module):
 
     name: ClassVar[str] = "residual"
 
-    location: Tensor
-    scale: Tensor
-    centres: Tensor
-    widths: Tensor
-    pixel_mean: Tensor
-    pixel_std: Tensor
-    directions: Tensor
-    variance: Tensor
-    mean: Tensor
-    band_mean: Tensor
-    band_std: Tensor
-    shape_range: Tensor
-    energy: Tensor
-    w1: Tensor
-    b1: Tensor
-    w2: Tensor
-    b2: Tensor
-    w3: Tensor
-    b3: Tensor
-    centre: Tensor
-    spread: Tensor
-    region_statistics: Tensor
-    band_averages: Tensor
+    if TYPE_CHECKING:  # every buffer is a tensor
+
+        def __getattr__(self, name: str) -> Tensor: ...
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         """`tensors` holds every name of `SHAPES`.

@@ -20,11 +20,11 @@ from app.detection.detector import Detections, Detector
 from app.detection.imaging.upload_features import GROUPS, upload_groups
 from app.detection.model_card import PREPROCESSING, Architecture, Card, EpochLosses, Preparation, SelfCheck, self_check_images
 from app.detection.upload_scorer import UploadCalibration, UploadScorer
-from app.network.autoencoder import Autoencoder, save_autoencoder
-from app.network.detector_network import DetectorNetwork, OnnxModels, Scorer, export_onnx, normalise
+from app.network.autoencoder import save_autoencoder
+from app.network.detector_network import DetectorNetwork, OnnxModels, export_onnx, normalise
 from app.training.datasets import LabelledImages
 from app.training.progress import SILENT, Advance, Progress, no_steps
-from app.training.scorer_fitting import SCORERS, fit_scorer, score_images
+from app.training.scorer_fitting import SCORERS, score_images
 from app.training.upload_fitting import uploads_of
 
 Images = NDArray[np.uint8]
@@ -62,13 +62,6 @@ def check_scorer(name: str) -> None:
     """Check, before any work, that there is a scorer of this name. Raises UnknownScorer."""
     if name not in SCORERS:
         raise UnknownScorer(f"There is no scorer named {name!r}; choose one of: {', '.join(SCORERS)}.")
-
-
-def fit_image_scorer(
-    name: str, model: Autoencoder, images: Images, device: torch.device, seed: int, progress: Progress = SILENT
-) -> Scorer:
-    """Fit the scorer called `name` on the images [N, S, S] that the network was trained on."""
-    return fit_scorer(name, model.to(device), flatten(images, device), seed=seed, progress=progress)
 
 
 def make_bundle(

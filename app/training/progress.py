@@ -1,13 +1,16 @@
-"""How the trainer reports its progress. The command line shows it; here are the interface and a silent one."""
+"""How the trainer reports its progress: the command line shows it, and the class here shows nothing."""
 
 from collections.abc import Callable
-from typing import Protocol
 
 Advance = Callable[[int], None]  # to be called with the number of steps that were done since the last call
 
 
-class Progress(Protocol):
-    """Receives the events of a training, a calibration or an evaluation."""
+def no_steps(count: int) -> None:
+    """An `Advance` that reports nothing."""
+
+
+class Progress:
+    """Receives the events of a training, a calibration or an evaluation. Shows nothing; others inherit from it."""
 
     def start(self, epoch: int, epochs: int, images: int) -> None:
         """The loop begins: `epoch` of `epochs` are done (more than 0 after a resume); an epoch has `images` images."""
@@ -20,20 +23,7 @@ class Progress(Protocol):
 
     def begin(self, stage: str, steps: int | None = None) -> Advance:
         """A stage before or after the loop begins, and the one before it has ended. It has `steps` steps, if that is known."""
-
-
-def no_steps(count: int) -> None:
-    """An `Advance` that reports nothing."""
-
-
-class SilentProgress:
-    """Shows nothing."""
-
-    def start(self, epoch: int, epochs: int, images: int) -> None: ...
-    def advance(self, images: int) -> None: ...
-    def finish_epoch(self, epoch: int, fit: float, test: float) -> None: ...
-    def begin(self, stage: str, steps: int | None = None) -> Advance:
         return no_steps
 
 
-SILENT = SilentProgress()
+SILENT = Progress()

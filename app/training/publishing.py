@@ -18,11 +18,10 @@ from app.detection.imaging.upload_features import GROUPS, upload_groups
 from app.detection.model_card import Card, Preparation
 from app.detection.store import publish
 from app.network.autoencoder import Autoencoder
-from app.network.detector_network import DetectorNetwork
+from app.network.detector_network import DetectorNetwork, normalise
 from app.training.calibration import (
     Provenance,
     detect_all,
-    fit_image_scorer,
     make_bundle,
     measure,
     with_card,
@@ -31,6 +30,7 @@ from app.training.config import TrainingError
 from app.training.datasets import DataError, DataSet, LabelledImages, load_dataset
 from app.training.progress import SILENT, Progress
 from app.training.reporting.report import Report
+from app.training.scorer_fitting import fit_scorer
 from app.training.splits import Splits, split
 from app.training.upload_fitting import fit_upload_scorer, uploads_of
 
@@ -75,8 +75,8 @@ def fit_and_publish(
     Raises:
         CalibrationError, ExportError: nothing was published.
     """
-    image_scorer = fit_image_scorer(scorer, model, splits.fit.images, device, seed, progress)
-    network = DetectorNetwork(model, image_scorer).to(device).eval()
+    images = normalise(torch.tensor(splits.fit.images))
+    network = DetectorNetwork(model, fit_scorer(scorer, model, images, seed=seed, progress=progress)).to(device).eval()
     prepares = provenance.preprocess == "digit"
     upload_scorer = fit_upload_scorer(network, splits.fit, seed, progress) if prepares else None
     bundle = make_bundle(network, upload_scorer, splits.calibration, provenance, progress)

@@ -54,17 +54,11 @@ class Source(NamedTuple):
 
 
 def fit_scorer(name: str, model: Autoencoder, images: Tensor, *, seed: int, progress: Progress = SILENT) -> Scorer:
-    """Fit the scorer called `name` on the normal images [N, P] that `model` was trained on; deterministic for a seed.
+    """Fit the scorer called `name`, one of SCORERS, on the normal images [N, P] that `model` was trained on.
 
-    Raises:
-        ValueError: there is no scorer of that name.
+    Images, model and scorer are on the CPU. Deterministic for a seed.
     """
-    if name == MseScorer.name:
-        return MseScorer()
-    if name == ResidualScorer.name:
-        device = images.device
-        return fit_residual_scorer(model.cpu(), images.cpu(), seed=seed, progress=progress).to(device)
-    raise ValueError(f"There is no scorer named {name!r}; choose one of: {', '.join(SCORERS)}.")
+    return MseScorer() if name == MseScorer.name else fit_residual_scorer(model.cpu(), images, seed=seed, progress=progress)
 
 
 def fit_residual_scorer(model: Autoencoder, images: Tensor, *, seed: int, progress: Progress = SILENT) -> ResidualScorer:

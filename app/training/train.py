@@ -5,7 +5,7 @@ data set is one tensor on the device and the loop never waits for a value of the
 machine and device gives the same weights to the bit, whether the training was interrupted and resumed or not.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -155,34 +155,19 @@ def run_epoch(training: Training, config: TrainConfig, images: Tensor, progress:
         TrainingError: the loss is no longer a finite number.
     """
     order = torch.randperm(len(images), generator=training.rng).to(images.device)
-    batches = torch.split(order, config.batch_size)
-    losses = train_one_epoch(training.model, training.step, images, batches, progress.advance, training.rng)
-    if not bool(torch.isfinite(losses).all()):
+    losses = []
+    for batch in torch.split(order, config.batch_size):
+        noise = training.model.draw_noise(len(batch), training.rng)  # None but for a variational autoencoder
+        on_device = None if noise is None else noise.to(images.device)
+        losses.append(training.step(images[batch], on_device))  # loss.item() would wait
+        progress.advance(len(batch))
+    steps = torch.stack(losses)
+    if not bool(torch.isfinite(steps).all()):
         raise TrainingError(
             f"The loss is no longer a number in epoch {training.epoch + 1}; use a smaller --learning-rate than "
             f"{config.learning_rate:g}."
         )
-    training.history.steps.append(losses.cpu())
-
-
-def train_one_epoch(
-    model: Autoencoder,
-    step: TrainingStep,
-    images: Tensor,
-    batches: Iterable[Tensor],
-    advance: Callable[[int], None] = lambda images: None,
-    rng: torch.Generator | None = None,
-) -> Tensor:
-    """Train on images [N, pixels] once; `batches` are their indices -> the loss of each iteration [steps].
-
-    `rng` draws the embeddings of a variational autoencoder.
-    """
-    losses = []
-    for batch in batches:
-        noise = model.draw_noise(len(batch), rng)
-        losses.append(step(images[batch], None if noise is None else noise.to(images.device)))  # loss.item() would wait
-        advance(len(batch))
-    return torch.stack(losses)
+    training.history.steps.append(steps.cpu())
 
 
 @torch.inference_mode()

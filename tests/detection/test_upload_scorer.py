@@ -23,8 +23,8 @@ def normal_uploads(seed=0, count=N):
     return scores, random.randint(0, 256, (count, 28, 28), np.uint8), features.astype(np.float32)
 
 
-def make_networks(seed=0, convolutional=True):
-    """Networks with random weights; the digit network of older releases is fully connected."""
+def make_networks(seed=0):
+    """Networks with random weights."""
     random = np.random.RandomState(seed)
 
     def network(*widths):
@@ -37,17 +37,16 @@ def make_networks(seed=0, convolutional=True):
     kernels = tuple(random.randn(*shape).astype(np.float32) / 5 for shape in ((1, 5, 5, 3), (3, 3, 3, 4)))
     biases = tuple(random.randn(kernel.shape[-1]).astype(np.float32) for kernel in kernels)
     digits = [ConvolutionalNetwork(kernels, biases, network(5 * 5 * 4, 8, 1)) for _ in range(2)]
-    digits = digits if convolutional else [network(784, 8, 4, 1)]
     return UploadNetworks(tuple(digits), network(count, 8, 4, 1), mean, std, np.asarray(WEIGHTS, np.float32))
 
 
 BLANK = np.zeros((1, 28, 28), np.uint8)
 
 
-@pytest.fixture(scope="module", params=[True, False, None], ids=["networks", "networks of an older release", "none"])
+@pytest.fixture(scope="module", params=[True, False], ids=["networks", "none, as in older releases"])
 def scorer(request):
     scores, _, features = normal_uploads()
-    return UploadScorer.fit(scores, features, None if request.param is None else make_networks(convolutional=request.param))
+    return UploadScorer.fit(scores, features, make_networks() if request.param else None)
 
 
 @pytest.fixture(scope="module")
@@ -115,8 +114,6 @@ def test_arrays_there_and_back_are_the_same_scorer(scorer):
     assert np.array_equal(again.combine(*normal_uploads(3)), scorer.combine(*normal_uploads(3)))
     assert (again.networks is None) == (scorer.networks is None)
     for name in scorer.arrays():
-        if name == "evidence_network_weights":  # older releases do not write it
-            continue
         with pytest.raises((KeyError, ValueError)):
             UploadScorer.from_arrays({key: value for key, value in scorer.arrays().items() if key != name})
 

@@ -13,11 +13,11 @@ from live import ROOT
 from app.detection import store
 from app.training.checkpoint import FOLDER, CheckpointError
 from app.training.interrupt import Interrupt
-from app.training.progress import SilentProgress
+from app.training.progress import Progress
 from app.training.train import TrainingInterrupted, train
 
 
-class InterruptAfter(SilentProgress):
+class InterruptAfter(Progress):
     """Raises KeyboardInterrupt in the middle of the epoch after `epochs`."""
 
     def __init__(self, epochs):

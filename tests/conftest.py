@@ -1,5 +1,6 @@
 """What tests share: the shipped server, a small detector made on the spot, the sample files, the data sets."""
 
+import copy
 import functools
 import os
 import signal
@@ -9,20 +10,26 @@ import httpx
 import numpy as np
 import pytest
 import torch
+from httpx._transports import default as default_transport
 from hypothesis import settings
 from live import ROOT, SHIPPED, Server, serving
+from onnx import numpy_helper
 from strokes import stroke_images
 
 from app.detection import store
 from app.detection.bundle import Bundle
 from app.detection.conformal import Calibration
 from app.detection.model_card import Architecture, Card, EpochLosses, SelfCheck, self_check_images
+from app.network import detector_network
 from app.network.autoencoder import Autoencoder, ModelConfig
 from app.network.detector_network import DetectorNetwork
 from app.network.mse_scorer import MseScorer
 from app.training.calibration import bundle_files
+from app.training.reporting import plots
 from app.training.scorer_fitting import score_images
 
+# Each httpx client would read the certificates again, for 30 ms of CPU time; no test uses TLS.
+default_transport.create_ssl_context = functools.cache(default_transport.create_ssl_context)
 settings.register_profile("unhurried", deadline=None, derandomize=True)
 settings.load_profile("unhurried")
 signal.signal(signal.SIGINT, signal.default_int_handler)  # where a shell has the tests ignore it, their programs would too
@@ -52,6 +59,42 @@ def pytest_collection_modifyitems(items):
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="torch sees no CUDA device on this machine"))
+
+
+class QuickExport:
+    """Exports networks with the plain scorer in 2 ms, not in 2.5 s: those of an architecture differ in their weights alone."""
+
+    def __init__(self, export):
+        self.real, self.models = export, {}
+
+    def __call__(self, network):
+        architecture = network.autoencoder.config
+        if not isinstance(network.scorer, MseScorer):
+            return self.real(network)
+        if architecture not in self.models:
+            self.models[architecture] = self.real(network)
+        model, weights = copy.deepcopy(self.models[architecture]), network.state_dict()
+        for tensor in model.graph.initializer:
+            if tensor.name in weights:
+                tensor.CopyFrom(numpy_helper.from_array(weights[tensor.name].cpu().numpy(), tensor.name))
+        return model
+
+
+def save_figure(real, figure, path):
+    """In place of `plots.save`: only the figure that a test compares is drawn, for they take most of a short training."""
+    if path.name == "epochs.png":
+        real(figure, path)
+    else:
+        path.write_bytes(b"")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_publishing():
+    """Publishing in the tests' own process is quick; programs that tests start draw and export everything."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(detector_network, "_export", QuickExport(detector_network._export))
+        patch.setattr(plots, "save", functools.partial(save_figure, plots.save))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -120,7 +120,11 @@ def test_options_win_over_variables(tiny_bundle, tmp_path):
     for _ in range(2):
         store.publish(tiny_bundle, tmp_path / "store")
     with serving(
-        tmp_path / "log", "--store", str(tmp_path / "store"), "--version", "1", ODDIGIT_VERSION="2", ODDIGIT_STORE="/nowhere"
+        tmp_path / "log",
+        *("--store", str(tmp_path / "store"), "--version", "1"),
+        ODDIGIT_VERSION="2",
+        ODDIGIT_STORE="/nowhere",
+        ODDIGIT_DRAIN_S="0",
     ) as server:
         assert httpx.get(f"{server.url}/readyz", timeout=30).json()["model"]["version"] == 1
 

@@ -101,7 +101,7 @@ def test_nothing_is_written_outside_of_the_version(tiny_store, tmp_path, name):
         ({"autoencoder.pth": b""}, StoreError),
         ({"big": bytes(2**23)}, ArchiveError),
     ],
-    ids=str,
+    ids=["more", "card-empty", "card-path", "card-wrong", "empty-weights", "big"],
 )
 def test_other_files_than_those_of_the_card_are_refused(tiny_store, tmp_path, changes, error):
     """And the store stays as it was."""

@@ -5,8 +5,10 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from conftest import QuickExport
 from strokes import stroke_images
 
+from app.network import detector_network
 from app.network.autoencoder import Autoencoder, ModelConfig
 from app.network.detector_network import WEIGHTS_SHA256, DetectorNetwork, Outputs, export_onnx, make_scorer, normalise
 from app.network.mse_scorer import MseScorer
@@ -73,3 +75,13 @@ def test_an_unknown_scorer_is_refused_with_those_there_are():
     """A misspelt name fails with a sentence that lists the names."""
     with pytest.raises(ValueError, match="residual, mse"):
         make_scorer("msr", {})
+
+
+def test_the_quick_export_of_the_tests_is_the_exporters():
+    """The graph of another network of the architecture, with these weights, is the same to the byte."""
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        one, other = (DetectorNetwork(Autoencoder(ModelConfig(8, (16,), 3)), MseScorer()).eval() for _ in range(2))
+    export = QuickExport(getattr(detector_network._export, "real", detector_network._export))
+    export(one)
+    assert export(other).SerializeToString(deterministic=True) == export.real(other).SerializeToString(deterministic=True)

@@ -20,7 +20,9 @@ import pyarrow.parquet as pq
 import pytest
 from live import ROOT, environment
 from strokes import npy, png, stroke_images
+from typer.testing import CliRunner
 
+from app.cli.commands import cli
 from app.detection.detector import Detector
 from app.detection.imaging.decode import decode_image
 from app.detection.imaging.upload_warnings import LOOKS_INVERTED, decode_upload
@@ -37,7 +39,8 @@ def command(*arguments):
 
 
 def score(*arguments):
-    return subprocess.run(command(*arguments), cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=120)
+    """The command in this process; its pools are processes all the same."""
+    return CliRunner().invoke(cli, ["score", *map(str, arguments)])
 
 
 def rows(folder):
@@ -68,7 +71,7 @@ def expected(tiny_bundle):
 def test_each_image_of_a_folder_is_a_row(folder, tiny_store, tiny_bundle, expected, tmp_path):
     """With score, p-value, verdict, embedding and warnings; a broken one with its error."""
     done = score(folder, "--to", tmp_path / "out", "--store", tiny_store, "--processes", 2)
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.stderr
     assert "21 images" in done.stdout and "1 errors" in done.stdout
     found = {Path(row["name"]).name: row for row in rows(tmp_path / "out")}
     assert len(found) == 21
@@ -84,7 +87,7 @@ def test_warnings_are_those_of_the_server(tiny_store, tmp_path):
     """In words: an image with bright corners, which is taken as it is, looks inverted."""
     (tmp_path / "white.png").write_bytes(png(255 - IMAGES[0]))
     done = score(tmp_path / "white.png", "--to", tmp_path / "out", "--store", tiny_store, "--processes", 1)
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.stderr
     assert rows(tmp_path / "out")[0]["warnings"] == [LOOKS_INVERTED]
 
 
@@ -106,7 +109,7 @@ def test_arrays_tar_files_parquet_and_globs_are_sources(tiny_store, expected, tm
         (tmp_path / f"{index:02d}.png").write_bytes(file)
     for source in ("array.npy", "shard-*.tar", "a.parquet", "[0-9][0-9].png"):
         done = score(tmp_path / source, "--to", tmp_path / "out", "--store", tiny_store, "--processes", 1)
-        assert done.returncode == 0, done.stderr
+        assert done.exit_code == 0, done.stderr
         assert [row["score"] for row in rows(tmp_path / "out")] == pytest.approx(expected.tolist(), rel=1e-5)
     address = f"file://{tmp_path}/shard-0.tar"
     assert [piece.images for part in divide([address]) for piece in part] == [1] * 40
@@ -135,7 +138,7 @@ def test_an_interrupted_job_goes_on_where_it_stopped(tiny_store, many, tmp_path)
     written = {path.name: path.stat().st_ino for path in (tmp_path / "out").glob("part-*.parquet")}
     assert 0 < len(written) <= 6
     done = score(*arguments)
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.stderr
     assert "were there before" in done.stdout
     found = [row["name"] for row in rows(tmp_path / "out")]
     assert sorted(found) == sorted(str(path) for path in many.iterdir() for _ in range(4))
@@ -165,7 +168,7 @@ def test_an_empty_source_removes_no_results(tiny_store, folder, tmp_path):
     score(folder, *out)
     (tmp_path / "empty").mkdir()
     done = score(tmp_path / "empty", *out)
-    assert (done.returncode, len(rows(tmp_path / "out"))) == (2, 21)
+    assert (done.exit_code, len(rows(tmp_path / "out"))) == (2, 21)
     assert "holds no image" in done.stderr and "Traceback" not in done.stderr
 
 
@@ -177,7 +180,7 @@ def test_only_regular_files_are_read(tiny_store, tmp_path):
     (tmp_path / "in" / "d.png").symlink_to("/dev/zero")
     (tmp_path / "in" / "e.png").write_bytes(FILES[0])
     done = score(tmp_path / "in", "--to", tmp_path / "out", "--store", tiny_store, "--processes", 1)
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.stderr
     assert [row["error"] for row in rows(tmp_path / "out")] == ["not a regular file"] * 4 + [None]
 
 
@@ -223,25 +226,25 @@ def test_results_among_the_sources_are_left_out(tiny_store, folder, tmp_path):
         assert "0 images in" in score(folder, "--to", destination, *out).stdout
         shutil.rmtree(folder / "results", ignore_errors=True)
     done = score(folder / "*.parquet", "--to", folder, *out)
-    assert done.returncode == 2 and "There are no images" in done.stderr
+    assert done.exit_code == 2 and "There are no images" in done.stderr
     assert len(rows(folder / "part-00000000.parquet")) == 21
 
 
 def test_an_anomaly_fails_where_asked(tiny_store, folder, tmp_path):
     """With --fail-on-anomaly the exit code is 1 for an anomaly, also for one that an earlier run has found."""
     out = ("--to", tmp_path / "out", "--store", tiny_store, "--processes", 1)
-    assert score(folder, *out, "--fail-on-anomaly", "--alpha", 0.006).returncode == 0
-    assert score(folder, *out, "--alpha", 0.99).returncode == 0
+    assert score(folder, *out, "--fail-on-anomaly", "--alpha", 0.006).exit_code == 0
+    assert score(folder, *out, "--alpha", 0.99).exit_code == 0
     done = score(folder, *out, "--alpha", 0.99, "--fail-on-anomaly")
     found = sum(bool(row["is_anomaly"]) for row in rows(tmp_path / "out"))
-    assert done.returncode == 1 and found and "0 images in" in done.stdout
+    assert done.exit_code == 1 and found and "0 images in" in done.stdout
     assert f"{found} anomalies, 1 errors; 21 were there before" in done.stdout
 
 
 def test_a_device_that_is_not_there_is_a_sentence(tiny_store, folder, tmp_path):
     """And not one traceback for each process."""
     done = score(folder, "--to", tmp_path / "out", "--store", tiny_store, "--device", "gpu")
-    assert done.returncode == 2
+    assert done.exit_code == 2
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
 
 
@@ -272,12 +275,12 @@ def test_a_kind_with_too_few_calibration_images_is_a_row_with_the_reason(tmp_pat
     (tmp_path / "in" / "seven.png").write_bytes((samples / "seven.png").read_bytes())
     options = ("--store", ROOT / "model_store", "--alpha", 0.001)
     done = score(tmp_path / "in", "--to", tmp_path / "out", *options)
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.stderr
     seven, thin = rows(tmp_path / "out")
     assert seven["is_anomaly"] is False and seven["error"] is None
     assert "at least 999 calibration images" in thin["error"] and thin["score"] is None
     printed = score(tmp_path / "in", "--format", "jsonl", *options)
-    assert printed.returncode == 2
+    assert printed.exit_code == 2
     assert ["error" in row for row in map(json.loads, printed.stdout.splitlines())] == [False, True]
 
 
@@ -366,7 +369,7 @@ def test_a_source_that_is_not_there_is_a_sentence(tiny_store, tmp_path, source):
     """Exit code 2, and no traceback."""
     path = source if "://" in source else tmp_path / source
     done = score(path, "--to", tmp_path / "out", "--store", tiny_store)
-    assert done.returncode == 2
+    assert done.exit_code == 2
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
 
 
@@ -376,7 +379,7 @@ def test_damaged_containers_are_rows_with_errors(tiny_store, tmp_path):
         (tmp_path / "in").mkdir(exist_ok=True)
         (tmp_path / "in" / name).write_bytes(b"\x93NUMPY\x01\x00" + b"x" * 2000)
     done = score(tmp_path / "in", "--to", tmp_path / "out", "--store", tiny_store, "--processes", 1)
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.stderr
     assert [bool(row["error"]) for row in rows(tmp_path / "out")] == [True] * 3
 
 

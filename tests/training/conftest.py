@@ -18,6 +18,7 @@ def short_config(data, root):
         device="cpu",
         scorer="mse",  # needs no fitting
         picture_every=2,
+        preprocess="digit",
     )
 
 

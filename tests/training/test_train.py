@@ -82,9 +82,11 @@ def test_nothing_is_written_for_what_cannot_be_done(short, tmp_path, changes, er
 @pytest.mark.parametrize("variational", [False, True])
 def test_a_network_of_more_dimensions_is_published_like_the_plain_one(short, variational, monkeypatch):
     """Embeddings of five numbers are scored, exported and drawn; the variational network comes back as one."""
-    for name, value in (("UPLOADS", 100), ("MIN_STEPS", 20), ("PICTURES", 100), ("PICTURE_STEPS", 20)):
+    for name, value in (("UPLOADS", 40), ("MIN_STEPS", 10), ("PICTURES", 20), ("PICTURE_STEPS", 20)):
         monkeypatch.setattr(upload_fitting, name, value)  # how well they are fitted is not what is tested
-    monkeypatch.setattr(scorer_fitting, "MIN_STEPS", 20)
+    monkeypatch.setattr(scorer_fitting, "MIN_STEPS", 10)
+    monkeypatch.setattr(scorer_fitting, "IMAGES_PER_STEP", 24)
+    monkeypatch.setattr(scorer_fitting, "BATCH", 128)
     folder = train(short(variational=variational, latent_dim=5, scorer="residual"))
     detector = Detector(store.load(folder), "cpu", "onnx")
     detector.self_check()

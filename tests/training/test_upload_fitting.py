@@ -3,14 +3,14 @@ import pytest
 from strokes import stroke_images
 
 from app.network.mse_scorer import MseScorer
-from app.training import upload_fitting
+from app.training import scorer_fitting, upload_fitting
 from app.training.datasets import LabelledImages
 from app.training.synthetic.uploads import synthesise_pictures, synthesise_uploads
 
 
 @pytest.fixture(scope="module")
 def drawings():
-    return LabelledImages(stroke_images(200, seed=3), np.zeros(200, np.int64))
+    return LabelledImages(stroke_images(100, seed=3), np.zeros(100, np.int64))
 
 
 class OtherScorer:
@@ -27,8 +27,9 @@ class Network:
 @pytest.fixture(scope="module")
 def scorer(drawings):
     patch = pytest.MonkeyPatch()
-    for name, value in (("UPLOADS", 200), ("PICTURES", 100), ("PICTURE_STEPS", 200), ("MIN_STEPS", 100)):
+    for name, value in (("UPLOADS", 100), ("PICTURES", 60), ("PICTURE_STEPS", 200), ("MIN_STEPS", 60)):
         patch.setattr(upload_fitting, name, value)
+    patch.setattr(scorer_fitting, "BATCH", 128)
     patch.setattr(upload_fitting, "score_images", lambda network, images: np.ones(len(images), np.float32))
     yield upload_fitting.fit_upload_scorer(Network(OtherScorer()), drawings, seed=0)
     patch.undo()

@@ -19,6 +19,7 @@ from app.serving.engine.admission import Admission, Overloaded
 PNG = {"content-type": "image/png"}
 NPY = {"content-type": "application/x-npy"}
 SMALL = png(stroke_images(1, seed=0)[0])
+NOISE = png(np.random.RandomState(0).randint(0, 256, (2600, 2600)).astype(np.uint8))  # decoded for a fifth of a second
 
 
 def admission(max_waiting=3):
@@ -132,7 +133,7 @@ def small_server(tiny_store, tmp_path_factory):
 @pytest.fixture
 def full_server(small_server):
     """A server whose only place is taken by one request after the other for as long as the test lasts."""
-    server, body = small_server, png(np.random.RandomState(0).randint(0, 256, (2600, 2600)).astype(np.uint8))
+    server, body = small_server, NOISE
     with ThreadPoolExecutor(1) as pool, httpx.Client(base_url=server.url, timeout=60) as client:
         done = threading.Event()
 

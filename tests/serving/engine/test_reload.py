@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_bundle
-from live import serving
+from live import WATCHFUL, serving
 from strokes import npy, png, stroke_images
 
 from app.detection import store
@@ -72,7 +72,7 @@ class Watched:
 def watched(root, tmp_path):
     """The server on `root`."""
     with (
-        serving(tmp_path / "log", "--store", str(root), ODDIGIT_DRAIN_S="0") as server,
+        serving(tmp_path / "log", "--store", str(root), command=WATCHFUL, ODDIGIT_DRAIN_S="0") as server,
         httpx.Client(base_url=server.url, timeout=60) as client,
     ):
         yield Watched(server, client, root)
@@ -185,7 +185,7 @@ def test_bad_versions_are_refused_and_the_old_one_serves_on(bundles, watched):
     assert all(len(refused.reason) > 20 for refused in ready.refused_versions)
     assert watched.reloads("refused") == len(SPOILT)
     assert watched.client.post("/score", content=npy(IMAGES), headers=NPY).json()["model"]["version"] == 1
-    time.sleep(1.5)  # a few more looks at the store
+    time.sleep(0.4)  # a few more looks at the store
     assert watched.reloads("refused") == len(SPOILT)
     assert watched.server.log.read_text().count("is refused") == len(SPOILT)
     store.publish(bundles[2], watched.root)
@@ -223,7 +223,7 @@ def test_removing_a_version_rolls_back(bundles, watched):
 def test_a_store_that_goes_away_takes_nothing_with_it(watched):
     """The version in service needs its files no more; without any version left it serves on."""
     shutil.rmtree(watched.root)
-    time.sleep(1.5)
+    time.sleep(0.4)
     assert watched.version == 1
     assert watched.client.post("/score", content=npy(IMAGES), headers=NPY).status_code == 200
 
@@ -231,22 +231,24 @@ def test_a_store_that_goes_away_takes_nothing_with_it(watched):
 def test_a_pin_holds(bundles, root, tmp_path):
     """A server that was told its version takes up no other."""
     with (
-        serving(tmp_path / "log", "--store", str(root), "--version", "1", ODDIGIT_DRAIN_S="0") as server,
+        serving(tmp_path / "log", "--store", str(root), "--version", "1", command=WATCHFUL, ODDIGIT_DRAIN_S="0") as server,
         httpx.Client(base_url=server.url, timeout=60) as client,
     ):
         store.publish(bundles[1], root)
-        time.sleep(2)
+        time.sleep(0.4)
         assert client.get("/readyz").json()["model"]["version"] == 1
 
 
 def test_reloading_can_be_left_out(bundles, root, tmp_path):
     """ODDIGIT_RELOAD=false serves what was there at the start."""
     with (
-        serving(tmp_path / "log", "--store", str(root), ODDIGIT_RELOAD="false", ODDIGIT_DRAIN_S="0") as server,
+        serving(
+            tmp_path / "log", "--store", str(root), ODDIGIT_RELOAD="false", command=WATCHFUL, ODDIGIT_DRAIN_S="0"
+        ) as server,
         httpx.Client(base_url=server.url, timeout=60) as client,
     ):
         store.publish(bundles[1], root)
-        time.sleep(2)
+        time.sleep(0.4)
         assert client.get("/readyz").json()["model"]["version"] == 1
 
 
@@ -254,7 +256,7 @@ def test_a_bad_version_that_was_there_at_the_start_is_counted_too(bundles, root,
     """The server starts with the best good one, and says what it refused: in probe and metric."""
     add(bundles[1], root, corrupted)
     with (
-        serving(tmp_path / "log", "--store", str(root), ODDIGIT_DRAIN_S="0") as server,
+        serving(tmp_path / "log", "--store", str(root), command=WATCHFUL, ODDIGIT_DRAIN_S="0") as server,
         httpx.Client(base_url=server.url, timeout=60) as client,
     ):
         watched = Watched(server, client, root)

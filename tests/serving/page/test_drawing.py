@@ -59,9 +59,9 @@ def test_play_is_not_traffic(browser, server, samples):
     """Drawings, files and all views leave drift and verdict metrics of every detector as they were; another client does not."""
     before = traffic(server.url)
     with opened(browser, server.url) as page:
-        for strokes in STRANGE.values():
+        for name in ("cat", "star"):
             page.locator("#clear").click()
-            draw(page, strokes)
+            draw(page, STRANGE[name])
             final_state(page)
         page.select_option("#models", "mnist-vae")
         page.locator("#model").filter(has_text="mnist-vae/").wait_for()
@@ -70,7 +70,7 @@ def test_play_is_not_traffic(browser, server, samples):
         for view, mark in (("Monitor", "#served td"), ("Model", ".report img")):
             page.get_by_role("link", name=view, exact=True).click()
             page.locator(mark).first.wait_for(state="attached")
-        assert sum("inspect" in url for url in page.sent) > len(STRANGE)
+        assert sum("inspect" in url for url in page.sent) > 2
     assert traffic(server.url) == before
     httpx.post(f"{server.url}/score", files={"file": (samples / "cat.png").read_bytes()})
     assert traffic(server.url) != before

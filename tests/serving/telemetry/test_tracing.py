@@ -71,7 +71,10 @@ def traced(tiny_store, tmp_path_factory):
     with (
         collecting() as (collector, variables),
         serving(
-            tmp_path_factory.mktemp("traced") / "log", "--store", str(tiny_store), "--root-path", "/digits", **variables
+            tmp_path_factory.mktemp("traced") / "log",
+            *("--store", str(tiny_store), "--root-path", "/digits"),
+            ODDIGIT_DRAIN_S="0",
+            **variables,
         ) as server,
     ):
         yield server, collector
@@ -160,9 +163,8 @@ def test_the_variables_of_opentelemetry_turn_traces_on_and_off(variables, config
 def test_a_collector_that_is_away_disturbs_nobody(tiny_store, tmp_path, samples):
     """Questions are answered and the server stops with success, though nobody takes its traces."""
     endpoint = f"http://127.0.0.1:{free_port()}"
-    with serving(
-        tmp_path / "log", "--store", str(tiny_store), ODDIGIT_DRAIN_S="0", OTEL_EXPORTER_OTLP_ENDPOINT=endpoint
-    ) as server:
+    variables = {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint, "OTEL_EXPORTER_OTLP_TIMEOUT": "0.5", "ODDIGIT_DRAIN_S": "0"}
+    with serving(tmp_path / "log", "--store", str(tiny_store), **variables) as server:
         image = (samples / "three.png").read_bytes()
         assert httpx.post(f"{server.url}/score", content=image, headers={"content-type": "image/png"}).status_code == 200
         leaving = time.monotonic()

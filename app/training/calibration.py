@@ -21,10 +21,10 @@ from app.detection.imaging.upload_features import GROUPS, upload_groups
 from app.detection.model_card import PREPROCESSING, Architecture, Card, EpochLosses, Preparation, SelfCheck, self_check_images
 from app.detection.upload_scorer import UploadCalibration, UploadScorer
 from app.network.autoencoder import save_autoencoder
-from app.network.detector_network import DetectorNetwork, OnnxModels, export_onnx, normalise
+from app.network.detector_network import SCORERS, DetectorNetwork, OnnxModels, export_onnx, normalise
 from app.training.datasets import LabelledImages
 from app.training.progress import SILENT, Advance, Progress, no_steps
-from app.training.scorer_fitting import SCORERS, score_images
+from app.training.scorer_fitting import score_images
 from app.training.upload_fitting import uploads_of
 
 Images = NDArray[np.uint8]

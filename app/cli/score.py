@@ -72,7 +72,7 @@ def score(
     bundle = load(folder)
     threshold = bundle.card.threshold if alpha is None else bundle.calibration.threshold(alpha)
     preparation = choose_preprocess(preprocess.value, bundle.card.preprocess)
-    job = Job(str(folder.resolve()), str((to or Path()).resolve()), preparation, alpha, device)
+    job = Job(str(folder.resolve()), str(to.resolve()) if to else "", preparation, alpha, device)
     if to is not None:
         anomalies = score_in_bulk(paths, job, engine, processes)
         raise typer.Exit(int(fail_on_anomaly and anomalies > 0))

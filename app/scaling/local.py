@@ -3,6 +3,7 @@
 import multiprocessing
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import CancelledError
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
@@ -12,7 +13,11 @@ from app.scaling.scoring import Done, ImageScorer, Job, Row, complete, write
 from app.scaling.sources import Slice
 
 T = TypeVar("T")
-_ENDED = (ProcessExpired, BrokenProcessPool)  # raised where a process ended: in its work, or before it reported work
+_ENDED = (
+    ProcessExpired,
+    BrokenProcessPool,
+    CancelledError,
+)  # raised where a process ended: in its work, or before it reported work
 _AHEAD = 2  # parts for each process that are scored or wait: the next one is there, and memory stays small
 
 _scorer: ImageScorer | None = None  # of this process
@@ -49,6 +54,7 @@ class _Pool:
 
     def schedule(self, function: Callable[..., T], *arguments: object) -> "ProcessFuture[T]":
         if not self._pool.active:
+            self.stop()  # those of its processes that are left
             self._pool = self._new_pool()
         return self._pool.schedule(function, args=arguments)
 
@@ -99,6 +105,7 @@ def _isolate(pool: _Pool, part: Sequence[Slice]) -> list[Row]:
         return pool.schedule(_score_rows, part).result()
     except _ENDED:
         if len(part) == 1:
+            pool.check()
             return [{"name": part[0].path, "error": "reading it ended the process"}]
         half = len(part) // 2
         return _isolate(pool, part[:half]) + _isolate(pool, part[half:])

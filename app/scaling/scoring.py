@@ -1,4 +1,4 @@
-"""One part of a bulk job: slices in, a Parquet file with one row for each image out.
+"""Images in, rows with their scores out; and one part of a bulk job: slices in, a Parquet file with these rows out.
 
 A part is written to a hidden file and renamed, and its metadata say what it holds: a job that was interrupted skips the parts
 that are complete, and a part that is scored twice is there once.
@@ -34,7 +34,7 @@ class Job(NamedTuple):
     """What every part of a bulk job has in common."""
 
     version: str  # folder of the detector's version
-    destination: str  # folder of the parts
+    destination: str  # folder of the parts; empty where the rows are not written into one
     preprocess: Preprocess = "auto"
     alpha: float | None = None  # None: the model's own
     device: str = "auto"

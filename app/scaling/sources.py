@@ -103,7 +103,7 @@ def _is_expected(error: Exception, path: str) -> bool:
 
 
 def _error_text(error: Exception) -> str:
-    return str(getattr(error, "strerror", None) or error or type(error).__name__)
+    return str(getattr(error, "strerror", None) or str(error) or type(error).__name__)
 
 
 def _read_file(path: str, file: BinaryIO) -> Item:
@@ -209,7 +209,7 @@ def _remote_files(address: str) -> list[tuple[str, str]]:
     except ImportError as error:
         raise SourceError(f'{address}: {error}; fsspec is in the extra `remote`: pip install "oddigit[remote]"') from None
     except Exception as error:  # of any of fsspec's implementations
-        raise SourceError(f"{address}: {error or type(error).__name__}") from None
+        raise SourceError(f"{address}: {str(error) or type(error).__name__}") from None
     if not found:
         raise SourceError(f"There are no files at {address}.")
     stamps = {name: " ".join(str(about[key]) for key in _STAMPS if key in about) for name, about in found.items()}

@@ -100,7 +100,7 @@ def normal_test_images(card: Card, source: str | None, data_dir: Path, progress:
         if "split_seed" in card.data:
             return NamedImages(card.data["name"], own_splits(card.data, data_dir, card.preprocess, progress).test)
         dataset = load_dataset(card.data["source"], data_dir=data_dir, preprocess=card.preprocess, progress=progress)
-        if not dataset.is_described_by(card.data):
+        if dataset.digest != card.data["sha256"]:
             raise DataError(f"{card.data['source']} holds other images than the model was calibrated with.")
         if dataset.test is not None:
             return NamedImages(dataset.name, dataset.test)

@@ -25,7 +25,7 @@ from app.training.calibration import (
     with_card,
 )
 from app.training.config import CALIBRATION_SHARE, check_common
-from app.training.datasets import DataSet, LabelledImages, load_dataset
+from app.training.datasets import DataError, DataSet, LabelledImages, load_dataset
 from app.training.progress import SILENT, Progress
 from app.training.publishing import check_writable, describe_data, fit_and_publish, publish_measured, trained_on
 from app.training.scorer_fitting import score_images
@@ -155,6 +155,11 @@ def add_onnx(version: Path, root: Path) -> Path:
 def _unseen(bundle: Bundle, dataset: DataSet) -> tuple[LabelledImages, LabelledImages | None]:
     """Calibration images that the network was not trained on, and test images that are not among them."""
     origin = trained_on(bundle.card)
+    if dataset.digest == origin["sha256"] and not dataset.is_described_by(origin):
+        raise DataError(
+            f"{bundle.label} was trained on these images with other labels, by which they were split. Give the same labels, or "
+            "images that are new to it."
+        )
     if not dataset.is_described_by(origin):
         if dataset.name == origin["name"]:
             logger.warning(

@@ -54,9 +54,10 @@ class Source(NamedTuple):
 def fit_scorer(name: str, model: Autoencoder, images: Tensor, *, seed: int, progress: Progress = SILENT) -> Scorer:
     """Fit the scorer called `name`, residual or mse, on the normal images [N, P] that `model` was trained on.
 
-    Images, model and scorer are on the CPU. Deterministic for a seed.
+    The images and the scorer are on the CPU, to which the model is moved. Deterministic for a seed.
     """
-    return MseScorer() if name == MseScorer.name else fit_residual_scorer(model.cpu(), images, seed=seed, progress=progress)
+    model.cpu()
+    return MseScorer() if name == MseScorer.name else fit_residual_scorer(model, images, seed=seed, progress=progress)
 
 
 def fit_residual_scorer(model: Autoencoder, images: Tensor, *, seed: int, progress: Progress = SILENT) -> ResidualScorer:

@@ -1,6 +1,7 @@
 """Data sets are read whole, split by a seed, and refused with a sentence when something is wrong with them."""
 
 from io import BytesIO
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +11,9 @@ from PIL import Image
 from strokes import stroke_images
 
 from app.detection.imaging.centring import centre_images
+from app.training import recalibrate
 from app.training.datasets import DataError, DataSet, LabelledImages, check_files, load_dataset
+from app.training.publishing import describe_data
 from app.training.splits import split
 from app.training.torchvision_datasets import NAMED_SETS
 
@@ -194,6 +197,17 @@ def test_a_card_describes_images_and_labels():
     assert plain.is_described_by(described) and not labelled.is_described_by(described)
     assert labelled.is_described_by({"sha256": plain.digest})
     assert not labelled.is_described_by({"sha256": plain.digest, "labels_sha256": "0"})
+
+
+def test_the_images_of_a_training_with_other_labels_do_not_calibrate():
+    """They are split by their labels, so some of them were fitted on."""
+    images = numbered(20).images
+    described = describe_data("a", DataSet("a", LabelledImages(images)), split(DataSet("a", numbered(20)), 0), 0, 1 / 3)
+    bundle = SimpleNamespace(label="a/1", card=SimpleNamespace(data=described))
+    calibration, _ = recalibrate._unseen(bundle, DataSet("b", LabelledImages(images)))
+    assert len(calibration) < 20
+    with pytest.raises(DataError, match="with other labels"):
+        recalibrate._unseen(bundle, DataSet("b", LabelledImages(images, np.arange(20) % 2)))
 
 
 def test_real_mnist(data_root):

@@ -18,7 +18,7 @@ from PIL import Image
 from PIL.ImageFile import ImageFile
 
 from app.detection.imaging.centring import centre_image, centre_images
-from app.detection.imaging.decoding_cost import MAX_TIFF_SHARE, decoding_seconds, tiff_pixels
+from app.detection.imaging.decoding_cost import MAX_TIFF_SHARE, decoding_seconds
 from app.detection.imaging.display_mode import to_display_mode
 from app.detection.imaging.errors import (
     TOO_MUCH_MEMORY,
@@ -36,6 +36,7 @@ from app.detection.imaging.file_headers import (
     strip_png,
 )
 from app.detection.imaging.preprocess import WORKING_SIDE, PreprocessedImage, preprocess_digit
+from app.detection.imaging.tiff import read_tiff_page, without_directories
 
 Preprocess = Literal["auto", "none", "digit"]
 Pixels = NDArray[np.uint8]
@@ -121,6 +122,7 @@ def _open(data: bytes, kind: str, max_pixels: int) -> Image.Image:
         data = strip_jpeg(data)
     elif kind == "TIFF":
         _check_tiff(data, max_pixels)
+        data = without_directories(data)
     image = Image.open(io.BytesIO(data), formats=[kind])
     _check_size(*image.size, max_pixels)
     if declared is not None and math.prod(image.size) > math.prod(declared):  # its cost was estimated from `declared`
@@ -140,10 +142,12 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
 
 def _check_tiff(data: bytes, max_pixels: int) -> None:
     """Check the strips or tiles: each is held in memory as a whole, and a file may declare any number of them."""
-    pixels, most = tiff_pixels(data), MAX_TIFF_SHARE * max_pixels
-    if pixels.in_all > most:
+    page, most = read_tiff_page(data, len(data)), MAX_TIFF_SHARE * max_pixels
+    if page is None:
+        raise UndecodableImage("truncated TIFF")
+    if page.pixels > most:
         raise ImageTooLarge(f"a TIFF whose strips or tiles hold more than {most:,} pixels, the most that are accepted in all")
-    if pixels.in_one > max_pixels or pixels.in_one * pixels.bytes_each > most:
+    if page.strip_pixels > max_pixels or page.strip_pixels * page.pixel_bytes > most:
         raise ImageTooLarge(f"a TIFF with a strip or tile of more than {max_pixels:,} pixels, or {most:,} bytes")
 
 

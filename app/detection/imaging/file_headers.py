@@ -1,7 +1,7 @@
 """Checks on the header of an image file, made before any decoder runs.
 
-Input: the bytes of an upload. Output: file type, width and height, a PNG, JPEG or GIF without its metadata, or the fields of a
-.npy header. Every check raises an `ImageError` for a file that is damaged. Uses the standard library only.
+Input: the bytes of an upload. Output: file type, width and height, or a PNG, JPEG or GIF without its metadata. Every check
+raises an `ImageError` for a file that is damaged. Uses the standard library only.
 """
 
 import math

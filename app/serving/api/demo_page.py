@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from app.serving.api.caching import cacheable, not_modified
+from app.serving.errors import NotFound
 
 _FOLDER = Path(__file__).parents[1] / "static"
 _FILES = {
@@ -39,11 +40,13 @@ def add_page(app: FastAPI) -> None:
     files |= {f"/page/{file.name}": _read(file) for file in (_FOLDER / "page").glob("*.js")}
 
     async def serve(request: Request) -> Response:
-        file = files[request.scope["route"].path]
-        unchanged = not_modified(request, file.etag, _HEADERS)
-        return unchanged or cacheable(request, file.content, file.media_type, file.etag, _HEADERS)
+        path = request.scope["route"].path.format_map(request.path_params)
+        if path not in files:
+            raise NotFound("The page has no such file.")
+        unchanged = not_modified(request, files[path].etag, _HEADERS)
+        return unchanged or cacheable(request, files[path].content, files[path].media_type, files[path].etag, _HEADERS)
 
-    for path in files:
+    for path in (*_FILES, "/page/{name}"):
         app.add_api_route(path, serve, include_in_schema=False, methods=["GET", "HEAD"])
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,7 @@ class ModelInfoEndpoints:
         """`pictures` is the thread that makes pictures of points."""
         self._models = models
         self._pictures = pictures
+        self._reading: dict[Path, asyncio.Future[bytes]] = {}  # files of reports that are being read
         self._deadline_s = settings.deadline_ms / 1000
         self.router = router = APIRouter(tags=["model"], dependencies=API_KEY)
         router.get("/models", operation_id="get_models", responses=problems(401))(self.models)
@@ -57,7 +59,7 @@ class ModelInfoEndpoints:
             "/model/report/{picture}",
             operation_id="get_report_picture",
             response_class=PngResponse,
-            responses={200: {"content": {PNG: {"schema": BINARY}}}, **NOT_MODIFIED, **problems(401, 404)},
+            responses={200: {"content": {PNG: {"schema": BINARY}}}, **NOT_MODIFIED, **problems(401, 404, 504)},
         )(self.report_picture)
         router.get("/model/calibration", operation_id="get_calibration", responses=problems(401, 404))(self.calibration)
         router.get(
@@ -97,7 +99,7 @@ class ModelInfoEndpoints:
         etag = _etag(bundle, picture)
         if (response := not_modified(request, etag)) is not None:
             return response
-        content = await self._read_report(bundle, picture)
+        content = await self._read_report(bundle, picture, self._due())
         return PngResponse(content, headers={"ETag": etag, "Cache-Control": "no-cache"})
 
     async def latent(self, request: Request, model: ModelName = None) -> Response:
@@ -108,8 +110,9 @@ class ModelInfoEndpoints:
         etag = _etag(bundle, LATENT)
         if (response := not_modified(request, etag)) is not None:
             return response
-        content = await self._read_report(bundle, LATENT)
-        return await self._pictures.run(_LATENT_S, self._due(), _latent_response, content, request, etag)
+        due = self._due()
+        content = await self._read_report(bundle, LATENT, due)
+        return await self._pictures.run(_LATENT_S, due, _latent_response, content, request, etag)
 
     async def decode(self, request: Request, model: ModelName = None) -> Response:
         """The images that the decoder makes of points in the latent space."""
@@ -129,16 +132,24 @@ class ModelInfoEndpoints:
         cost = len(points) * _POINT_S
         return await self._pictures.run(cost, self._due(), _decode_response, request, detector, np.array(points, np.float32))
 
-    async def _read_report(self, bundle: Bundle, name: str) -> bytes:
+    async def _read_report(self, bundle: Bundle, name: str, due: float) -> bytes:
         """A file of the report, read beside the event loop: the store's disk may hang. Raises NotFound or TimeoutError."""
         assert bundle.folder is not None
+        path = bundle.folder / REPORT / name
+        if (reading := self._reading.get(path)) is None:  # requests for one file share one thread
+            reading = self._reading[path] = asyncio.wrap_future(start_daemon(path.read_bytes))
+            reading.add_done_callback(partial(self._forget_reading, path))
+        async with asyncio.timeout_at(due):
+            await asyncio.wait([reading])
         try:
-            async with asyncio.timeout_at(self._due()):
-                return await asyncio.wrap_future(start_daemon((bundle.folder / REPORT / name).read_bytes))
-        except TimeoutError:
-            raise
+            return reading.result()
         except OSError:
             raise NotFound("This version was deleted from the store.") from None
+
+    def _forget_reading(self, path: Path, reading: asyncio.Future[bytes]) -> None:
+        del self._reading[path]
+        if not reading.cancelled():
+            reading.exception()  # it may be that nobody waits for it any more
 
     def _due(self) -> float:
         """The time of the event loop by which a request that comes now must be answered."""

@@ -1,9 +1,12 @@
+import asyncio
 import base64
 import io
 import json
 import math
 import shutil
+import threading
 import zipfile
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -18,6 +21,7 @@ from app.serving import schemas
 from app.serving.api import model_info
 from app.serving.api.calibration_summary import CalibrationSummary
 from app.serving.errors import NotFound
+from app.serving.settings import read_settings
 
 
 def decode(client, body):
@@ -195,3 +199,32 @@ def test_a_map_of_the_latent_space_that_unpacks_to_too_much_is_not_shown():
     for content in (file.getvalue(), b"no archive"):
         with pytest.raises(NotFound):
             model_info._latent_response(None, content, None, "")
+
+
+def test_a_store_that_hangs_holds_up_one_thread_for_each_file(tiny_bundle, tmp_path, monkeypatch):
+    """Requests for the file wait for the same thread until their deadline, and get the content if it comes in time."""
+    folder = store.publish(tiny_bundle, tmp_path, lambda report: (report / "loss.png").write_bytes(b"picture"))
+    bundle = store.load(folder)
+    reads, may_read = [], threading.Event()
+
+    def read(path):
+        reads.append(path.name)
+        assert may_read.wait(30)
+        return b"picture"
+
+    monkeypatch.setattr(Path, "read_bytes", read)
+    endpoints = model_info.ModelInfoEndpoints([], None, read_settings({}))
+
+    async def ask():
+        now = asyncio.get_running_loop().time()
+        late = await asyncio.gather(
+            *(endpoints._read_report(bundle, "loss.png", now + 0.05) for _ in range(5)), return_exceptions=True
+        )
+        assert [type(error) for error in late] == [TimeoutError] * 5
+        asking = asyncio.create_task(endpoints._read_report(bundle, "loss.png", now + 30))
+        await asyncio.sleep(0)
+        may_read.set()
+        assert await asking == b"picture"
+        assert reads == ["loss.png"] and not endpoints._reading
+
+    asyncio.run(ask())

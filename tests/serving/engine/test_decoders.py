@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -53,7 +53,10 @@ def children(pid):
 def decoder_processes():
     """The ids of the processes that decode: children of this process's fork server, and of no other server's."""
     tasks = [task.name for task in Path("/proc/self/task").iterdir()]
-    own = [child for task in tasks for child in map(int, Path(f"/proc/self/task/{task}/children").read_text().split())]
+    own = []
+    for task in tasks:
+        with suppress(FileNotFoundError):  # a thread that has ended since
+            own += map(int, Path(f"/proc/self/task/{task}/children").read_text().split())
     servers = [child for child in own if b"forkserver" in Path(f"/proc/{child}/cmdline").read_bytes()]
     return [process for server in servers for process in children(server)]
 

@@ -6,6 +6,7 @@ tells. Uses the standard library only. Field numbers and types are those of TIFF
 
 import struct
 from collections.abc import Iterator
+from enum import IntEnum
 from typing import NamedTuple
 
 from app.detection.imaging.errors import UndecodableImage
@@ -16,13 +17,45 @@ _FRACTION_KINDS = (5, 10)
 _MAX_LISTED = 4  # of the length of the file: the bytes of all fields, which overlap in edited files
 _KIND_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4}  # of a value of each type
 _INLINE_BYTES = 4  # of values that a field itself holds; more are at an offset
-_SHORT, _LONG, _UNKNOWN = 3, 4, 0  # types: 16 bits, 32 bits, and none
-_WIDTH, _HEIGHT, _BITS, _COMPRESSION, _SAMPLES, _STRIP_ROWS, _TILE_WIDTH, _TILE_HEIGHT = 256, 257, 258, 259, 277, 278, 322, 323
-_NUMBERS = (_WIDTH, _HEIGHT, _COMPRESSION, _SAMPLES, _STRIP_ROWS, _TILE_WIDTH, _TILE_HEIGHT)  # fields of one number
-_OFFSETS, _LENGTHS = (273, 324), (279, 325)  # of strips and of tiles
-_DIRECTORIES = (34665, 34853, 40965)  # EXIF, GPS and interoperability data, which Pillow would read with the image
 _FIRST_PRIVATE = 32768
 _PRIVATE_BUT_READ = (34377, 34675)  # image resources and colour profile
+
+
+class _Kind(IntEnum):
+    """Types of values."""
+
+    UNKNOWN = 0
+    SHORT = 3  # 16 bits
+    LONG = 4  # 32 bits
+
+
+class _Tag(IntEnum):
+    """Numbers of fields."""
+
+    WIDTH = 256
+    HEIGHT = 257
+    BITS = 258  # of each sample of a pixel
+    COMPRESSION = 259
+    STRIP_OFFSETS = 273
+    SAMPLES = 277  # of a pixel
+    STRIP_ROWS = 278
+    STRIP_LENGTHS = 279
+    TILE_WIDTH = 322
+    TILE_HEIGHT = 323
+    TILE_OFFSETS = 324
+    TILE_LENGTHS = 325
+    EXIF = 34665
+    GPS = 34853
+    INTEROPERABILITY = 40965
+
+
+_NUMBERS = (  # fields of one number
+    *(_Tag.WIDTH, _Tag.HEIGHT, _Tag.COMPRESSION, _Tag.SAMPLES),
+    *(_Tag.STRIP_ROWS, _Tag.TILE_WIDTH, _Tag.TILE_HEIGHT),
+)
+_OFFSETS = (_Tag.STRIP_OFFSETS, _Tag.TILE_OFFSETS)
+_LENGTHS = (_Tag.STRIP_LENGTHS, _Tag.TILE_LENGTHS)
+_DIRECTORIES = (_Tag.EXIF, _Tag.GPS, _Tag.INTEROPERABILITY)  # which Pillow would read with the image
 
 
 class TiffPage(NamedTuple):
@@ -67,11 +100,11 @@ def read_tiff_page(data: bytes, length: int) -> TiffPage | None:
 
 def _has_right_kind(tag: int, field: _Field) -> bool:
     """Whether a field that is read here has the type that the format gives it."""
-    if tag == _BITS:
-        return field.kind == _SHORT
+    if tag == _Tag.BITS:
+        return field.kind == _Kind.SHORT
     if tag in _NUMBERS:
-        return field.kind in (_SHORT, _LONG) and field.values == 1
-    return field.kind in (_SHORT, _LONG) or tag not in (*_OFFSETS, *_LENGTHS)
+        return field.kind in (_Kind.SHORT, _Kind.LONG) and field.values == 1
+    return field.kind in (_Kind.SHORT, _Kind.LONG) or tag not in (*_OFFSETS, *_LENGTHS)
 
 
 def without_directories(data: bytes) -> bytes:
@@ -84,30 +117,32 @@ def without_directories(data: bytes) -> bytes:
         return data
     changed = bytearray(data)
     for position in positions:
-        struct.pack_into("H", changed, position + 2, _UNKNOWN)  # the type; fields of an unknown type are ignored
+        struct.pack_into("H", changed, position + 2, _Kind.UNKNOWN)  # the type; fields of an unknown type are ignored
     return bytes(changed)
 
 
 def _page(data: bytes, fields: dict[int, _Field]) -> TiffPage:
     value = {tag: field.value for tag, field in fields.items()}
-    width, height = value.get(_WIDTH, 0), value.get(_HEIGHT, 0)
-    strip = value.get(_TILE_WIDTH, 0) * value.get(_TILE_HEIGHT, 0) or width * min(value.get(_STRIP_ROWS, height), height)
+    width, height = value.get(_Tag.WIDTH, 0), value.get(_Tag.HEIGHT, 0)
+    strip = value.get(_Tag.TILE_WIDTH, 0) * value.get(_Tag.TILE_HEIGHT, 0) or width * min(
+        value.get(_Tag.STRIP_ROWS, height), height
+    )
     strips = max((fields[tag].values for tag in _OFFSETS if tag in fields), default=1)
-    bits = fields.get(_BITS, _Field(_SHORT, 1, 1))  # of the first sample; the others are alike
+    bits = fields.get(_Tag.BITS, _Field(_Kind.SHORT, 1, 1))  # of the first sample; the others are alike
     depth = next(iter(_values(data, bits)), bits.value)
     return TiffPage(
         pixels=max(width * height, strip * strips),
         strip_pixels=strip,
-        pixel_bytes=max(1, depth * value.get(_SAMPLES, 1) // 8),
+        pixel_bytes=max(1, depth * value.get(_Tag.SAMPLES, 1) // 8),
         strips=strips,
         packed_bytes=max((sum(_values(data, fields[tag])) for tag in _LENGTHS if tag in fields), default=0),
-        is_compressed=value.get(_COMPRESSION, 1) != 1,
+        is_compressed=value.get(_Tag.COMPRESSION, 1) != 1,
     )
 
 
 def _values(data: bytes, field: _Field) -> tuple[int, ...]:
     """Return the values of a field of whole numbers that stand at its offset in `data`; none for those that it holds itself."""
-    letter, size = ("H", 2) if field.kind == _SHORT else ("I", 4)
+    letter, size = ("H", 2) if field.kind == _Kind.SHORT else ("I", 4)
     packed = data[field.value : field.value + size * field.values]
     if size * field.values <= _INLINE_BYTES:
         return ()
@@ -123,7 +158,7 @@ def _entries(data: bytes) -> Iterator[tuple[int, int, _Field]]:
         raise UndecodableImage("damaged TIFF: more fields than any program writes")
     for position in range(start + 2, min(start + 2 + 12 * count, len(data) - 11), 12):
         tag, kind, values, value = struct.unpack_from(order + "HHII", data, position)
-        if kind == _SHORT and 2 * values <= _INLINE_BYTES:
+        if kind == _Kind.SHORT and 2 * values <= _INLINE_BYTES:
             value = value >> 16 if order == ">" else value & 0xFFFF
         yield position, tag, _Field(kind, values, value)
 

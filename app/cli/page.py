@@ -72,26 +72,16 @@ def _write_detector(bundle: "Bundle", folder: Path, to: Path) -> None:
     from app.detection.bundle import DECODER_ONNX, DETECTOR_ONNX
     from app.detection.store import REPORT
     from app.serving.api.calibration_summary import summarise_calibration
-    from app.serving.api.model_info import LATENT, latent_points
+    from app.serving.api.model_info import LATENT, latent_points, served_model
     from app.serving.api.responses import json_bytes
-    from app.serving.schemas import ModelCard, ModelList, ServedModel
+    from app.serving.schemas import ModelCard, ModelList
 
     card, answers = bundle.card, to / "answers"
     for name in (DETECTOR_ONNX, DECODER_ONNX):
         if name not in bundle.files:
             raise PageError(f"{bundle.label} has no {name}; publish it again with `oddigit export --publish`.")
         (to / name).write_bytes(bundle.files[name])
-    served = ServedModel(
-        name=card.name,
-        version=card.version,
-        stored_versions=[card.version],
-        scorer=card.scorer,
-        preprocess=card.preprocess,
-        alpha=card.alpha,
-        latent_dim=card.architecture.latent_dim,
-        device="browser",
-        runtime="onnx",
-    )
+    served = served_model(card, [card.version], device="browser", runtime="onnx")
     contents: dict[str, object] = {
         "models": ModelList(default=card.name, memory_bytes=None, models=[served]),
         "model": ModelCard(**card.model_dump(), device="browser"),

@@ -97,7 +97,7 @@ class Detector:
             reconstruction_errors=out.reconstruction_error,
             embeddings=out.embedding,
             calibration_sizes=mapped.sizes,
-            calibrated=mapped.own_group,
+            calibrated=mapped.calibrated,
             reconstructions=out.reconstruction if reconstructions else None,
             error_maps=out.error_map if error_maps else None,
         )

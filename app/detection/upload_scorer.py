@@ -152,7 +152,7 @@ class MappedUploads(NamedTuple):
 
     scores: NDArray[np.float32]  # [N] on the scale of image scores
     sizes: NDArray[np.intp]  # [N] number of calibration uploads
-    own_group: NDArray[np.bool_]  # [N] False: the upload's group was not calibrated, it is compared with all uploads
+    calibrated: NDArray[np.bool_]  # [N] False: the upload's group was not calibrated, it is compared with all uploads
 
 
 @dataclass(frozen=True)
@@ -195,14 +195,14 @@ class UploadCalibration:
         combined = self.scorer.combine(scores, images, features)
         mapped = self.pooled.map_scores(combined)
         sizes = np.full(len(mapped), self.pooled.n, np.intp)
-        own_group = np.full(len(mapped), not len(self.group_of))
+        calibrated = np.full(len(mapped), not len(self.group_of))
         groups = upload_groups(features)
         for group, quantiles in self.groups.items():
             members = groups == group
             if members.any():
                 mapped[members] = quantiles.map_scores(combined[members])
-                sizes[members], own_group[members] = quantiles.n, True
-        return MappedUploads(mapped, sizes, own_group)
+                sizes[members], calibrated[members] = quantiles.n, True
+        return MappedUploads(mapped, sizes, calibrated)
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """The arrays that `from_arrays` reads."""

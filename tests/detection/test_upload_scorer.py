@@ -220,7 +220,7 @@ def test_a_group_that_was_not_calibrated_is_told(scorer, calibration):
     )
     features[:3, FEATURE_NAMES.index("bilevel")] = 1
     found = uploads.score(scores[:6], images[:6], features[:6])
-    assert found.own_group.tolist() == [False] * 3 + [True] * 3
+    assert found.calibrated.tolist() == [False] * 3 + [True] * 3
     assert found.sizes.tolist() == [4_000] * 3 + [2_000] * 3
 
 
@@ -232,7 +232,7 @@ def test_groups_that_are_too_small_are_shared_calibrations(scorer, calibration):
     together = UploadCalibration.calibrated(scorer, combined, groups, calibration, 2_001)
     assert together.sizes == [4_000, 4_000]
     found = together.score(scores[:5], images[:5], features[:5])
-    assert found.own_group.all()
+    assert found.calibrated.all()
     assert found.sizes.tolist() == [4_000] * 5
     again = UploadCalibration.from_arrays(together.arrays(), calibration, 2_001)
     assert again.sizes == together.sizes
@@ -266,7 +266,7 @@ def test_the_calibration_is_stored_with_its_groups(scorer, calibration):
     for one, other in zip(uploads.score(scores, images, features), again.score(scores, images, features), strict=True):
         assert np.array_equal(one, other)
     without = {name: array for name, array in uploads.arrays().items() if name != "upload_groups"}
-    assert UploadCalibration.from_arrays(without, calibration).score(scores, images, features).own_group.all()
+    assert UploadCalibration.from_arrays(without, calibration).score(scores, images, features).calibrated.all()
 
 
 @pytest.mark.parametrize("tied", [0, 250, 490])

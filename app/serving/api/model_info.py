@@ -15,6 +15,7 @@ from starlette.responses import Response
 
 from app.detection.bundle import Bundle, BundleError, read_npz
 from app.detection.detector import Detector
+from app.detection.model_card import Card
 from app.detection.store import REPORT
 from app.serving import schemas
 from app.serving.api.caching import NOT_MODIFIED, cacheable, compressed, not_modified
@@ -23,7 +24,7 @@ from app.serving.api.openapi import API_KEY, BINARY, ModelName, json_body, probl
 from app.serving.api.query import JSON, PNG
 from app.serving.api.responses import json_bytes, model_entry, picture_text, to_uint8
 from app.serving.engine.daemon_threads import start_daemon
-from app.serving.engine.models import Model, Models
+from app.serving.engine.models import Models
 from app.serving.engine.thread_stage import Deadline, ThreadStage
 from app.serving.errors import NotFound, OutOfRange, from_validation_error
 from app.serving.http.body import read_body
@@ -78,7 +79,11 @@ class ModelInfoEndpoints:
 
     async def models(self) -> schemas.ModelList:
         """The models in service, the versions of each in the store, and the memory of the process with all of them."""
-        served = [_served_model(model) for model in self._models]
+        served = []
+        for model in self._models:
+            detector = model.inference.detector
+            card, device = detector.bundle.card, str(detector.device)
+            served.append(served_model(card, model.versions.stored, device, detector.runtime))
         return schemas.ModelList(default=self._models.default.name, memory_bytes=resident_memory_bytes(), models=served)
 
     async def card(self, model: ModelName = None) -> schemas.ModelCard:
@@ -164,19 +169,18 @@ def _etag(bundle: Bundle, name: str) -> str:
     return f'"{bundle.card.files[f"{REPORT}/{name}"][:32]}"'
 
 
-def _served_model(model: Model) -> schemas.ServedModel:
-    detector = model.inference.detector
-    card = detector.bundle.card
+def served_model(card: Card, stored_versions: list[int], device: str, runtime: str) -> schemas.ServedModel:
+    """The entry of a model in the list of models."""
     return schemas.ServedModel(
         name=card.name,
         version=card.version,
-        stored_versions=model.versions.stored,
+        stored_versions=stored_versions,
         scorer=card.scorer,
         preprocess=card.preprocess,
         alpha=card.alpha,
-        latent_dim=detector.latent_dim,
-        device=str(detector.device),
-        runtime=detector.runtime,
+        latent_dim=card.architecture.latent_dim,
+        device=device,
+        runtime=runtime,
     )
 
 

@@ -14,11 +14,11 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from PIL.ImageFile import ImageFile
 
 from app.detection.imaging.centring import centre_image, centre_images
-from app.detection.imaging.decoding_cost import MAX_TIFF_SHARE, decoding_seconds
+from app.detection.imaging.decoding_cost import decoding_seconds
 from app.detection.imaging.display_mode import to_display_mode
 from app.detection.imaging.errors import (
     TOO_MUCH_MEMORY,
@@ -36,7 +36,7 @@ from app.detection.imaging.file_headers import (
     strip_png,
 )
 from app.detection.imaging.preprocess import WORKING_SIDE, PreprocessedImage, preprocess_digit
-from app.detection.imaging.tiff import read_tiff_page, without_directories
+from app.detection.imaging.tiff import check_layout, check_page, without_directories
 
 Preprocess = Literal["auto", "none", "digit"]
 Pixels = NDArray[np.uint8]
@@ -94,6 +94,8 @@ def encode_png(pixels: Pixels) -> bytes:
 
 
 def _error_text(kind: str, error: Exception) -> str:
+    if kind == "TIFF" and isinstance(error, UnidentifiedImageError):
+        return "this TIFF is damaged, or of a kind that is not read; save it with 8 bits a sample, without compression"
     text = str(error).lower()
     truncated = any(word in text for word in ("truncated", "not enough", "incomplete", "broken data stream"))
     return f"{'truncated' if truncated else 'damaged'} {kind}"
@@ -105,11 +107,12 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 _MAX_WEBP_SHARE = 0.5  # of the pixel limit
+_MAX_SIDE = 65_535  # pixels, as of a JPEG or a GIF; Pillow keeps an address for each row
 
 
 def _open(data: bytes, kind: str, max_pixels: int) -> Image.Image:
     """Check the header, check the limits, then load the pixels. The EXIF orientation is not applied yet."""
-    declared = declared_size(data, kind)
+    declared, page = declared_size(data, kind), None
     if declared is not None:  # before Image.open, which allocates the canvas of a WebP
         _check_size(*declared, max_pixels)
     if kind == "PNG":
@@ -121,34 +124,27 @@ def _open(data: bytes, kind: str, max_pixels: int) -> Image.Image:
     elif kind == "JPEG":
         data = strip_jpeg(data)
     elif kind == "TIFF":
-        _check_tiff(data, max_pixels)
-        data = without_directories(data)
+        page, data = check_page(data, max_pixels), without_directories(data)
     image = Image.open(io.BytesIO(data), formats=[kind])
     _check_size(*image.size, max_pixels)
     if declared is not None and math.prod(image.size) > math.prod(declared):  # its cost was estimated from `declared`
         raise UndecodableImage(f"damaged {kind}: its picture is larger than its header says")
     if isinstance(image, ImageFile):
         image.draft(None, (2 * WORKING_SIDE, 2 * WORKING_SIDE))  # decode a large JPEG at a reduced size
+    if page:
+        check_layout(page, image.mode)
+    box = image.tile[0].extents if kind == "GIF" and isinstance(image, ImageFile) and image.tile else None
     image.load()
-    return image
+    # Pillow shows black where the first frame of a GIF does not cover the canvas, and viewers what is behind.
+    return image if box is None or box == (0, 0, *image.size) else image.crop(box)
 
 
 def _check_size(width: int, height: int, max_pixels: int) -> None:
     if width < 1 or height < 1:
         raise UndecodableImage(f"{width} x {height} pixels: there is nothing in this image")
-    if width * height > max_pixels:
-        raise ImageTooLarge(f"{width:,} x {height:,} pixels; at most {max_pixels:,} are accepted")
-
-
-def _check_tiff(data: bytes, max_pixels: int) -> None:
-    """Check the strips or tiles: each is held in memory as a whole, and a file may declare any number of them."""
-    page, most = read_tiff_page(data, len(data)), MAX_TIFF_SHARE * max_pixels
-    if page is None:
-        raise UndecodableImage("truncated TIFF")
-    if page.pixels > most:
-        raise ImageTooLarge(f"a TIFF whose strips or tiles hold more than {most:,} pixels, the most that are accepted in all")
-    if page.strip_pixels > max_pixels or page.strip_pixels * page.pixel_bytes > most:
-        raise ImageTooLarge(f"a TIFF with a strip or tile of more than {max_pixels:,} pixels, or {most:,} bytes")
+    if width * height > max_pixels or max(width, height) > _MAX_SIDE:
+        most = f"at most {max_pixels:,}, and {_MAX_SIDE:,} on a side, are accepted"
+        raise ImageTooLarge(f"{width:,} x {height:,} pixels; {most}")
 
 
 def _check_webp(data: bytes, max_pixels: int) -> None:

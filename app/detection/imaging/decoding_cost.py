@@ -9,7 +9,7 @@ import struct
 
 from app.detection.imaging.errors import DecodingTooLong, UndecodableImage
 from app.detection.imaging.file_headers import count_jpeg_scans, declared_size, sniff
-from app.detection.imaging.tiff import read_tiff_page
+from app.detection.imaging.tiff import MAX_PIXEL_SHARE, read_tiff_page
 
 HEAD_BYTES = 256 * 1024  # enough for an estimate: segments of 64 KiB each may stand before the frame header of a JPEG
 
@@ -20,13 +20,14 @@ _SECONDS_PER_PIXEL = {"PNG": 25e-9, "JPEG": 3e-9, "WEBP": 25e-9, "GIF": 12e-9, "
 _SECONDS_PER_SCAN_PIXEL = 1.2e-9  # of a progressive JPEG, for each scan
 _MAX_ENCODER_SCANS = 20  # encoders write at most this many; libjpeg writes 10
 _SECONDS_PER_EXTRA_SCAN_PIXEL = 8e-9  # for each scan above that: the estimate of such a file exceeds the limit
-_SECONDS_PER_RLE_PIXEL = 150e-9  # of a BMP with run lengths, which Pillow decodes in Python
+_SECONDS_PER_RLE_BYTE = 0.7e-6  # of a BMP with run lengths, which Pillow decodes in Python
+_WIDE_PNG = b"\x10\x06"  # 16 bits, colours with alpha ...
+_WIDE_PNG_FACTOR = 3  # ... take this multiple of the time
 _BMP_HEAD_BYTES = 2048  # with a palette
 _RLE_BYTES_PER_PIXEL = 4  # at most: two for the pixel, two for the end of its line
 _SECONDS_PER_STRIP = 10e-6  # or tile, of a TIFF without compression, which Pillow reads one by one
 _MAX_SECONDS = 8.0  # no accepted image takes more than 2 s, and no estimate of one is wrong by more than a factor of 4
 
-MAX_TIFF_SHARE = 4  # of the pixel limit: the tiles of each colour, and of the margin, count too
 _BMP_CORE_HEADER = b"\x0c"  # length of the oldest header, whose fields are smaller
 
 
@@ -41,15 +42,18 @@ def decoding_seconds(data: bytes, max_pixels: int, length: int | None = None) ->
     page = read_tiff_page(data, length) if kind == "TIFF" else None
     pixels = page.pixels if page else _declared_pixels(data, kind, max_pixels if len(data) < length else None)
     seconds, read_bytes = _SECONDS_PER_PIXEL[kind], min(length, _MAX_READ_BYTES)
+    total_s = _BASE_S + _SECONDS_PER_BYTE * read_bytes
     if kind == "JPEG" and (scans := _count_scans(data)) > 1:
         seconds += _SECONDS_PER_SCAN_PIXEL * scans + _SECONDS_PER_EXTRA_SCAN_PIXEL * max(0, scans - _MAX_ENCODER_SCANS)
     elif kind == "BMP" and data[14:15] != _BMP_CORE_HEADER and data[30:31] in (b"\x01", b"\x02"):
-        seconds = _SECONDS_PER_RLE_PIXEL
+        total_s += _SECONDS_PER_RLE_BYTE * read_bytes
         if length > _BMP_HEAD_BYTES + _RLE_BYTES_PER_PIXEL * pixels:
             raise UndecodableImage("damaged BMP: more run lengths than pixels")
-    if pixels > max_pixels * (MAX_TIFF_SHARE if kind == "TIFF" else 1):
+    elif kind == "PNG" and data[24:26] == _WIDE_PNG:
+        seconds *= _WIDE_PNG_FACTOR
+    if pixels > max_pixels * (MAX_PIXEL_SHARE if kind == "TIFF" else 1):
         pixels = 0
-    total_s = _BASE_S + seconds * pixels + _SECONDS_PER_BYTE * read_bytes
+    total_s += seconds * pixels
     if page:
         total_s += _SECONDS_PER_BYTE * page.packed_bytes + (0 if page.is_compressed else _SECONDS_PER_STRIP * page.strips)
     if total_s > _MAX_SECONDS:

@@ -30,7 +30,7 @@ def to_display_mode(image: Image.Image) -> tuple[Image.Image, tuple[str, ...]]:
     """Convert to L or RGB, reduce a large image, apply the EXIF orientation. Returns the image and the names of the steps."""
     steps: tuple[str, ...] = ()
     transpose = _TRANSPOSES.get(_exif_orientation(image))
-    image = _to_8bit(image)
+    image = _without_empty_alpha(_to_8bit(image))
     if image.has_transparency_data or image.mode in ("LA", "PA", "La", "RGBa"):
         image, steps = _composite(image)
     elif image.mode == "1":
@@ -62,6 +62,7 @@ def _reduce(image: Image.Image) -> Image.Image:
     return image.reduce(factor) if factor > 1 else image
 
 
+_BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # fields of a TIFF
 _BAND_PIXELS = 1_000_000  # large images are converted in horizontal bands, so that no second copy of all pixels is made
 
 
@@ -95,30 +96,42 @@ def _composite_on(pixels: NDArray[np.uint16], backdrop: int) -> Image.Image:
     return Image.fromarray(np.minimum(pixels[..., :3] + rest, 255).astype(np.uint8))
 
 
+def _without_empty_alpha(image: Image.Image) -> Image.Image:
+    """A bitmap without its alpha channel, if that is 0 everywhere: Windows programs leave it so, and mean an opaque picture."""
+    if image.format == "BMP" and image.mode == "RGBA" and image.getchannel("A").getextrema() == (0, 0):
+        return image.convert("RGB")
+    return image
+
+
 def _to_8bit(image: Image.Image) -> Image.Image:
     """Scale grey modes of 16 and 32 bits to mode L; the range of 32-bit integers and floats follows from the largest value."""
     if not image.mode.startswith(("I", "F")):
         return image
-    full_scale = 65535.0 if image.mode.startswith("I;16") else _full_scale(image)
+    tags = getattr(image, "tag_v2", {})  # of a TIFF
+    is_unsigned = image.mode == "I" and (tags.get(_BITS), tags.get(_SAMPLE_FORMAT, (1,))) == ((32,), (1,))  # Pillow has int32
+    is_white_zero = tags.get(_PHOTOMETRIC) == 0  # Pillow inverts such images of 8 bits itself
+    full_scale = 65535.0 if image.mode.startswith("I;16") else _full_scale(image, is_unsigned=is_unsigned)
     transparent = image.info.get("transparency")
     rows = []
     for band in _bands(image):
-        values = _finite(band)
+        values = _finite(band, is_unsigned=is_unsigned)
         scaled = np.clip(np.rint(values * (255.0 / full_scale)), 0, 255).astype(np.uint8)
         if isinstance(transparent, int):
             scaled[values == transparent] = 255
-        rows.append(scaled)
+        rows.append(255 - scaled if is_white_zero else scaled)
     return Image.fromarray(np.concatenate(rows))
 
 
-def _full_scale(image: Image.Image) -> float:
+def _full_scale(image: Image.Image, *, is_unsigned: bool) -> float:
     """The value that means white: 1, 255 or 65,535, the smallest that no pixel exceeds, else the largest pixel."""
-    largest = max(float(_finite(band).max()) for band in _bands(image))
+    largest = max(float(_finite(band, is_unsigned=is_unsigned).max()) for band in _bands(image))
     if image.mode == "I" and largest <= 1:
         return 255.0
     return next((scale for scale in (1.0, 255.0, 65535.0) if largest <= scale), largest)
 
 
-def _finite(image: Image.Image) -> NDArray[np.float32]:
+def _finite(image: Image.Image, *, is_unsigned: bool) -> NDArray[np.float32]:
     """The pixels of a grey image as float32, 0 for NaN and infinities."""
-    return np.nan_to_num(np.asarray(image).astype(np.float32), nan=0.0, posinf=0.0, neginf=0.0)
+    pixels = np.asarray(image)
+    pixels = pixels.view(np.uint32) if is_unsigned else pixels
+    return np.nan_to_num(pixels.astype(np.float32), nan=0.0, posinf=0.0, neginf=0.0)

@@ -53,7 +53,7 @@ def sniff(data: bytes) -> str:
 PNG_START = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR"  # signature, length and name of the header
 _IMAGE_CHUNKS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"eXIf", b"IEND"}
 _ADAM7 = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)]
-_MAX_PACKING = 2  # compressed pixels may take twice the bytes of the pixels ...
+_MAX_PACKING = 1.1  # compressed pixels may take this share of the bytes of the pixels ...
 _PACKING_BYTES = 4096  # ... and this many more
 _MAX_TEXT_BYTES = 1 << 20  # of compressed text and profiles, after decompression
 _MAX_CHUNKS = 25_000  # of a PNG: 10 MiB of pixels in chunks of 512 bytes; libpng writes 8 KiB
@@ -99,7 +99,7 @@ def _check_rows(chunks: list[bytes]) -> None:
     for x, y, step_x, step_y in passes:
         columns, rows = -(-(width - x) // step_x), -(-(height - y) // step_y)
         missing += rows * (1 + (columns * bits + 7) // 8) if columns > 0 and rows > 0 else 0
-    if sum(len(chunk) for chunk in chunks if chunk[4:8] == b"IDAT") > _MAX_PACKING * missing + _PACKING_BYTES:
+    if sum(len(chunk) - 12 for chunk in chunks if chunk[4:8] == b"IDAT") > _MAX_PACKING * missing + _PACKING_BYTES:
         raise UndecodableImage("damaged PNG: more data than pixels")  # empty blocks take time too
     inflate = zlib.decompressobj()
     for chunk in chunks:
@@ -119,12 +119,16 @@ def _inflated_length(inflate: "zlib._Decompress", packed: bytes, limit: int) -> 
 
 
 def _text_length(name: bytes, body: bytes) -> int:
-    """Return how many bytes a compressed text or profile decompresses to, at most _MAX_TEXT_BYTES + 1."""
+    """Return how many bytes a compressed text or profile decompresses to; a number above _MAX_TEXT_BYTES for a large one."""
     if name not in (b"zTXt", b"iCCP", b"iTXt"):
         return 0
     packed = body.partition(b"\x00")[2][1:]
     if name == b"iTXt":  # keyword \0 flag method language \0 translated keyword \0 text
+        if body.partition(b"\x00")[2][:1] == b"\x00":
+            return 0  # not compressed
         packed = packed[1:].split(b"\x00", 2)[-1]
+    if len(packed) > _MAX_TEXT_BYTES:
+        return len(packed)
     try:
         return len(zlib.decompressobj().decompress(packed, _MAX_TEXT_BYTES + 1))
     except zlib.error:
@@ -132,7 +136,8 @@ def _text_length(name: bytes, body: bytes) -> int:
 
 
 _GIF_BLOCK = re.compile(rb"[!,;]")  # begins an extension, begins a picture, ends the file
-_MAX_EXTENSIONS = 1000  # before the first picture
+_MAX_EXTENSIONS = 1000  # before the first picture ...
+_MAX_SUB_BLOCKS = 50_000  # ... and their parts, of at most 255 bytes each
 
 
 def strip_gif(data: bytes) -> bytes:
@@ -141,15 +146,16 @@ def strip_gif(data: bytes) -> bytes:
     Pillow would gather all comments, and copy what it has for each further block of 255 bytes. A damaged file is cut where its
     blocks cannot be followed, and the decoder refuses it.
     """
-    position, extensions = gif_header_length(data), 0
+    position, extensions, parts = gif_header_length(data), 0, 0
     header, control = data[:position], b""
     while (found := _GIF_BLOCK.search(data, position)) and found[0] == b"!":
-        if (extensions := extensions + 1) > _MAX_EXTENSIONS:
-            raise UndecodableImage("damaged GIF: more extensions than any program writes")
-        position, end = found.start(), _after_gif_blocks(data, found.start() + 2)
-        if data[position + 1 : position + 2] == b"\xf9":
-            control = data[position:end]
-        position = end
+        start, extensions = found.start(), extensions + 1
+        for after in _gif_sub_blocks(data, start + 2):
+            position, parts = after, parts + 1
+            if extensions > _MAX_EXTENSIONS or parts > _MAX_SUB_BLOCKS:
+                raise UndecodableImage("damaged GIF: more extensions than any program writes")
+        if data[start + 1 : start + 2] == b"\xf9":
+            control = data[start:position]
     return header + control + (data[found.start() :] if found else b"")
 
 
@@ -159,11 +165,12 @@ def gif_header_length(data: bytes) -> int:
     return 13 + (3 << (flags & 7) + 1 if flags & 0x80 else 0)
 
 
-def _after_gif_blocks(data: bytes, position: int) -> int:
-    """Return the position after a sequence of data sub-blocks, which an empty one ends (GIF89a, section 15)."""
+def _gif_sub_blocks(data: bytes, position: int) -> Iterator[int]:
+    """Yield the position after each data sub-block of a sequence, which an empty one ends (GIF89a, section 15)."""
     while position < len(data) and data[position]:
         position += 1 + data[position]
-    return position + 1
+        yield position
+    yield position + 1
 
 
 def declared_size(data: bytes, kind: str) -> tuple[int, int] | None:

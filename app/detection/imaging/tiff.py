@@ -9,7 +9,9 @@ from collections.abc import Iterator
 from enum import IntEnum
 from typing import NamedTuple
 
-from app.detection.imaging.errors import UndecodableImage
+from app.detection.imaging.errors import ImageTooLarge, UndecodableImage, UnsupportedImage
+
+MAX_PIXEL_SHARE = 4  # of the pixel limit: the tiles of each colour, and of the margin, count too
 
 _MAX_FIELDS = 256
 _MAX_FRACTIONS = 256  # values of a field that Pillow reads as fractions, at 5 us each
@@ -40,6 +42,7 @@ class _Tag(IntEnum):
     SAMPLES = 277  # of a pixel
     STRIP_ROWS = 278
     STRIP_LENGTHS = 279
+    PLANAR = 284
     TILE_WIDTH = 322
     TILE_HEIGHT = 323
     TILE_OFFSETS = 324
@@ -51,7 +54,7 @@ class _Tag(IntEnum):
 
 _NUMBERS = (  # fields of one number
     *(_Tag.WIDTH, _Tag.HEIGHT, _Tag.COMPRESSION, _Tag.SAMPLES),
-    *(_Tag.STRIP_ROWS, _Tag.TILE_WIDTH, _Tag.TILE_HEIGHT),
+    *(_Tag.STRIP_ROWS, _Tag.PLANAR, _Tag.TILE_WIDTH, _Tag.TILE_HEIGHT),
 )
 _OFFSETS = (_Tag.STRIP_OFFSETS, _Tag.TILE_OFFSETS)
 _LENGTHS = (_Tag.STRIP_LENGTHS, _Tag.TILE_LENGTHS)
@@ -66,7 +69,10 @@ class TiffPage(NamedTuple):
     pixel_bytes: int
     strips: int  # or tiles
     packed_bytes: int  # that are read for all strips or tiles
+    depth: int  # bits of the first sample of a pixel
     is_compressed: bool
+    is_planar: bool  # each colour stands in strips of its own
+    is_big_endian: bool
 
 
 class _Field(NamedTuple):
@@ -107,6 +113,31 @@ def _has_right_kind(tag: int, field: _Field) -> bool:
     return field.kind in (_Kind.SHORT, _Kind.LONG) or tag not in (*_OFFSETS, *_LENGTHS)
 
 
+def check_page(data: bytes, max_pixels: int) -> TiffPage:
+    """Return the first page, after a check of its strips or tiles: each is held in memory as a whole, and may be any number.
+
+    Raises UndecodableImage or ImageTooLarge.
+    """
+    page, most = read_tiff_page(data, len(data)), MAX_PIXEL_SHARE * max_pixels
+    if page is None:
+        raise UndecodableImage("truncated TIFF")
+    if page.pixels > most:
+        raise ImageTooLarge(f"a TIFF whose strips or tiles hold more than {most:,} pixels, the most that are accepted in all")
+    if page.strip_pixels > max_pixels or page.strip_pixels * page.pixel_bytes > most:
+        raise ImageTooLarge(f"a TIFF with a strip or tile of more than {max_pixels:,} pixels, or {most:,} bytes")
+    return page
+
+
+def check_layout(page: TiffPage, mode: str) -> None:
+    """Raise UnsupportedImage for layouts that Pillow decodes to other pixels: swapped bytes, or a part of each colour.
+
+    `mode` is the mode in which Pillow opened the file.
+    """
+    is_swapped = page.is_big_endian and page.is_compressed and mode in ("F", "I")
+    if is_swapped or (page.is_planar and page.depth > 8 and not page.is_compressed):
+        raise UnsupportedImage("TIFF with this layout of wide values is not accepted; save it with 8 bits a sample")
+
+
 def without_directories(data: bytes) -> bytes:
     """Return the TIFF without the fields that point to further directories; the EXIF orientation is no such field.
 
@@ -136,7 +167,10 @@ def _page(data: bytes, fields: dict[int, _Field]) -> TiffPage:
         pixel_bytes=max(1, depth * value.get(_Tag.SAMPLES, 1) // 8),
         strips=strips,
         packed_bytes=max((sum(_values(data, fields[tag])) for tag in _LENGTHS if tag in fields), default=0),
+        depth=depth,
         is_compressed=value.get(_Tag.COMPRESSION, 1) != 1,
+        is_planar=value.get(_Tag.PLANAR, 1) == 2,
+        is_big_endian=_order(data) == ">",
     )
 
 

@@ -9,22 +9,27 @@ from strokes import encoded
 
 from app.detection.imaging.decode import decode_image
 from app.detection.imaging.decoding_cost import HEAD_BYTES, decoding_seconds
-from app.detection.imaging.tiff import read_tiff_page, without_directories
+from app.detection.imaging.errors import UndecodableImage, UnsupportedImage
+from app.detection.imaging.tiff import check_layout, read_tiff_page, without_directories
 
 PIXELS = np.random.RandomState(0).randint(0, 256, (28, 28)).astype(np.uint8)
 EXIF, GPS, INTEROPERABILITY = 34665, 34853, 40965
 MOST = 25_000_000
 
 
-def tiff(*entries, order="<", tail=b""):
+PLAIN = {256: (4, 28), 257: (4, 28), 258: (3, 8), 262: (3, 1), 273: (4, 8), 279: (4, 784)}  # tag: type, value
+
+
+def tiff(*entries, order="<", pixels=None, tail=b"", **changes):
     """28x28 pixels and further fields (tag, type, count, value); their values may stand in `tail`, after the pixels."""
-    plain = [(256, 4, 1, 28), (257, 4, 1, 28), (258, 3, 1, 8), (262, 3, 1, 1), (273, 4, 1, 8), (279, 4, 1, 784)]
+    pixels = PIXELS.tobytes() if pixels is None else pixels
+    plain = PLAIN | {int(tag[1:]): value for tag, value in changes.items()} | {279: (4, len(pixels))}
     rows = b""
-    for tag, kind, count, value in sorted([*plain, *entries]):
+    for tag, kind, count, value in sorted([*((tag, kind, 1, value) for tag, (kind, value) in plain.items()), *entries]):
         is_short = kind == 3 and count == 1
         rows += struct.pack(order + "HHI", tag, kind, count) + struct.pack(order + ("Hxx" if is_short else "I"), value)
-    head = (b"II*\x00" if order == "<" else b"MM\x00*") + struct.pack(order + "I", 8 + 784 + len(tail))
-    return head + PIXELS.tobytes() + tail + struct.pack(order + "H", len(plain) + len(entries)) + rows + bytes(4)
+    head = (b"II*\x00" if order == "<" else b"MM\x00*") + struct.pack(order + "I", 8 + len(pixels) + len(tail))
+    return head + pixels + tail + struct.pack(order + "H", len(rows) // 12) + rows + bytes(4)
 
 
 def directory(*entries):
@@ -87,3 +92,36 @@ def test_strips_cannot_be_hidden_behind_another_type(kind):
     file = tiff((259, kind, 1, 0x90001))
     with pytest.raises(Exception, match="another type than the format allows"):
         decoding_seconds(file, MOST)
+
+
+def test_wide_greys_of_other_layouts_are_shown_as_they_are():
+    """Unsigned 32 bits up to the largest number, and 16 bits in which 0 is white."""
+    wide = tiff(pixels=(PIXELS.astype("<u4") * 0x01010101).tobytes(), t258=(3, 32))
+    assert np.abs(decode_image(wide, preprocess="none").image.astype(int) - PIXELS).max() <= 1
+    negative = tiff(pixels=(PIXELS.astype("<u2") * 257).tobytes(), t258=(3, 16), t262=(3, 0))
+    assert np.array_equal(decode_image(negative, preprocess="none").image, 255 - PIXELS)
+
+
+def test_layouts_that_pillow_reads_wrongly_are_not_accepted():
+    """Swapped bytes of a compressed file, and a part of each colour of one with separate colours."""
+    floats = encoded(Image.fromarray(PIXELS.astype(np.float32)), "TIFF", compression="tiff_lzw")
+    assert floats[:2] == b"II" and np.abs(decode_image(floats, preprocess="none").image.astype(int) - PIXELS).max() <= 1
+    page = read_tiff_page(floats, len(floats))
+    with pytest.raises(UnsupportedImage, match="8 bits"):
+        check_layout(page._replace(is_big_endian=True), "F")
+    colours = np.repeat(PIXELS.astype("<u2")[None] * 257, 3, axis=0).tobytes()
+    fields = {"t258": (3, 16), "t262": (3, 2), "t277": (3, 3), "t284": (3, 2)}
+    lengths = struct.pack("<6I", *(8 + 1568 * index for index in range(3)), *[1568] * 3)
+    at = 8 + len(colours)
+    planar = bytearray(tiff(pixels=colours, tail=lengths + struct.pack("<3H", 16, 16, 16), **fields))
+    for tag, count, value in ((258, 3, at + 24), (273, 3, at), (279, 3, at + 12)):
+        position = planar.index(struct.pack("<H", tag), at)
+        struct.pack_into("<II", planar, position + 4, count, value)
+    with pytest.raises(UnsupportedImage, match="8 bits"):
+        decode_image(bytes(planar))
+
+
+def test_a_kind_that_is_not_read_is_not_only_called_damaged():
+    """Pillow knows no half-precision numbers."""
+    with pytest.raises(UndecodableImage, match="of a kind that is not read; save it with 8 bits"):
+        decode_image(tiff(pixels=PIXELS.astype("<f2").tobytes(), t258=(3, 16), t339=(3, 3)))

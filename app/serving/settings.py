@@ -50,7 +50,7 @@ class Settings(BaseModel):
     max_pictures: int = Field(
         1_000, ge=1, description="Most images that /reconstruct answers in JSON; one picture holds max_images."
     )
-    max_pixels: int = Field(25_000_000, ge=784, description="Most pixels in one image, read from its header.")
+    max_pixels: int = Field(25_000_000, ge=784, description="Most pixels in one image, read from its header; 65,535 on a side.")
     decoders: int = Field(2, ge=1, le=256, description="Processes of each worker that decode images.")
     max_batch_size: int = Field(64, ge=1, description="Most images in one forward pass of waiting requests.")
     max_waiting: int = Field(512, ge=1, description="Most requests in progress at once; more are refused with 503.")

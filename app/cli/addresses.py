@@ -42,6 +42,8 @@ class Address:
 
     def __init__(self, address: str) -> None:
         """Raises AddressError if it needs a package that is not installed."""
+        if not address:
+            raise AddressError("The address is empty.")
         self._address = address
         self._files: Any = None
         if "://" not in address:

@@ -53,10 +53,13 @@ def pull(
 
     source = Address(address)
     archive = _find(source, address, model, version)
+    if digest is not None and not re.fullmatch("[0-9a-fA-F]{64}", digest):
+        raise AddressError("--sha256 must be the 64 hexadecimal digits that `push` printed.")
     expected = digest or source.read(f"{archive}.sha256", _MAX_DIGEST_BYTES).decode(errors="replace").partition(" ")[0]
     data = source.read(archive, MAX_VERSION_BYTES)
     if sha256(data) != expected.lower():
-        raise AddressError(f"{archive} is truncated or altered: its checksum differs. Push it again.")
+        what = "is not the archive of --sha256" if digest else "is truncated or altered; push it again"
+        raise AddressError(f"{archive} {what}: its checksum differs.")
     folder = unpack(data, store.own)
     typer.echo(f"Pulled {folder.parent.name}/{folder.name} into {store.own}")
 

@@ -4,6 +4,7 @@ import csv
 import enum
 import io
 import json
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -95,8 +96,12 @@ def _check_options(context: typer.Context, alpha: float | None, to: Path | None)
         raise typer.BadParameter("must lie between 0 and 1, both excluded", param_hint="--alpha")
     if to is None:
         options.refuse_without_effect(context, ("engine", "processes"), "without --to")
-    else:
-        options.refuse_without_effect(context, ("output", "any_file"), "with --to")
+        return
+    options.refuse_without_effect(context, ("output", "any_file"), "with --to")
+    if re.match(r"[a-z][a-z0-9+.-]*:/", str(to)):  # a path has one slash of "://" left
+        raise typer.BadParameter("must be a folder of this machine, not an address", param_hint="--to")
+    if "-" in context.params["paths"]:
+        raise typer.BadParameter("standard input cannot be read with --to", param_hint="PATHS")
 
 
 def _write(rows: Iterator[Row], output: Format, title: str) -> Counter[str]:

@@ -38,6 +38,7 @@ from app.detection.model_card import Card
 from app.detection.store_path import SHIPPED_WORD, Stores
 
 CARD, REPORT = "card.json", "report"
+_NAME = r"[a-z0-9][a-z0-9_-]*"  # of a detector
 _MAX_CARD_BYTES = 4 * 2**20
 _READ_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)  # without it, opening a FIFO waits for a writer
 _DIGEST = "card_sha256"  # of the card without this entry: detects an altered card
@@ -49,12 +50,12 @@ class StoreError(BundleError):
 
 def folders(root: Path | Stores, name: str) -> list[Path]:
     """The folders of all versions of `name`, store by store."""
-    return [each / name / str(version) for each in _roots(root) for version in _versions(each / name)]
+    return [each / name / str(version) for each in _roots(root) for version in _versions(each, name)]
 
 
 def by_preference(root: Path | Stores, name: str) -> list[Path]:
     """The folders of all versions of `name`, store by store, the highest version of each store first."""
-    return [each / name / str(version) for each in _roots(root) for version in reversed(_versions(each / name))]
+    return [each / name / str(version) for each in _roots(root) for version in reversed(_versions(each, name))]
 
 
 def current(root: Path | Stores, name: str) -> list[Path]:
@@ -72,19 +73,39 @@ def _roots(root: Path | Stores) -> tuple[Path, ...]:
     return root.roots if isinstance(root, Stores) else (root,)
 
 
-def _versions(folder: Path) -> list[int]:
-    """The versions in the folder of a detector, ascending. Unfinished and foreign folders do not count."""
-    try:
-        entries = list(folder.iterdir())
-    except (NotADirectoryError, FileNotFoundError, PermissionError):  # as lost+found, where the store is a whole disk
-        return []
+def _versions(root: Path, name: str) -> list[int]:
+    """The versions of a detector in a store, ascending. Unfinished and foreign folders do not count. Raises StoreError."""
+    entries = _list(root / name) if _list(root) else []
     return sorted(int(entry.name) for entry in entries if re.fullmatch("[1-9][0-9]*", entry.name) and entry.is_dir())
 
 
+def _list(folder: Path) -> list[Path]:
+    """The entries of a folder; none if there is no such folder, or nobody knows because one above it cannot be searched.
+
+    Raises:
+        StoreError: the folder is there and cannot be read; another store must not take its place in silence.
+    """
+    try:
+        return list(folder.iterdir())
+    except (NotADirectoryError, FileNotFoundError):
+        return []
+    except PermissionError as error:
+        try:
+            folder.stat()
+        except OSError:
+            return []
+        raise StoreError(f"{folder} cannot be read: {error.strerror}.") from None
+
+
 def names(root: Path | Stores) -> list[str]:
-    """The detectors in the store, or in any of the stores, that have at least one version, in alphabetical order."""
-    entries = {entry.name for each in _roots(root) if each.is_dir() for entry in each.iterdir()}
-    return sorted(name for name in entries if not name.startswith(".") and folders(root, name))
+    """The detectors in the store, or in any of the stores, that have at least one version, in alphabetical order.
+
+    Raises:
+        StoreError: a store, or the folder of a detector, cannot be read.
+    """
+    entries = {entry.name for each in _roots(root) for entry in _list(each)}
+    # Others are no detectors, as lost+found, where the store is a whole disk.
+    return sorted(name for name in entries if re.fullmatch(_NAME, name) and folders(root, name))
 
 
 def unknown_name(root: Path | Stores, name: str) -> StoreError:
@@ -192,7 +213,7 @@ def _claim_version(bundle: Bundle, draft: Path, home: Path) -> Path:
     """Complete the card for the next free version, put all on disk, and rename; again where another was faster."""
     files = {str(path.relative_to(draft)): sha256(path.read_bytes()) for path in sorted(draft.rglob("*")) if path.is_file()}
     while True:
-        version = max(_versions(home), default=0) + 1
+        version = max(_versions(home.parent, home.name), default=0) + 1
         card = bundle.card.model_copy(update={"version": version, "files": files})
         content = card.model_dump(mode="json")
         content[_DIGEST] = _card_digest(content)

@@ -44,4 +44,6 @@ def _member(archive: zipfile.ZipFile) -> zipfile.ZipInfo:
 
 
 def _damaged(error: Exception) -> UndecodableImage:
+    if "encrypted" in str(error):
+        return UndecodableImage("the .npz is encrypted; save it without a password")
     return UndecodableImage(f"a damaged .npz: {error}")

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from app.detection.bundle import Bundle
+from app.detection.bundle import ONNX_FILES, Bundle
 from app.detection.conformal import check_images
 from app.detection.detector import Detector
 from app.detection.imaging.decode import Preprocess
@@ -17,6 +17,7 @@ from app.detection.runtimes import choose_device, load_network
 from app.detection.store import REPORT, load, publish
 from app.network.foreign_weights import load_foreign_weights
 from app.training.calibration import (
+    ExportError,
     Provenance,
     bundle_files,
     check_export,
@@ -138,6 +139,8 @@ def add_onnx(version: Path, root: Path) -> Path:
         BundleError, TrainingError, ExportError: before anything is written.
     """
     bundle = load(version)
+    if all(name in bundle.files for name in ONNX_FILES):
+        raise ExportError(f"{bundle.label} has its ONNX models already.")
     check_writable(root, bundle.card.name)
     network = load_network(bundle).eval()
     files = {**bundle.files, **bundle_files(network, bundle.calibration, bundle.uploads)}  # the ONNX files name the new weights

@@ -60,6 +60,13 @@ def test_an_older_version_gets_its_models_by_publishing_it_again(oddigit, old_st
     assert oddigit("export", "--to", tmp_path / "out.onnx", "--store", old_store).exit_code == 0
 
 
+def test_a_version_that_has_its_models_is_not_published_again(oddigit, tiny_store, tmp_path):
+    """In one's own store it would hide the shipped version, whose number is higher."""
+    done = oddigit("export", "--publish", "--store", f"{tmp_path}:{tiny_store}")
+    assert (done.exit_code, "has its ONNX models already" in done.stderr) == (2, True), done.stderr
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_version_is_published_into_the_first_folder_of_the_store(oddigit, old_store, tmp_path):
     """A later folder of the store path is only read."""
     later = tmp_path / "later"

@@ -54,6 +54,17 @@ def test_what_is_not_there_is_a_sentence(oddigit, tiny_store, tmp_path, address)
     assert oddigit("push", address, "--store", tmp_path / "nowhere").exit_code == 2
 
 
+def test_a_checksum_that_is_none_and_an_empty_address_are_refused(oddigit, tiny_store, tmp_path):
+    """The archive is not to blame for a checksum that was cut, and no address is not the root of the file system."""
+    oddigit("push", tmp_path / "shared", "--store", tiny_store)
+    for digest, words in (("abc", "64 hexadecimal digits"), ("0" * 64, "not the archive of --sha256")):
+        refused = oddigit("pull", tmp_path / "shared", "--store", tmp_path / "new", "--sha256", digest)
+        assert (refused.exit_code, words in refused.stderr) == (2, True), refused.stderr
+    for command in ("push", "pull"):
+        refused = oddigit(command, "", "--store", tiny_store)
+        assert (refused.exit_code, refused.stderr.strip()) == (2, "The address is empty.")
+
+
 def test_an_altered_archive_is_refused(oddigit, tiny_store, tmp_path):
     """Whether its checksum was altered with it or not."""
     oddigit("push", tmp_path / "shared", "--store", tiny_store)

@@ -311,6 +311,17 @@ def test_archives_of_arrays_are_read(score, tmp_path):
     assert "damaged .npz" in rows(done)[0]["error"]
 
 
+def test_an_encrypted_archive_is_not_called_damaged(score, tmp_path):
+    """zipfile's own sentence shows a Python object."""
+    np.savez(tmp_path / "a.npz", images=stroke_images(1, seed=0))
+    packed = bytearray((tmp_path / "a.npz").read_bytes())
+    packed[6] |= 1
+    packed[packed.index(b"PK\x01\x02") + 8] |= 1
+    (tmp_path / "a.npz").write_bytes(packed)
+    (row,) = rows(score(tmp_path / "a.npz", "--format", "jsonl"))
+    assert row["error"] == "the .npz is encrypted; save it without a password"
+
+
 def test_patterns_are_expanded(score, folder):
     """For shells that do not, and for `**`."""
     names = [row["name"] for row in rows(score(folder / "**" / "*.png", folder / "deep" / "*.PNG", "--format", "jsonl"))]

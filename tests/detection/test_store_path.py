@@ -1,5 +1,6 @@
 """The user's own store and the shipped one."""
 
+import errno
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import pytest
 from live import ROOT, environment
 
 from app.detection import store
+from app.detection.store import StoreError
 from app.detection.store_path import SHIPPED_STORE, Stores, read_stores, user_store
 from app.serving.engine.reload import Versions
 from app.serving.settings import read_settings
@@ -104,3 +106,27 @@ def test_an_installed_wheel_finds_the_shipped_detector(tmp_path):
         command, cwd=tmp_path, env=environment(PYTHONPATH=str(target), HOME=str(tmp_path)), capture_output=True, text=True
     )
     assert done.returncode == 0 and '"is_anomaly": false' in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("closed", ["own", "own/mnist"])
+def test_a_store_that_cannot_be_read_is_not_replaced_in_silence(tiny_bundle, tmp_path, monkeypatch, closed):
+    """Another detector of the same name has other thresholds. A folder that need not be there may be closed."""
+    own, shipped = tmp_path / "own", tmp_path / "shipped"
+    for root in (own, shipped):
+        store.publish(tiny_bundle, root)
+    (own / "lost+found").mkdir()
+    iterdir = Path.iterdir
+
+    def refuse(folder):
+        if folder in (tmp_path / closed, own / "lost+found"):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return iterdir(folder)
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    both = Stores((own, shipped))
+    for look in (store.find, store.by_preference, lambda root, name: store.names(root)):
+        with pytest.raises(StoreError, match=f"{closed} cannot be read: Permission denied"):
+            look(both, "mnist")
+    assert store.names(shipped) == ["mnist"]
+    monkeypatch.setattr(Path, "stat", lambda folder, **_: refuse(tmp_path / closed))
+    assert store.folders(own, "mnist") == []

@@ -241,6 +241,18 @@ def test_an_anomaly_fails_where_asked(tiny_store, folder, tmp_path):
     assert f"{found} anomalies, 1 errors; 21 were there before" in done.stdout
 
 
+@pytest.mark.parametrize(
+    ("source", "to", "words"),
+    [("a.png", "s3://bucket/x", "not an address"), ("a.png", "memory://x", "not an address"), ("-", "out", "standard input")],
+)
+def test_what_a_bulk_job_cannot_use_is_refused(tiny_store, tmp_path, monkeypatch, source, to, words):
+    """A folder named s3: would be made in silence."""
+    monkeypatch.chdir(tmp_path)
+    done = score(source, "--to", to, "--store", tiny_store)
+    assert (done.exit_code, words in done.stderr) == (2, True), done.stderr
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_device_that_is_not_there_is_a_sentence(tiny_store, folder, tmp_path):
     """And not one traceback for each process."""
     done = score(folder, "--to", tmp_path / "out", "--store", tiny_store, "--device", "gpu")

@@ -128,6 +128,7 @@ class Models:
         self._make, self._list_names = make, list_names
         self.default = make(default)
         self._by_name = {default: self.default}
+        self._store_error = ""  # the last one
 
     def find(self, name: str | None) -> Model:
         """The model `name`, the default for None. Raises UnknownModel."""
@@ -176,8 +177,10 @@ class Models:
         """Load the models of the store that are not known yet."""
         try:
             names = await asyncio.wrap_future(start_daemon(self._list_names))
-        except OSError as error:
-            logger.error("the store cannot be read: %s", error)
+        except (OSError, StoreError) as error:
+            if str(error) != self._store_error:  # the store is read twice a second
+                logger.error("the store cannot be read: %s", error)
+            self._store_error = str(error)
             return
         except Exception:  # for instance no thread can be started: it is tried again
             logger.exception("the store cannot be read")

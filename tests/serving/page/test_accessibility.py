@@ -54,7 +54,7 @@ def test_everything_is_reached_by_keyboard(page, samples):
     with page.expect_file_chooser() as chooser:
         page.keyboard.press("Space")
     chooser.value.set_files([samples / "seven.png", samples / "cat.png"])
-    page.locator("#files-summary").get_by_text("2 of 2 scored").wait_for()
+    page.locator("#files-summary").get_by_text("2 of 2 done").wait_for()
     page.get_by_role("button", name="Score").focus()
     page.keyboard.press("Enter")
     assert page.locator("th[aria-sort=ascending]").inner_text().startswith("Score")

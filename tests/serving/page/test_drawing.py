@@ -66,7 +66,7 @@ def test_play_is_not_traffic(browser, server, samples):
         page.select_option("#models", "mnist-vae")
         page.locator("#model").filter(has_text="mnist-vae/").wait_for()
         page.set_input_files("#file", [samples / "seven.png", samples / "cat.png"])
-        page.locator("#files-summary").get_by_text("2 of 2 scored").wait_for()
+        page.locator("#files-summary").get_by_text("2 of 2 done").wait_for()
         for view, mark in (("Monitor", "#served td"), ("Model", ".report img")):
             page.get_by_role("link", name=view, exact=True).click()
             page.locator(mark).first.wait_for(state="attached")
@@ -209,7 +209,7 @@ def test_an_example_is_drawn_on_request(page):
     page.get_by_label("Example: a blank page").click()
     page.locator("#warnings").get_by_text("Blank").wait_for()
     page.get_by_label("Example: a 42").click()
-    page.locator("#warnings").get_by_text("a 42 is not one digit").wait_for()
+    page.locator("#warnings").get_by_text("Cut the image into single ones").wait_for()
 
 
 def test_a_link_holds_the_drawing(page, browser):

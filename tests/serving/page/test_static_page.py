@@ -76,6 +76,6 @@ def test_drawings_are_judged_and_the_views_open_without_a_server(browser, static
         page.locator("#map").scroll_into_view_if_needed()
         page.locator("#map[data-state=ready]").wait_for()
         page.set_input_files("#file", [samples / "seven.png", samples / "cat.png"])
-        page.locator("#files-summary").get_by_text("2 of 2 scored").wait_for()
+        page.locator("#files-summary").get_by_text("2 of 2 done").wait_for()
         page.get_by_role("link", name="Model", exact=True).click()
         page.locator(".report img").first.wait_for()

@@ -34,7 +34,7 @@ def test_many_files_are_scored_sorted_filtered_and_downloaded(browser, server, s
     ]
     with opened(browser, f"{server.url}/#files", expected=["400"]) as page:
         page.locator("#many").set_input_files(files)
-        page.locator("#files-summary").get_by_text(f"{len(files)} of {len(files)} scored").wait_for()
+        page.locator("#files-summary").get_by_text(f"{len(files)} of {len(files)} done").wait_for()
         assert "1 not readable" in page.locator("#files-summary").inner_text()
         assert page.locator("#files-rows tr").count() == 100
         page.locator("#files-more").click()
@@ -65,7 +65,7 @@ def test_false_discoveries_over_all_files_are_those_of_the_server(browser, serve
     files = images(40)
     with opened(browser, f"{server.url}/#files") as page:
         page.locator("#many").set_input_files(files)
-        page.locator("#files-summary").get_by_text("40 of 40 scored").wait_for()
+        page.locator("#files-summary").get_by_text("40 of 40 done").wait_for()
         page.locator("#files-fdr").check()
         page.select_option("#files-rate", "0.2")
         flagged = [record["is_anomaly"] for record in json.loads(downloaded(page, "#files-json"))]
@@ -86,7 +86,7 @@ def test_two_thousand_files_are_taken_and_no_more(browser, server):
             }""",
             list(png(STROKES[0])),
         )
-        page.locator("#files-summary").get_by_text("10 files over 2,000 were left out. 2,000 of 2,000 scored").wait_for(
+        page.locator("#files-summary").get_by_text("10 files over 2,000 were left out. 2,000 of 2,000 done").wait_for(
             timeout=60_000
         )
         assert page.locator("#files-rows tr").count() == 100

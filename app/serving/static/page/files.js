@@ -184,7 +184,7 @@ function draw() {
   $("files-progress").max = entries.length || 1;
   $("files-progress").value = done;
   $("files-summary").textContent = entries.length
-    ? `${$("files-summary").dataset.left || ""}${count(done)} of ${count(entries.length)} scored, ${count(flagged)} flagged at p ≤ ${Number(most.toPrecision(2))}, ${count(failed)} not readable.`
+    ? `${$("files-summary").dataset.left || ""}${count(done)} of ${count(entries.length)} done, ${count(flagged)} flagged at p ≤ ${Number(most.toPrecision(2))}, ${count(failed)} not readable.`
     : "No files yet.";
   if (done && done === entries.length && !$("view-files").hidden) $("announce").textContent = $("files-summary").textContent;
   for (const id of ["files-csv", "files-json"]) $(id).disabled = !done;

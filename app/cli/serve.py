@@ -35,7 +35,8 @@ def serve(
     All other settings are ODDIGIT_* variables; docs/configuration.md lists them. An option wins over its variable.
     """
     # As process 1, SIGTERM has no effect without a handler. uvicorn replaces this one, and raises the signal again at its end.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    # SystemExit, raised in the middle of an import, may become an error of the library, or end nothing.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
 
     given = {"STORE": store, "MODEL": model, "VERSION": version, "DEVICE": device, "ROOT_PATH": root_path}
     os.environ.update({f"ODDIGIT_{name}": str(value) for name, value in given.items() if value is not None})
@@ -107,5 +108,11 @@ def _shared_metrics(workers: int) -> Iterator[None]:
         yield
         return
     with folder as name:
+
+        def end(*_: object) -> None:
+            folder.cleanup()
+            os._exit(0)
+
+        signal.signal(signal.SIGTERM, end)
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = name
         yield

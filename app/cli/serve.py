@@ -1,5 +1,6 @@
 """The command `serve`: serve a detector over HTTP."""
 
+import atexit
 import os
 import signal
 import sys
@@ -35,13 +36,22 @@ def serve(
     All other settings are ODDIGIT_* variables; docs/configuration.md lists them. An option wins over its variable.
     """
     # As process 1, SIGTERM has no effect without a handler. uvicorn replaces this one, and raises the signal again at its end.
-    # SystemExit, raised in the middle of an import, may become an error of the library, or end nothing.
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    signal.signal(signal.SIGTERM, _end)
 
     given = {"STORE": store, "MODEL": model, "VERSION": version, "DEVICE": device, "ROOT_PATH": root_path}
     os.environ.update({f"ODDIGIT_{name}": str(value) for name, value in given.items() if value is not None})
     with _shared_metrics(workers):  # before prometheus_client is imported, which looks for the folder
         _serve(host, port, workers)
+
+
+def _end(*_: object) -> None:
+    """End the process, as at its end but in one step.
+
+    SystemExit, raised in the middle of an import, may become an error of a library, or end nothing; and a thread that loads a
+    model may abort the interpreter's end.
+    """
+    atexit._run_exitfuncs()
+    os._exit(0)
 
 
 def _serve(host: str, port: int, workers: int) -> None:
@@ -108,11 +118,5 @@ def _shared_metrics(workers: int) -> Iterator[None]:
         yield
         return
     with folder as name:
-
-        def end(*_: object) -> None:
-            folder.cleanup()
-            os._exit(0)
-
-        signal.signal(signal.SIGTERM, end)
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = name
         yield

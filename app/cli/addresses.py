@@ -41,7 +41,7 @@ class Address:
     """A folder, here or elsewhere, with files that are read and written whole."""
 
     def __init__(self, address: str) -> None:
-        """Raises AddressError if it needs a package that is not installed."""
+        """Raises AddressError if the address is empty, or needs a package that is not installed."""
         if not address:
             raise AddressError("The address is empty.")
         self._address = address

@@ -58,8 +58,9 @@ def pull(
     expected = digest or source.read(f"{archive}.sha256", _MAX_DIGEST_BYTES).decode(errors="replace").partition(" ")[0]
     data = source.read(archive, MAX_VERSION_BYTES)
     if sha256(data) != expected.lower():
-        what = "is not the archive of --sha256" if digest else "is truncated or altered; push it again"
-        raise AddressError(f"{archive} {what}: its checksum differs.")
+        if digest:
+            raise AddressError(f"{archive} is not the archive of --sha256: its checksum differs.")
+        raise AddressError(f"{archive} is truncated or altered: its checksum differs. Push it again.")
     folder = unpack(data, store.own)
     typer.echo(f"Pulled {folder.parent.name}/{folder.name} into {store.own}")
 

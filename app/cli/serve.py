@@ -45,10 +45,10 @@ def serve(
 
 
 def _end(*_: object) -> None:
-    """End the process, as at its end but in one step.
+    """Call the exit functions, and end the process in the middle of whatever it does.
 
-    SystemExit, raised in the middle of an import, may become an error of a library, or end nothing; and a thread that loads a
-    model may abort the interpreter's end.
+    SystemExit would be raised inside of the code that the signal interrupts: libraries turn it into an error of their own, or
+    drop it. And a daemon thread that loads a model may abort the process while the interpreter shuts down.
     """
     atexit._run_exitfuncs()
     os._exit(0)

@@ -84,7 +84,7 @@ class OnnxRuntime:
 
 
 class TorchRuntime:
-    """The network itself in torch: on CUDA and MPS, or on a CPU where that is asked for. Methods as of OnnxRuntime."""
+    """The network itself in torch: on CUDA and MPS, or on a CPU where that is asked for. Its methods are as above."""
 
     name = "torch"
     chunk_size = 512

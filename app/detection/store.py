@@ -75,37 +75,44 @@ def _roots(root: Path | Stores) -> tuple[Path, ...]:
 
 def _versions(root: Path, name: str) -> list[int]:
     """The versions of a detector in a store, ascending. Unfinished and foreign folders do not count. Raises StoreError."""
-    entries = _list(root / name) if _list(root) else []
+    entries = _list(root / name, root)
     return sorted(int(entry.name) for entry in entries if re.fullmatch("[1-9][0-9]*", entry.name) and entry.is_dir())
 
 
-def _list(folder: Path) -> list[Path]:
-    """The entries of a folder; none if there is no such folder, or nobody knows because one above it cannot be searched.
+def _list(folder: Path, *above: Path) -> list[Path]:
+    """The entries of a folder, none if there is no such folder. `above`: the folders that it lies in, up to the store.
 
     Raises:
-        StoreError: the folder is there and cannot be read; another store must not take its place in silence.
+        StoreError: the folder, or one of `above`, exists and cannot be read; no other store must take its place unnoticed.
     """
     try:
         return list(folder.iterdir())
     except (NotADirectoryError, FileNotFoundError):
         return []
     except PermissionError as error:
-        try:
-            folder.stat()
-        except OSError:
-            return []
-        raise StoreError(f"{folder} cannot be read: {error.strerror}.") from None
+        for each in (folder, *above):
+            with suppress(OSError):  # a folder outside of the store cannot be searched: nobody knows whether there is a store
+                each.stat()
+                raise StoreError(f"{each} cannot be read: {error.strerror}.") from None
+        return []
 
 
 def names(root: Path | Stores) -> list[str]:
-    """The detectors in the store, or in any of the stores, that have at least one version, in alphabetical order.
+    """The detectors in the store, or in any of the stores, that have a version or cannot be read, in alphabetical order.
 
     Raises:
-        StoreError: a store, or the folder of a detector, cannot be read.
+        StoreError: a store cannot be read.
     """
     entries = {entry.name for each in _roots(root) for entry in _list(each)}
     # Others are no detectors, as lost+found, where the store is a whole disk.
-    return sorted(name for name in entries if re.fullmatch(_NAME, name) and folders(root, name))
+    return sorted(name for name in entries if re.fullmatch(_NAME, name) and _may_have_versions(root, name))
+
+
+def _may_have_versions(root: Path | Stores, name: str) -> bool:
+    try:
+        return bool(folders(root, name))
+    except StoreError:  # which the caller gets again when it looks for the versions
+        return True
 
 
 def unknown_name(root: Path | Stores, name: str) -> StoreError:

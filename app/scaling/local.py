@@ -13,11 +13,8 @@ from app.scaling.scoring import Done, ImageScorer, Job, Row, complete, write
 from app.scaling.sources import Slice
 
 T = TypeVar("T")
-_ENDED = (
-    ProcessExpired,
-    BrokenProcessPool,
-    CancelledError,
-)  # raised where a process ended: in its work, or before it reported work
+# Raised where a process ended: in its work, or before it reported work.
+_ENDED = (ProcessExpired, BrokenProcessPool, CancelledError)
 _AHEAD = 2  # parts for each process that are scored or wait: the next one is there, and memory stays small
 
 _scorer: ImageScorer | None = None  # of this process
@@ -53,10 +50,12 @@ class _Pool:
         self._pool = self._new_pool()
 
     def schedule(self, function: Callable[..., T], *arguments: object) -> "ProcessFuture[T]":
-        if not self._pool.active:
+        try:
+            return self._pool.schedule(function, args=arguments)
+        except RuntimeError:  # pebble gave the pool up
             self.stop()  # those of its processes that are left
             self._pool = self._new_pool()
-        return self._pool.schedule(function, args=arguments)
+            return self._pool.schedule(function, args=arguments)
 
     def check(self) -> None:
         """Raises ProcessesError if a process cannot load the detector."""

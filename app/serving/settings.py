@@ -1,15 +1,17 @@
 """The server's settings, read from ODDIGIT_* variables. Environment in, frozen `Settings` out."""
 
 import difflib
+import os
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 
-from app.detection.store import folders
+from app.detection.store import StoreError, names
 from app.detection.store_path import SHIPPED_STORE, Stores, read_stores
 
 PREFIX = "ODDIGIT_"
@@ -149,10 +151,14 @@ def missing_in_store(settings: Settings, environment: Mapping[str, str]) -> list
 
     They may be made later, so this is not an error.
     """
-    missing = [root for root in settings.store.roots if not root.is_dir()] if environment.get(f"{PREFIX}STORE") else []
+    listed = settings.store.roots if environment.get(f"{PREFIX}STORE") else ()
+    missing = [root for root in listed if not os.path.isdir(root)]  # noqa: PTH112 - a Path raises PermissionError
     sentences = [f"The store {root} does not exist; its detectors are served once it does." for root in missing]
-    unknown = [name for name in entries(settings.models) if not folders(settings.store, name)]
-    return sentences + [f"There is no detector {name} in the store; it is served once there is." for name in unknown]
+    with suppress(StoreError):  # the server reports it when it loads the models
+        known = names(settings.store)
+        unknown = [name for name in entries(settings.models) if name not in known]
+        sentences += [f"There is no detector {name} in the store; it is served once there is." for name in unknown]
+    return sentences
 
 
 def entries(value: str) -> list[str]:

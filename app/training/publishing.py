@@ -139,7 +139,7 @@ def own_splits(
     """The parts of the data set that a card describes, split as they were.
 
     Raises:
-        DataError: the images are not there any more, or are others.
+        DataError: the images are not there any more, or they or their labels are others.
     """
     dataset = load_dataset(data["source"], data_dir=data_dir, preprocess=preprocess, progress=progress)
     if not dataset.is_described_by(data):

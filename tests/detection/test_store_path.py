@@ -115,18 +115,26 @@ def test_a_store_that_cannot_be_read_is_not_replaced_in_silence(tiny_bundle, tmp
     for root in (own, shipped):
         store.publish(tiny_bundle, root)
     (own / "lost+found").mkdir()
-    iterdir = Path.iterdir
+    iterdir, stat = Path.iterdir, Path.stat
 
-    def refuse(folder):
-        if folder in (tmp_path / closed, own / "lost+found"):
+    def refuse(folder, action, closed):
+        if any(folder.is_relative_to(each) for each in closed):
             raise PermissionError(errno.EACCES, "Permission denied")
-        return iterdir(folder)
+        return action(folder)
 
-    monkeypatch.setattr(Path, "iterdir", refuse)
+    listed = [tmp_path / closed, own / "lost+found"]
+    monkeypatch.setattr(Path, "iterdir", lambda folder: refuse(folder, iterdir, listed))
+    below = tmp_path / closed / "mnist"  # of a folder that cannot be searched, nothing is known
+    monkeypatch.setattr(Path, "stat", lambda folder, **_: refuse(folder, stat, [below]))
     both = Stores((own, shipped))
-    for look in (store.find, store.by_preference, lambda root, name: store.names(root)):
+    for look in (store.find, store.by_preference):
         with pytest.raises(StoreError, match=f"{closed} cannot be read: Permission denied"):
             look(both, "mnist")
-    assert store.names(shipped) == ["mnist"]
-    monkeypatch.setattr(Path, "stat", lambda folder, **_: refuse(tmp_path / closed))
+    if closed == "own":
+        with pytest.raises(StoreError, match="own cannot be read"):
+            store.names(both)
+    else:  # a detector that cannot be read is listed, and the others are
+        store.publish(named(tiny_bundle, "other"), shipped)
+        assert store.names(both) == ["mnist", "other"]
+    monkeypatch.setattr(Path, "stat", lambda folder, **_: refuse(folder, stat, [tmp_path]))
     assert store.folders(own, "mnist") == []

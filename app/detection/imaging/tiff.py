@@ -114,9 +114,9 @@ def _has_right_kind(tag: int, field: _Field) -> bool:
 
 
 def check_page(data: bytes, max_pixels: int) -> TiffPage:
-    """Return the first page, after a check of its strips or tiles: each is held in memory as a whole, and may be any number.
+    """Return the size of the first page, after a check of its strips or tiles.
 
-    Raises UndecodableImage or ImageTooLarge.
+    A strip is held in memory as a whole, and a file may declare any number of them. Raises UndecodableImage or ImageTooLarge.
     """
     page, most = read_tiff_page(data, len(data)), MAX_PIXEL_SHARE * max_pixels
     if page is None:

@@ -3,7 +3,6 @@
 import asyncio
 import math
 import time
-from contextlib import nullcontext
 from typing import NamedTuple
 
 import numpy as np
@@ -104,8 +103,6 @@ class _InspectSpec(EndpointSpec):
 _SCORE, _EMBED, _RECONSTRUCT, _INSPECT = EndpointSpec(), _EmbedSpec(), _ReconstructSpec(), _InspectSpec()
 SPECS = {"/score": _SCORE, "/embed": _EMBED, "/reconstruct": _RECONSTRUCT, "/inspect": _INSPECT}
 
-_NO_LIMIT = nullcontext()
-
 
 class _Call(NamedTuple):
     """One request, and the way in which it is answered."""
@@ -166,8 +163,10 @@ class Endpoints:
         self._admission.check()  # before the body is read: a rejected body is only discarded
         body = await self._uploads.receive(request, headers)
         call = _Call(request, spec, media, options, inference, asyncio.get_running_loop().time() + self._deadline_s)
-        is_large = body.kind == NPY and len(body.data) > self._settings.max_body_bytes
-        with self._admission, self._large_arrays if is_large else _NO_LIMIT:
+        with self._admission:
+            if body.kind == NPY and len(body.data) > self._settings.max_body_bytes:
+                with self._large_arrays:
+                    return await self._respond_to_body(call, body)
             return await self._respond_to_body(call, body)
 
     async def _respond_to_body(self, call: _Call, body: Body) -> Response:

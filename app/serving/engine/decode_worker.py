@@ -18,7 +18,7 @@ from app.detection.imaging.preprocess import PreprocessedImage
 from app.detection.imaging.upload_warnings import decode_upload
 from app.serving.engine.memory import keep_freed_memory
 
-_MEMORY_BYTES = 384 * 2**20  # beside the memory of the libraries; the most for an accepted file is 210 MiB
+_MEMORY_BYTES = 384 * 2**20  # beside the memory of the libraries; 270 MiB for a PNG with alpha of 65,535 x 381 pixels
 _KEPT_BYTES = 4 * 2**20  # of freed memory: without them a photograph takes a third more time
 _NICE = 5  # the event loop goes first
 

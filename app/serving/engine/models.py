@@ -76,6 +76,7 @@ class Model:
         self.inference = Inference(max_batch_size=max_batch_size, arrays=arrays, observer=self.monitor.record_batch)
         self._metrics = metrics
         self._loading = asyncio.Lock()
+        self._error = ""  # the last one of the store
 
     async def load(self) -> None:
         """Put the best version in service, if it is not already. Raises StoreError if no version can serve."""
@@ -87,6 +88,7 @@ class Model:
             finally:
                 for _ in set(self.versions.rejected.items()) - set(before.items()):
                     self._metrics.record_refused_version()
+            self._error = ""
             if detector is not None:
                 self._set_detector(detector)
 
@@ -94,8 +96,10 @@ class Model:
         """As `load`, but log every error and keep the version in service: no defect of a model may stop the others."""
         try:
             await self.load()
-        except StoreError:
-            pass  # no version can serve; the reason of each was logged when it was refused
+        except StoreError as error:  # no version can serve
+            if str(error) != self._error:  # the store is read twice a second
+                logger.error("%s: %s", self.name, error)
+            self._error = str(error)
         except OSError as error:
             logger.error("%s: the store cannot be read: %s", self.name, error)
         except Exception:  # whatever a version does, the next one is looked at
@@ -128,7 +132,7 @@ class Models:
         self._make, self._list_names = make, list_names
         self.default = make(default)
         self._by_name = {default: self.default}
-        self._store_error = ""  # the last one
+        self._error = ""  # the last one of the store
 
     def find(self, name: str | None) -> Model:
         """The model `name`, the default for None. Raises UnknownModel."""
@@ -178,13 +182,14 @@ class Models:
         try:
             names = await asyncio.wrap_future(start_daemon(self._list_names))
         except (OSError, StoreError) as error:
-            if str(error) != self._store_error:  # the store is read twice a second
+            if str(error) != self._error:
                 logger.error("the store cannot be read: %s", error)
-            self._store_error = str(error)
+            self._error = str(error)
             return
         except Exception:  # for instance no thread can be started: it is tried again
             logger.exception("the store cannot be read")
             return
+        self._error = ""
         added = [self._make(name) for name in names if name not in self._by_name]
         self._by_name |= {model.name: model for model in added}  # not in service until it is loaded
         await asyncio.gather(*(model.try_load() for model in added))

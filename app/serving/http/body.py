@@ -73,8 +73,10 @@ class LimitedReceive:
         timeout_s: float,
         headers: Iterable[tuple[bytes, bytes]] = (),
     ) -> None:
-        """`timeout_s`: longest time in which nothing is received. `headers` of the request take a share of the budget if the
-        body is awaited."""
+        """`timeout_s`: longest time in which nothing is received.
+
+        `headers` of the request take a share of the budget if the body is awaited.
+        """
         self._headers: Iterable[tuple[bytes, bytes]] | None = headers
         self._head_bytes = 0
         self._receive = receive

@@ -209,7 +209,7 @@ def test_an_example_is_drawn_on_request(page):
     page.get_by_label("Example: a blank page").click()
     page.locator("#warnings").get_by_text("Blank").wait_for()
     page.get_by_label("Example: a 42").click()
-    page.locator("#warnings").get_by_text("Cut the image into single ones").wait_for()
+    page.locator("#warnings").get_by_text("Give it one digit at a time").wait_for()
 
 
 def test_a_link_holds_the_drawing(page, browser):

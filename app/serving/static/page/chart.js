@@ -26,7 +26,7 @@ export function lineChart(label, lines, { log = false, zero = true, limit = null
 function makeScale(values, log, zero) {
   const positive = log ? [1, ...values.filter((value) => value > 0)] : values;
   let low = log || !zero ? Math.min(...positive, 1e300) : 0, high = Math.max(...positive, 0) || 1;
-  if (!positive.length) [low, high] = log ? [0.1, 1] : [0, 1];
+  if (!positive.length) [low, high] = [0, 1];
   if (log) {
     low = 10 ** Math.floor(Math.log10(low) + 1e-9);
     high = Math.max(10 ** Math.ceil(Math.log10(high) - 1e-9), 10 * low);

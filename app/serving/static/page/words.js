@@ -8,7 +8,7 @@ const WARNINGS = {
   blank: () => "Blank: no ink was found, so there is nothing to judge.",
   low_contrast: () => "Low contrast: the ink is hardly darker than the paper.",
   touches_border: () => "The drawing touches the edge of the image; a part of it may be missing.",
-  several_glyphs: (count) => `${count ? `${count} glyphs` : "Several glyphs"}: the network knows single digits. Cut the image into single ones.`,
+  several_glyphs: (count) => `${count ? `${count} glyphs` : "Several glyphs"}: the network knows single digits. Give it one digit at a time.`,
   upscaled: () => "Very small: below 12 pixels no rate of false alarms is promised.",
   uncalibrated: () => "The detector was not calibrated on images of this kind; more of them may be flagged than alpha says.",
 };

@@ -1,3 +1,4 @@
+import asyncio
 import re
 import shutil
 import sys
@@ -9,6 +10,7 @@ import pytest
 from fastapi.routing import APIRoute
 from live import ROOT, run, serving
 
+from app import main
 from app.detection import store
 from app.main import create_app
 from app.serving.settings import read_settings
@@ -150,3 +152,24 @@ def test_the_framework_reads_no_body_by_itself():
     routes = [route for router in (framework, *included) for route in router.routes if isinstance(route, APIRoute)]
     assert len(routes) > 30
     assert not [route.path for route in routes if route.body_field is not None]
+
+
+def test_an_error_does_not_end_the_work_of_each_second(monkeypatch, caplog):
+    """For instance no thread can be started for a while: the next second is a new chance."""
+    engine, calls = main._Engine(read_settings({"ODDIGIT_DECODERS": "1"})), []
+
+    async def fail_at_first():
+        calls.append(None)
+        if len(calls) == 1:
+            raise RuntimeError("can't start new thread")
+        if len(calls) == 3:
+            raise asyncio.CancelledError
+
+    async def no_pause(seconds):
+        assert seconds == 1
+
+    monkeypatch.setattr(engine.health, "update_metrics", fail_at_first)
+    monkeypatch.setattr(main.asyncio, "sleep", no_pause)
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(engine._work_each_second())
+    assert len(calls) == 3 and caplog.text.count("the work of each second failed") == 1

@@ -88,8 +88,12 @@ def test_arrays_come_back_as_they_were(version, shape, order):
 
 
 def test_arrays_in_order_are_not_copied():
-    """A C-ordered array is a view of the bytes received."""
-    assert read(np.zeros((100, 28, 28), np.uint8)).base is not None
+    """A C-ordered array is a view of the bytes received, in any of its shapes; another one is a copy."""
+    for shape in ((100, 28, 28), (100, 784), (100, 28, 28, 1)):
+        for order in "CF":
+            data = npy(np.zeros(shape, np.uint8, order))
+            images = read_array(data, max_images=100, size=28)
+            assert np.shares_memory(images, np.frombuffer(data, np.uint8)) == (order == "C")
 
 
 def with_header(text: str, body: bytes = b"", version: int = 1) -> bytes:

@@ -13,7 +13,7 @@ COPY requirements/core.txt requirements/
 RUN python3 -m venv --without-pip /opt/venv \
     && python3 -m pip --python /opt/venv/bin/python3 install --require-hashes --requirement requirements/core.txt
 
-# The program, with its metadata, which tell its version.
+# The program, with its metadata, which tell its version, and the detectors. Any user can read them, whatever the umask of the clone.
 FROM dependencies AS program
 COPY pyproject.toml README.md ./
 COPY app app
@@ -21,6 +21,9 @@ RUN python3 -m pip --python /opt/venv/bin/python3 install --no-deps --no-build-i
     && mkdir -p /srv/oddigit \
     && mv target/*.dist-info app /srv/oddigit \
     && python3 -m compileall -q --invalidation-mode unchecked-hash /srv/oddigit/app
+COPY model_store /srv/oddigit/model_store
+COPY deploy/entrypoint.sh /srv/oddigit/
+RUN chmod -R a+rX /srv/oddigit && chmod a+x /srv/oddigit/entrypoint.sh
 
 # Neither tests nor headers of libraries, nor what builds packages or converts models.
 FROM dependencies AS dependencies-cpu
@@ -45,8 +48,6 @@ ENV PATH=/opt/venv/bin:$PATH \
     ORT_DISABLE_TELEMETRY=1 \
     ODDIGIT_DRAIN_S=2
 WORKDIR /srv/oddigit
-COPY model_store model_store
-COPY deploy/entrypoint.sh ./
 EXPOSE 8000
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=3s --start-period=30s --retries=3 \
@@ -65,8 +66,9 @@ COPY requirements/gpu.txt requirements/
 RUN python3 -m pip --python /opt/venv/bin/python3 install --require-hashes --requirement requirements/gpu.txt \
     && cd /opt/venv/lib/python3*/site-packages \
     && rm -rf setuptools* _distutils_hack distutils-precedence.pth onnxruntime/transformers onnxruntime/quantization onnxruntime/tools \
-    && rm -rf triton* torch/bin torch/share torch/lib/*.a \
-    && find . -type d \( -name tests -o -name include \) -prune -exec rm -rf {} +
+    && rm -rf triton* torch/bin/protoc* torch/share torch/lib/*.a \
+    && find . -type d \( -name tests -o -name include \) -prune -exec rm -rf {} + \
+    && /opt/venv/bin/python3 -c "import torch"
 
 FROM server AS cuda
 ENV NVIDIA_VISIBLE_DEVICES=all \

@@ -6,6 +6,7 @@ description by buildah). The target `cuda` is tested on machines without a GPU t
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import threading
@@ -110,8 +111,11 @@ def memory(process):
 
 
 def test_every_endpoint_answers_from_a_read_only_root_as_any_user(config, samples):
-    """The page, the three questions, the description, the protocol of other servers; then SIGTERM ends it with success."""
-    with served(config) as (client, process):
+    """The page, the three questions, the description, the protocol of other servers; then SIGTERM ends it with success.
+
+    In the image for CUDA, PyTorch answers, on the CPU where there is no GPU.
+    """
+    with served(config, **({} if CPU else {"ODDIGIT_RUNTIME": "torch"})) as (client, process):
         for path in ("/", "/docs", "/openapi.json", "/livez", "/metrics", "/models", "/model", "/latent", "/drift", "/v2"):
             assert client.get(path).status_code == 200, path
         for path in ("/score", "/embed", "/reconstruct"):
@@ -159,6 +163,28 @@ def test_sigterm_under_load_ends_process_1(config, samples):
     print(f"\nstopped under load after {seconds:.1f} s and {len(statuses)} answers")
     assert status == 0, output
     assert set(statuses) == {200}
+
+
+def test_a_command_that_is_stopped_has_no_success(config, samples, tmp_path):
+    """SIGTERM ends the scoring of a folder as Ctrl-C does: what was scored of it is not all."""
+    first = Path(shutil.copy(samples / "two.jpg", tmp_path / "0.jpg"))
+    for number in range(1, 5000):
+        (tmp_path / f"{number}.jpg").hardlink_to(first)
+    tmp_path.chmod(0o755)
+    with container(config, "score", "/mnt", volumes=str(tmp_path)) as process:
+        while not handles_sigterm(process):
+            time.sleep(0.01)
+        status, seconds, output = stop(process)
+    assert (status, output.count("Traceback")) == (130, 0), output
+
+
+def handles_sigterm(process):
+    """Whether process 1 of the namespace has a handler for SIGTERM."""
+    for first in children(process):
+        status = Path(f"/proc/{first}/status").read_text()
+        if int(status.partition("SigCgt:")[2].split()[0], 16) >> (signal.SIGTERM - 1) & 1:
+            return Path(f"/proc/{first}/cmdline").read_text().startswith("python3")
+    return False
 
 
 def began(process):

@@ -1,6 +1,7 @@
 #!/bin/sh
-# Process 1 of the container. Passes SIGTERM and SIGINT on to the command: as process 1, Python would ignore them until it has
-# started. A command that is stopped while it starts ends with success.
+# Process 1 of the container. As process 1, Python would ignore SIGTERM until it has started, so `serve` is a child, to which
+# SIGTERM and SIGINT are passed on. A server that is stopped while it starts ends with success.
+[ "$1" = serve ] || exec python3 -m app "$@"
 stop() {
     stopped=yes
     [ -z "$child" ] || kill -s TERM "$child" 2> /dev/null

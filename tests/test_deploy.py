@@ -1,6 +1,7 @@
 """The files of deploy/: each is read by its own tool, and agrees with the program."""
 
 import shutil
+import signal
 import subprocess
 import threading
 import time
@@ -104,6 +105,19 @@ def test_prometheus_reads_its_configuration(tmp_path):
 def test_the_entry_point_is_a_correct_shell_script():
     """As the shell of the image reads it."""
     run("sh", "-n", DEPLOY / "entrypoint.sh")
+
+
+@pytest.mark.parametrize(("command", "status"), [("serve", 0), ("score", -signal.SIGTERM)])
+def test_only_a_server_that_is_stopped_ends_with_success(command, status, tmp_path):
+    """A program that is stopped before it handles SIGTERM: rows that were not written must not look like success."""
+    program = tmp_path / "python3"
+    program.write_text(f"#!/bin/sh\ntouch {tmp_path}/started\nexec sleep 60\n")
+    program.chmod(0o755)
+    with subprocess.Popen(["sh", DEPLOY / "entrypoint.sh", command], env={"PATH": f"{tmp_path}:/usr/bin:/bin"}) as entry:
+        while not (tmp_path / "started").exists():
+            time.sleep(0.01)
+        entry.terminate()
+        assert entry.wait(10) == status
 
 
 def proxy_command(name, folder, front, backends):

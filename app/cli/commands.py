@@ -1,6 +1,7 @@
 """The command line, `oddigit COMMAND`: one command for each file of this package."""
 
 import os
+import signal
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -50,6 +51,8 @@ cli.command()(serve)  # reports its own errors, and prints nothing on standard o
 
 def main() -> None:
     """Run the `oddigit` command."""
+    if os.getpid() == 1:  # of a container, where SIGTERM has no effect without a handler; `serve` has its own
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     if sys.stderr is None:  # closed; libraries ask whether it is a terminal
         sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - until the end
     cli()

@@ -27,19 +27,20 @@ class MissingPackage(ImportError):
     """A package that bulk scoring needs is not installed; the message holds the command that installs it."""
 
 
-def score_in_bulk(sources: list[str], job: "Job", engine: Engine, processes: int | None) -> int:
+def score_in_bulk(sources: list[str], job: "Job", size: int, engine: Engine, processes: int | None) -> int:
     """Score all images of the sources into parts in a folder, those that are not there yet; print the progress.
 
-    Returns the number of anomalies in the folder.
+    `size` is the side of the images in arrays. Returns the number of anomalies in the folder.
     """
     _check_packages(engine)
+    from app.scaling.files import SourceError
     from app.scaling.scoring import remove_others
-    from app.scaling.sources import SourceError, divide
+    from app.scaling.sources import divide
 
     # Each process works on one core; numpy's library would start threads for all cores in each.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     Path(job.destination).mkdir(parents=True, exist_ok=True)
-    parts = divide(sources, job.destination)
+    parts = divide(sources, job.destination, size)
     if engine is Engine.ray:
         from app.scaling import ray_data
 
@@ -49,11 +50,21 @@ def score_in_bulk(sources: list[str], job: "Job", engine: Engine, processes: int
         from app.scaling.scoring import ImageScorer
 
         ImageScorer(job)  # raises the errors of the device and the version here, and not in each process
-        count, anomalies = _reported(local.score(job, parts, processes or os.cpu_count() or 1))
+        count, anomalies = _reported(local.score(job, parts, processes or _cores()))
     if not count:
         raise SourceError(f"There are no images in {', '.join(sources)}; {job.destination} stays as it is.")
     remove_others(job, count)
     return anomalies
+
+
+def _cores() -> int:
+    """The cores that this process may use: fewer than the machine has under taskset, or in a container with a cpuset."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def quantity(number: int, one: str, several: str) -> str:
+    """The number with its noun."""
+    return f"{number:,} {one if number == 1 else several}"
 
 
 def _check_packages(engine: Engine) -> None:
@@ -80,6 +91,7 @@ def _reported(parts: "Iterator[Done]") -> tuple[int, int]:
             typer.echo(f"{images:,} images, {(images - skipped) / (now - started):,.0f} a second", err=True)
     seconds = max(time.monotonic() - started, 1e-9)
     scored = images - skipped
-    totals = f"{anomalies:,} anomalies, {errors:,} errors" + (f"; {skipped:,} were there before" if skipped else "")
-    typer.echo(f"{scored:,} images in {seconds:.1f} s ({scored / seconds:,.0f} a second): {totals}")
+    totals = f"{quantity(anomalies, 'anomaly', 'anomalies')}, {quantity(errors, 'error', 'errors')}"
+    totals += f"; {quantity(skipped, 'was', 'were')} there before" if skipped else ""
+    typer.echo(f"{quantity(scored, 'image', 'images')} in {seconds:.1f} s ({scored / seconds:,.0f} a second): {totals}")
     return count, anomalies

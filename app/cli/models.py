@@ -26,11 +26,11 @@ def models(
     if not entries:
         typer.echo(f"There is no detector in {store}; train one with `oddigit train`.", err=True)
         raise typer.Exit(2)
-    several = len({Path(entry["folder"]).parents[1] for entry in entries}) > 1
+    several = len({Path(entry["folder"]).parents[1] for entry in entries if "folder" in entry}) > 1
     columns = ("model", "version", "in use", "created", "scorer", "alpha", "threshold", "data")
     table = Table(*columns, *([Column("folder", overflow="fold")] if several else []), box=None)
     for entry in entries:
-        row = [cell(entry["name"]), str(entry["version"])]
+        row = [cell(entry["name"]), str(entry.get("version", ""))]
         if "error" in entry:
             table.add_row(*row, "", f"[red]not usable: {cell(entry['error'])}[/red]")
             continue
@@ -41,13 +41,17 @@ def models(
 
 
 def _entries(store: Stores) -> list[dict[str, Any]]:
-    """Every version with the fields of its card; one that is not usable has the reason in place of them."""
+    """Every version with the fields of its card; one that is not usable, or a name that is not, has the reason instead."""
     from app.detection.store import StoreError, find, folders, load_card, names
 
     entries: list[dict[str, Any]] = []
     for name in names(store):
-        in_use = find(store, name)
-        for folder in folders(store, name):
+        try:
+            in_use, found = find(store, name), folders(store, name)
+        except StoreError as error:
+            entries.append({"name": name, "in_use": False, "error": str(error)})
+            continue
+        for folder in found:
             entry: dict[str, Any] = {"name": name, "version": int(folder.name), "folder": str(folder)}
             try:
                 card = load_card(folder)

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from app.cli import options
-from app.cli.bulk import Engine, score_in_bulk
+from app.cli.bulk import Engine, quantity, score_in_bulk
 from app.cli.progress import counted_on_terminal
 from app.training.interrupt import Interrupt
 
@@ -75,7 +75,7 @@ def score(
     preparation = choose_preprocess(preprocess.value, bundle.card.preprocess)
     job = Job(str(folder.resolve()), str(to.resolve()) if to else "", preparation, alpha, device)
     if to is not None:
-        anomalies = score_in_bulk(paths, job, engine, processes)
+        anomalies = score_in_bulk(paths, job, bundle.card.architecture.image_size, engine, processes)
         raise typer.Exit(int(fail_on_anomaly and anomalies > 0))
     resized = "; images are only resized" if preparation == "none" else ""
     title = f"{bundle.label}: an anomaly scores above {threshold:.4g}{resized}"
@@ -126,7 +126,8 @@ def _summary(counts: Counter[str]) -> str:
     anomalies, images = counts["anomalies"], counts["images"]
     unread = f"; {counts['failed']:,} could not be scored" if counts["failed"] else ""
     stopped = " Stopped by Ctrl-C." if counts["interrupted"] else ""
-    return f"{images:,} images: {images - anomalies:,} normal, {anomalies:,} anomalies{unread}.{stopped}"
+    found = quantity(anomalies, "anomaly", "anomalies")
+    return f"{quantity(images, 'image', 'images')}: {images - anomalies:,} normal, {found}{unread}.{stopped}"
 
 
 def _counted(rows: Iterator[Row], counts: Counter[str]) -> Iterator[Row]:

@@ -2,15 +2,15 @@
 
 import glob
 import io
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from app.detection.imaging.arrays import read_array
 from app.detection.imaging.errors import ImageError
+from app.scaling.files import IMAGE_SUFFIXES, walk
 from app.scaling.npz import open_images
-from app.scaling.sources import IMAGE_SUFFIXES, Item
+from app.scaling.sources import Item
 
 STANDARD_INPUT = "-"
 _SUFFIXES = IMAGE_SUFFIXES | {".npy", ".npz"}  # read from a folder
@@ -23,7 +23,9 @@ def read_all(paths: list[str], size: int, any_file: bool) -> Iterator[Item]:
     """
     for path in paths:
         try:
-            if path == STANDARD_INPUT:
+            if path == STANDARD_INPUT and sys.stdin is None:
+                yield Item("standard input", None, "it is closed")
+            elif path == STANDARD_INPUT:
                 yield from _read_bytes("standard input", sys.stdin.buffer.read(), size)
             elif Path(path).is_dir():
                 yield from _read_folder(path, size)
@@ -37,8 +39,7 @@ def read_all(paths: list[str], size: int, any_file: bool) -> Iterator[Item]:
 
 def _read_folder(folder: str, size: int) -> Iterator[Item]:
     errors: list[OSError] = []  # of folders inside that cannot be read
-    names = (str(Path(root, name)) for root, _, names in os.walk(folder, onerror=errors.append) for name in names)
-    files = sorted(name for name in names if Path(name).suffix.lower() in _SUFFIXES)
+    files = sorted(name for name in walk(folder, errors.append) if Path(name).suffix.lower() in _SUFFIXES)
     for error in errors:
         yield Item(str(error.filename), None, _reason(error))
     if not files and not errors:

@@ -45,7 +45,7 @@ def unpack(data: bytes, root: Path, max_bytes: int = MAX_VERSION_BYTES) -> Path:
 
     Raises:
         ArchiveError: the archive is damaged, unpacks to more than `max_bytes`, or has other files than a version.
-        StoreError: a file of the version is damaged, or the store has another version of this number.
+        StoreError: a file of the version is damaged, or the store has another or a damaged version of this number.
     """
     files = _read(data, max_bytes)
     try:
@@ -82,7 +82,7 @@ def _read(data: bytes, max_bytes: int) -> dict[str, bytes]:
 
 
 def _move(folder: Path, target: Path) -> Path:
-    """Rename a complete version into the store; keep the one that is there if it has the same card. Raises StoreError."""
+    """Rename a complete version into the store; keep the one that is there if it is the same. Raises StoreError."""
     target.parent.mkdir(exist_ok=True)
     try:
         folder.rename(target)
@@ -93,4 +93,8 @@ def _move(folder: Path, target: Path) -> Path:
             raise StoreError(
                 f"{target} is another detector of the same number; remove it, or pull into another store."
             ) from None
+        try:
+            load(target)
+        except StoreError as error:
+            raise StoreError(f"{target} is there already, and damaged; remove it, and pull again. {error}") from None
     return target

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.detection.bundle import Bundle, BundleError
+from app.detection.imaging.upload_warnings import UNCALIBRATED
 from app.detection.model_card import self_check_images
 from app.detection.runtimes import make_runtime
 from app.detection.upload_scorer import MappedUploads
@@ -134,6 +135,16 @@ class Detector:
             scores[prepared], images[prepared], features[prepared]
         )
         return MappedUploads(scores, sizes, calibrated)
+
+
+def with_calibration(warnings: Sequence[str], steps: Sequence[str], preparation: str, calibrated: bool) -> tuple[str, ...]:
+    """Add the warning `uncalibrated` to the warnings of an image if the detector was not calibrated on such images.
+
+    `steps` are what was done to the image, `preparation` is that of the detector's card, `calibrated` is what the detector
+    says of the image. It cannot see that an image was only resized (`none`) although its card asks for `digit`.
+    """
+    only_resized = preparation != "none" and "resized" in steps
+    return tuple(warnings) if calibrated and not only_resized else (*warnings, UNCALIBRATED)
 
 
 def stack_features(features: Sequence[Floats | None]) -> Floats | None:

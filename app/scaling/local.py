@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from pebble import ProcessExpired, ProcessFuture, ProcessPool
 
-from app.scaling.scoring import Done, ImageScorer, Job, Row, complete, write
+from app.scaling.scoring import UNREAD, Done, ImageScorer, Job, Row, complete, write
 from app.scaling.sources import Slice
 
 T = TypeVar("T")
@@ -105,6 +105,6 @@ def _isolate(pool: _Pool, part: Sequence[Slice]) -> list[Row]:
     except _ENDED:
         if len(part) == 1:
             pool.check()
-            return [{"name": part[0].path, "error": "reading it ended the process"}]
+            return [{"name": part[0].path, "error": "reading it ended the process", UNREAD: True}]
         half = len(part) // 2
         return _isolate(pool, part[:half]) + _isolate(pool, part[half:])

@@ -1,7 +1,7 @@
 """Images in, rows with their scores out; and one part of a bulk job: slices in, a Parquet file with these rows out.
 
 A part is written to a hidden file and renamed, and its metadata say what it holds: a job that was interrupted skips the parts
-that are complete, and a part that is scored twice is there once.
+that are complete, and a part that is scored twice is there once. A part with a file that could not be read is not complete.
 """
 
 import hashlib
@@ -15,17 +15,18 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from app.detection.conformal import too_few_images
-from app.detection.detector import Detector, stack_features
+from app.detection.detector import Detector, stack_features, with_calibration
 from app.detection.imaging.centring import centre_image
 from app.detection.imaging.decode import Preprocess, looks_inverted
 from app.detection.imaging.errors import ImageError
 from app.detection.imaging.preprocess import PreprocessedImage
-from app.detection.imaging.upload_warnings import LOOKS_INVERTED, decode_upload, with_calibration
+from app.detection.imaging.upload_warnings import LOOKS_INVERTED, decode_upload
 from app.detection.store import CARD, load
 from app.scaling.sources import Item, Slice, read
 
 _BATCH = 256  # images in memory at a time, and in a forward pass
-_DIGEST = b"oddigit"  # key of the metadata
+_DIGEST = b"oddigit"  # key of the metadata; absent where the part is not complete
+UNREAD = "unread"  # key of a row, which is not written: reading failed, and may succeed in another run
 
 Row = dict[str, Any]
 
@@ -65,16 +66,16 @@ class ImageScorer:
 
     def score_part(self, part: Sequence[Slice]) -> list[Row]:
         """A row for each image of the slices, in their order."""
-        return list(self.score(item for piece in part for item in read(piece, self.image_size)))
+        return list(self.score(read(part, self.image_size)))
 
     def score(self, items: Iterable[Item]) -> Iterator[Row]:
-        """A row for each image, in their order; one that cannot be scored has its name and the error alone."""
+        """A row for each image, in their order; one that cannot be scored has its name and the error in place of a score."""
         prepared = ((item.name, self._prepare(item)) for item in items)  # one by one, because the files may be large
         while batch := list(islice(prepared, _BATCH)):
-            images = [image for _, image in batch if not isinstance(image, str)]
+            images = [image for _, image in batch if isinstance(image, PreprocessedImage)]
             scored = self._detect(images) if images else iter(())
             for name, image in batch:
-                yield {"name": name, **({"error": image} if isinstance(image, str) else next(scored))}
+                yield {"name": name, **(next(scored) if isinstance(image, PreprocessedImage) else image)}
 
     def _detect(self, images: list[PreprocessedImage]) -> Iterator[Row]:
         pixels = np.stack([image.image for image in images])
@@ -102,15 +103,15 @@ class ImageScorer:
                 "warnings": list(with_calibration(image.warnings, image.preprocess, preparation, calibrated)),
             }
 
-    def _prepare(self, item: Item) -> PreprocessedImage | str:
-        """The image as the network reads it, or the sentence that says why there is none."""
+    def _prepare(self, item: Item) -> PreprocessedImage | Row:
+        """The image as the network reads it, or the error that says why there is none."""
         if item.content is None:
-            return item.error
+            return {"error": item.error, UNREAD: item.is_unread}
         try:
             if isinstance(item.content, bytes):
                 return decode_upload(item.content, preprocess=self._job.preprocess, size=self.image_size)
         except ImageError as error:
-            return str(error)
+            return {"error": str(error)}
         if self._job.preprocess == "none":
             return PreprocessedImage(item.content)
         image, moved = centre_image(item.content)
@@ -130,7 +131,7 @@ def path_of(job: Job, index: int) -> Path:
 
 
 def write(job: Job, index: int, part: Sequence[Slice], rows: list[Row]) -> Done:
-    """Write the rows of a part, and count them."""
+    """Write the rows of a part, and count them. Raises OSError with the name of the file."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -147,18 +148,21 @@ def write(job: Job, index: int, part: Sequence[Slice], rows: list[Row]) -> Done:
             ("warnings", text),
             ("error", pa.string()),
         ],
-        {_DIGEST: _digest(job, part)},
+        None if any(row.get(UNREAD) for row in rows) else {_DIGEST: _digest(job, part)},
     )
     target = path_of(job, index)
     draft = target.with_name(f".{target.name}.{id(rows):x}")
     safe = [{**row, "name": row["name"].encode(errors="backslashreplace").decode()} for row in rows]  # names need not be text
-    pq.write_table(pa.Table.from_pylist(safe, schema), draft)
-    draft.replace(target)
+    try:
+        pq.write_table(pa.Table.from_pylist(safe, schema), draft)
+        draft.replace(target)
+    except OSError as error:
+        raise OSError(f"{target} cannot be written: {error.strerror or error}") from error
     return Done(index, len(rows), sum("error" in row for row in rows), sum(row.get("is_anomaly", False) for row in rows))
 
 
 def complete(job: Job, index: int, part: Sequence[Slice]) -> Done | None:
-    """What is known of a part that was written before, None where it was not, or for other images or options."""
+    """What is known of a part that was written before, None where it was not completely, or for other images or options."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

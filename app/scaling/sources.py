@@ -3,33 +3,28 @@
 A path is local, or an address of fsspec (s3://bucket/scans). The same sources give the same parts, whatever scores them.
 """
 
-import glob
-import math
 import os
 import re
-import stat
 import tarfile
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
+from itertools import islice
 from pathlib import Path
-from typing import IO, Any, BinaryIO, NamedTuple, cast
+from typing import IO, Any, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from app.detection.imaging.arrays import read_npy_header
-from app.detection.imaging.errors import ImageError
+from app.detection.imaging.arrays import read_array, read_npy_header
+from app.detection.imaging.errors import ImageError, TooManyImages
+from app.scaling.files import IMAGE_SUFFIXES, list_files, open_file
 from app.scaling.npz import open_images
 
 PART_IMAGES = 2000
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
-_SUFFIXES = IMAGE_SUFFIXES | {".npy", ".npz", ".tar", ".parquet"}
 _MAX_FILE_BYTES = 256 * 2**20  # of one image file
 _HEADER_BYTES = 4096  # of a .npy file, more than numpy writes
-
-
-class SourceError(RuntimeError):
-    """A source cannot be read; the message says which and what to do."""
+_ROWS_AT_A_TIME = 100  # of a Parquet file, in memory
+_COLUMN_BYTES_AT_A_TIME = 2**20  # of a Parquet file: a row group may be larger than memory
 
 
 class Slice(NamedTuple):
@@ -37,15 +32,15 @@ class Slice(NamedTuple):
 
     kind: str  # file, array, member (of a tar file), rows (of a Parquet file), error (a file that cannot be divided)
     path: str
-    start: int = 0  # array: the first image; member: its offset in bytes; rows: the row group
-    stop: int = 1  # array: after the last image; member: after its last byte; rows: the number of rows
-    name: str = ""  # of a member; error: the reason
+    start: int = 0  # array: the first image; rows: the first row of the group; member: its offset in bytes
+    stop: int = 1  # array: after the last image; rows: after the last row; member: after its last byte
+    name: str = ""  # of a member; rows: the number of the row group; error: the reason
     stamp: str = ""  # size and modification time of the file, or its ETag: differs when the content of the file differs
 
     @property
     def images(self) -> int:
         """How many images it holds."""
-        return {"array": self.stop - self.start, "rows": self.stop}.get(self.kind, 1)
+        return self.stop - self.start if self.kind in ("array", "rows") else 1
 
 
 class Item(NamedTuple):
@@ -54,17 +49,18 @@ class Item(NamedTuple):
     name: str
     content: "bytes | NDArray[np.uint8] | None"
     error: str = ""
+    is_unread: bool = False  # reading failed; it may succeed in another run
 
 
-def divide(paths: Iterable[str], destination: str = "") -> Iterator[list[Slice]]:
+def divide(paths: Iterable[str], destination: str = "", size: int = 28) -> Iterator[list[Slice]]:
     """The slices of all sources, in parts of about PART_IMAGES images, without the results in the folder `destination`.
 
-    Raises SourceError.
+    `size` is the side of the images in arrays. Raises SourceError.
     """
     part: list[Slice] = []
     images = 0
     for path in paths:
-        for found in _slices(path, destination):
+        for found in _slices(path, destination, size):
             part.append(found)
             images += found.images
             if images >= PART_IMAGES:
@@ -74,27 +70,37 @@ def divide(paths: Iterable[str], destination: str = "") -> Iterator[list[Slice]]
         yield part
 
 
-def read(piece: Slice, size: int) -> Iterator[Item]:
-    """The images of a slice. An unreadable one has an error."""
-    if piece.kind == "error":
-        yield Item(piece.path, None, piece.name)
-        return
-    try:
-        with _open(piece.path) as file:
-            if piece.kind == "file":
-                yield _read_file(piece.path, file)
-            elif piece.kind == "rows":
-                yield from _read_rows(piece, file)
-            elif piece.kind == "array":
-                with _open_array(piece.path, file) as array:
-                    yield from _read_array(piece, array, size)
-            else:
-                file.seek(piece.start)
-                yield Item(f"{piece.path}/{piece.name}", file.read(piece.stop - piece.start))
-    except Exception as error:
-        if not _is_expected(error, piece.path):
-            raise
-        yield Item(piece.path, None, _error_text(error))
+def read(part: Iterable[Slice], size: int) -> Iterator[Item]:
+    """The images of the slices. An unreadable one has an error. A file stays open for its consecutive slices."""
+    with ExitStack() as stack:
+        opened = ""
+        for piece in part:
+            if piece.kind == "error":
+                yield Item(piece.path, None, piece.name)
+                continue
+            try:
+                if piece.path != opened:
+                    stack.close()
+                    file, opened = stack.enter_context(open_file(piece.path)), piece.path
+                yield from _read_slice(piece, file, size)
+            except Exception as error:
+                if not _is_expected(error, piece.path):
+                    raise
+                yield Item(piece.path, None, _error_text(error), is_unread=True)
+                opened = ""
+
+
+def _read_slice(piece: Slice, file: BinaryIO, size: int) -> Iterator[Item]:
+    if piece.kind == "file":
+        yield _read_file(piece.path, file)
+    elif piece.kind == "rows":
+        yield from _read_rows(piece, file)
+    elif piece.kind == "array":
+        with _open_array(piece.path, file) as array:
+            yield from _read_array(piece, array, size)
+    else:
+        file.seek(piece.start)
+        yield Item(f"{piece.path}/{piece.name}", file.read(piece.stop - piece.start))
 
 
 def _is_expected(error: Exception, path: str) -> bool:
@@ -120,14 +126,13 @@ def _limited(name: str, content: bytes) -> Item:
     return Item(name, content)
 
 
-def _slices(path: str, destination: str) -> Iterator[Slice]:
+def _slices(path: str, destination: str, size: int) -> Iterator[Slice]:
     """The slices of one source: a file, a folder, a glob."""
-    files = _remote_files(path) if "://" in path else ((file, _stamp(file)) for file in _local_files(path))
-    for file, stamp in files:
+    for file, stamp in list_files(path):
         if destination and _is_result(file, destination):
             continue
         try:
-            for found in _slices_of_file(file):
+            for found in _slices_of_file(file, size):
                 yield found._replace(stamp=stamp)
         except Exception as error:
             if not _is_expected(error, file):
@@ -141,10 +146,10 @@ def _is_result(file: str, destination: str) -> bool:
     return re.fullmatch(r"part-[0-9]+\.parquet", name) is not None and os.path.realpath(folder) == os.path.realpath(destination)
 
 
-def _slices_of_file(file: str) -> Iterator[Slice]:
+def _slices_of_file(file: str, size: int) -> Iterator[Slice]:
     suffix = Path(file).suffix.lower()
     if suffix in (".npy", ".npz"):
-        yield from _array_slices(file)
+        yield from _array_slices(file, size)
     elif suffix == ".tar":
         yield from _member_slices(file)
     elif suffix == ".parquet":
@@ -153,146 +158,99 @@ def _slices_of_file(file: str) -> Iterator[Slice]:
         yield Slice("file", file)
 
 
-def _stamp(path: str) -> str:
-    try:
-        status = os.stat(path)  # noqa: PTH116 - a Path takes longer
-    except OSError:
-        return ""
-    return f"{status.st_size} {status.st_mtime_ns}"
-
-
-def _local_files(path: str) -> Iterator[str]:
-    if Path(path).is_dir():
-        yield from _walk(path)
-    elif Path(path).exists():
-        yield path
-    elif glob.has_magic(path):
-        found = sorted(glob.iglob(path, recursive=True))  # noqa: PTH207 - a Path would change the names
-        if not found:
-            raise SourceError(f"Nothing matches {path}.")
-        yield from (file for file in found if not Path(file).is_dir())
-    else:
-        raise SourceError(f"{path} does not exist.")
-
-
-def _walk(folder: str) -> Iterator[str]:
-    """The image files below a folder, one folder at a time, so that memory stays small.
-
-    Raises:
-        SourceError: a folder cannot be read, or there is no file. An empty folder may be a disk that is not mounted.
-    """
-
-    def raise_error(error: OSError) -> None:
-        raise SourceError(f"{error.filename} cannot be read: {error.strerror}.") from error
-
-    empty = True
-    for root, folders, files in os.walk(folder, onerror=raise_error):
-        folders.sort()
-        for name in sorted(files):
-            if Path(name).suffix.lower() in _SUFFIXES:
-                empty = False
-                yield str(Path(root) / name)
-    if empty:
-        raise SourceError(f"{folder} holds no image, no array, no .tar and no .parquet file.")
-
-
-_STAMPS = ("size", "mtime", "ETag", "etag", "LastModified", "last_modified", "updated", "md5Hash")  # of fsspec's file systems
-
-
-def _remote_files(address: str) -> list[tuple[str, str]]:
-    """The files of an address with their stamps, sorted."""
-    try:
-        from fsspec.core import url_to_fs
-
-        files, path = url_to_fs(address)
-        found = (files.glob if glob.has_magic(path) else files.find)(path, detail=True)
-    except ImportError as error:
-        raise SourceError(f'{address}: {error}; fsspec is in the extra `remote`: pip install "oddigit[remote]"') from None
-    except Exception as error:  # of any of fsspec's implementations
-        raise SourceError(f"{address}: {str(error) or type(error).__name__}") from None
-    if not found:
-        raise SourceError(f"There are no files at {address}.")
-    stamps = {name: " ".join(str(about[key]) for key in _STAMPS if key in about) for name, about in found.items()}
-    return sorted(
-        (files.unstrip_protocol(name), stamp) for name, stamp in stamps.items() if Path(name).suffix.lower() in _SUFFIXES
-    )
-
-
-def _open(path: str) -> BinaryIO:
-    if "://" not in path:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116 - opening a FIFO waits for a writer
-            raise OSError("not a regular file")
-        return open(path, "rb", buffering=0)  # noqa: PTH123 - a Path takes 30 us more
-    import fsspec
-
-    return cast(BinaryIO, fsspec.open(path, "rb").open())
-
-
 def _open_array(path: str, file: BinaryIO) -> AbstractContextManager[IO[bytes]]:
     """The content of an .npy, or of the array in an .npz."""
     return open_images(file) if path.lower().endswith(".npz") else nullcontext(file)
 
 
-def _array_slices(path: str) -> Iterator[Slice]:
-    with _open(path) as file, _open_array(path, file) as array:
-        shape, _, _ = read_npy_header(array.read(_HEADER_BYTES))
-    count = shape[0] if len(shape) > 1 else 1
+def _array_slices(path: str, size: int) -> Iterator[Slice]:
+    with open_file(path) as file, _open_array(path, file) as array:
+        count, _ = _read_array_header(array, size)
     for start in range(0, count, PART_IMAGES):
         yield Slice("array", path, start, min(start + PART_IMAGES, count))
 
 
-def _read_array(piece: Slice, file: IO[bytes], size: int) -> Iterator[Item]:
-    """The images of a part of an array [N, S, S], [N, S * S], [N, 1, S, S] or [N, S, S, 1], or of one image [S, S]."""
-    shape, order, offset = read_npy_header(file.read(_HEADER_BYTES))
+def _read_array_header(file: IO[bytes], size: int) -> tuple[int, int]:
+    """The number of images of an array, and the offset of the first one in bytes. Raises the errors of `read_array`."""
+    header = file.read(_HEADER_BYTES)
+    with suppress(TooManyImages):  # of 0: an array of the right type and shape
+        read_array(header, max_images=0, size=size)
+    shape, order, offset = read_npy_header(header)
     if order != "C":
         raise ValueError("the array is not in C order; save np.ascontiguousarray(images)")
-    if shape != (size, size) and (len(shape) < 2 or math.prod(shape[1:]) != size * size):
-        raise ValueError(f"the array is not [N, {size}, {size}] or [N, {size * size}]")
-    count = 1 if shape == (size, size) else piece.stop - piece.start
+    return 1 if shape == (size, size) else shape[0], offset
+
+
+def _read_array(piece: Slice, file: IO[bytes], size: int) -> Iterator[Item]:
+    """The images of a part of an array."""
+    _, offset = _read_array_header(file, size)
     file.seek(offset + piece.start * size * size)
-    content = file.read(count * size * size)
-    if len(content) != count * size * size:
+    content = file.read(piece.images * size * size)
+    if len(content) != piece.images * size * size:
         raise ValueError("the array is shorter than its header says")
-    images = np.frombuffer(content, np.uint8).reshape(count, size, size)
+    images = np.frombuffer(content, np.uint8).reshape(piece.images, size, size)
     yield from (Item(f"{piece.path}[{index}]", image) for index, image in enumerate(images, piece.start))
 
 
 def _member_slices(path: str) -> Iterator[Slice]:
-    with _open(path) as file, tarfile.open(fileobj=file, mode="r:") as archive:
-        for member in archive:
-            if member.isfile() and Path(member.name).suffix.lower() in IMAGE_SUFFIXES:
-                end = member.offset_data + min(member.size, _MAX_FILE_BYTES)
-                yield Slice("member", path, member.offset_data, end, member.name)
-            archive.members = []  # type: ignore[attr-defined]  # a list of all members would not fit into memory
+    """The images of a tar file, or of several that are joined. Raises ReadError where it is damaged or truncated."""
+    with open_file(path) as file:
+        block = b"first"
+        while block:
+            with tarfile.open(fileobj=file, mode="r:") as archive:
+                for member in archive:
+                    if not member.isdir() and Path(member.name).suffix.lower() in IMAGE_SUFFIXES:
+                        yield _member_slice(path, member)
+                    archive.members = []  # type: ignore[attr-defined]  # a list of all members would not fit into memory
+                file.seek(archive.offset)  # of the block that ended the loop: tarfile takes a damaged header for the end
+            block = file.read(tarfile.BLOCKSIZE)
+            if not block or any(block):
+                raise tarfile.ReadError(f"the tar file is damaged or truncated at byte {archive.offset:,}")
+            while block and not any(block):
+                block = file.read(tarfile.BLOCKSIZE)
+            file.seek(-len(block), os.SEEK_CUR)
+
+
+def _member_slice(path: str, member: tarfile.TarInfo) -> Slice:
+    if not member.isfile() or member.issparse():
+        reason = "a link or a sparse file; pack it with tar --dereference --hard-dereference"
+        return Slice("error", f"{path}/{member.name}", name=reason)
+    return Slice("member", path, member.offset_data, member.offset_data + min(member.size, _MAX_FILE_BYTES), member.name)
 
 
 def _row_slices(path: str) -> Iterator[Slice]:
     import pyarrow.parquet as pq
 
-    with _open(path) as file:
+    with open_file(path) as file:
         groups = pq.ParquetFile(file).metadata
         for group in range(groups.num_row_groups):
-            yield Slice("rows", path, group, groups.row_group(group).num_rows)
+            count = groups.row_group(group).num_rows
+            for start in range(0, count, PART_IMAGES):
+                yield Slice("rows", path, start, min(start + PART_IMAGES, count), str(group))
 
 
 def _read_rows(piece: Slice, file: BinaryIO) -> Iterator[Item]:
-    """The images of a row group: of the first column of bytes, or of structs with `bytes` (Hugging Face's images)."""
+    """The images of rows of a group: of the first column of bytes, or of structs with `bytes` (Hugging Face's images)."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    parquet = pq.ParquetFile(file, pre_buffer=True)
+    parquet = pq.ParquetFile(file, buffer_size=_COLUMN_BYTES_AT_A_TIME)
     column = _image_column(parquet.schema_arrow, pa)
-    for index, value in enumerate(parquet.read_row_group(piece.start, columns=[column]).column(0)):
-        content: Any = value.as_py()
+    batches = parquet.iter_batches(_ROWS_AT_A_TIME, row_groups=[int(piece.name)], columns=[column])
+    arrays = (batch.column(0) for batch in batches)
+    rows = ((array, row) for array in arrays for row in range(len(array)))  # the values of skipped rows would take 2 us each
+    for index, (array, row) in enumerate(islice(rows, piece.start, piece.stop), piece.start):
+        content: Any = array[row].as_py()
         content = content["bytes"] if isinstance(content, dict) else content
-        name = f"{piece.path}[{piece.start}:{index}]"
+        name = f"{piece.path}[{piece.name}:{index}]"
         yield Item(name, None, "the row has no image") if content is None else _limited(name, content)
 
 
 def _image_column(schema: Any, pa: Any) -> str:  # noqa: ANN401 - pyarrow has no types
     for field in schema:
-        if pa.types.is_binary(field.type) or pa.types.is_large_binary(field.type):
-            return str(field.name)
-        if pa.types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0:
+        kind = field.type
+        if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+            kind = kind.field("bytes").type
+        if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
             return str(field.name)
     raise ValueError("the Parquet file has no column of bytes")

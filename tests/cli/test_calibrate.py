@@ -34,9 +34,10 @@ def test_calibrate_on_other_normals(oddigit, trained, tmp_path):
 def test_calibrate_on_the_training_set_takes_unseen_images(oddigit, trained, strokes_file):
     """On the set of its own training, a model is calibrated on the images that were held back."""
     options = ["--store", trained, "--model", "strokes", "--name", "again", "--device", "cpu"]
-    result = oddigit("calibrate", "--data", strokes_file, *options, "--alpha", "0.1")
+    result = oddigit("calibrate", "--data", strokes_file, *options)
     assert result.exit_code == 0, result.output
     again, first = store.load(trained / "again" / "1"), store.load(trained / "strokes" / "1")
+    assert again.card.alpha == first.card.alpha == 0.05
     assert np.allclose(again.calibration.scores, first.calibration.scores, rtol=1e-5)
 
 

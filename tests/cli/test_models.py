@@ -1,8 +1,10 @@
 """The command `models`."""
 
+import errno
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 from app.detection import store
 from app.detection.store import CARD
@@ -25,6 +27,27 @@ def test_models_tells_which_version_is_not_usable(oddigit, tiny_store, tmp_path)
     done = oddigit("models", "--store", root)
     assert done.exit_code == 0, repr(done.exception)
     assert "not usable" in done.stdout
+
+
+def test_models_lists_the_others_where_a_detector_cannot_be_read(oddigit, tiny_bundle, tmp_path, monkeypatch):
+    """With the reason in place of its versions."""
+    for name in ("closed", "mnist"):
+        store.publish(replace(tiny_bundle, card=tiny_bundle.card.model_copy(update={"name": name})), tmp_path)
+    iterdir = Path.iterdir
+
+    def refuse(path):
+        if path.name == "closed":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return iterdir(path)
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    done = oddigit("models", "--store", tmp_path)
+    assert done.exit_code == 0, repr(done.exception)
+    closed, mnist = done.stdout.splitlines()[1:]
+    assert "closed" in closed and "not usable" in closed and "mnist" in mnist
+    closed, mnist = json.loads(oddigit("models", "--store", tmp_path, "--json").stdout)
+    assert (closed["name"], closed["in_use"], mnist["in_use"]) == ("closed", False, True)
+    assert "Permission denied" in closed["error"]
 
 
 def test_models_of_an_empty_store_says_what_to_do(oddigit, tmp_path):

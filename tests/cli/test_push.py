@@ -140,6 +140,16 @@ def test_another_version_of_the_same_number_stays(tiny_store, tiny_bundle, tmp_p
     assert contents(tmp_path) == kept
 
 
+def test_a_damaged_version_in_the_store_is_not_called_pulled(tiny_store, tmp_path):
+    """Nothing is repaired in place."""
+    archive = pack(tiny_store / "mnist" / "1")
+    folder = unpack(archive, tmp_path)
+    (folder / "scorer.npz").write_bytes(b"damaged")
+    with pytest.raises(StoreError, match=f"{folder} is there already, and damaged; remove it"):
+        unpack(archive, tmp_path)
+    assert (folder / "scorer.npz").read_bytes() == b"damaged"
+
+
 def test_fsspec_is_needed_for_addresses_alone(oddigit, tiny_store, tmp_path, monkeypatch):
     """Without it a folder works, and an address is answered with the command that installs it."""
     monkeypatch.setitem(sys.modules, "fsspec", None)

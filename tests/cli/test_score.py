@@ -17,7 +17,9 @@ from live import ROOT, run
 from rich.console import Console
 from strokes import npy, png, stroke_images
 
+from app.cli import score_inputs
 from app.cli.tables import console
+from app.scaling.sources import Item
 
 COLUMNS = ["name", "score", "p_value", "is_anomaly", "reconstruction_error", "preprocess", "warnings", "error"]
 
@@ -299,6 +301,12 @@ def test_standard_input_is_read(oddigit, tiny_store, folder):
         assert len(rows(done)) == count and rows(done)[0]["name"].startswith("standard input"), done.output
 
 
+def test_a_closed_standard_input_is_a_row_with_an_error(monkeypatch):
+    """As after `<&-` of a shell."""
+    monkeypatch.setattr(score_inputs.sys, "stdin", None)
+    assert list(score_inputs.read_all(["-"], 28, False)) == [Item("standard input", None, "it is closed")]
+
+
 def test_archives_of_arrays_are_read(score, tmp_path):
     """The array `images`, or the only one; another archive is told with what it holds."""
     images = stroke_images(3, seed=1)
@@ -332,6 +340,7 @@ def test_a_summary_ends_the_output(score, folder):
     """Below the table; on standard error where standard output is for machines."""
     (folder / "broken.png").write_bytes(b"")
     assert "5 images: " in score(folder).stdout.splitlines()[-1]
+    assert "1 image: " in score(folder / "a.png").stdout.splitlines()[-1]
     done = score(folder, "--format", "jsonl")
     assert "5 images: " in done.stderr and "1 could not be scored" in done.stderr
     assert "images: " not in done.stdout

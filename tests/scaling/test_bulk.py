@@ -27,8 +27,9 @@ from app.detection.detector import Detector
 from app.detection.imaging.decode import decode_image
 from app.detection.imaging.upload_warnings import LOOKS_INVERTED, decode_upload
 from app.scaling import sources
-from app.scaling.scoring import ImageScorer
-from app.scaling.sources import SourceError, divide
+from app.scaling.files import SourceError
+from app.scaling.scoring import ImageScorer, Job, complete, write
+from app.scaling.sources import divide
 
 IMAGES = stroke_images(40, seed=21)
 FILES = [png(image) for image in IMAGES]
@@ -72,7 +73,7 @@ def test_each_image_of_a_folder_is_a_row(folder, tiny_store, tiny_bundle, expect
     """With score, p-value, verdict, embedding and warnings; a broken one with its error."""
     done = score(folder, "--to", tmp_path / "out", "--store", tiny_store, "--processes", 2)
     assert done.exit_code == 0, done.stderr
-    assert "21 images" in done.stdout and "1 errors" in done.stdout
+    assert "21 images" in done.stdout and "1 error" in done.stdout
     found = {Path(row["name"]).name: row for row in rows(tmp_path / "out")}
     assert len(found) == 21
     for index in range(20):
@@ -201,7 +202,7 @@ def test_archives_of_arrays_are_sources(tiny_store, expected, tmp_path, monkeypa
     monkeypatch.setattr(sources, "PART_IMAGES", 15)
     pieces = [piece for part in divide([str(tmp_path / "in" / "b.NPZ.npz")]) for piece in part]
     assert [piece.images for piece in pieces] == [15, 15, 10]
-    contents = [item.content for piece in pieces for item in sources.read(piece, 28)]
+    contents = [item.content for item in sources.read(pieces, 28)]
     assert np.array_equal(contents, IMAGES)
 
 
@@ -214,7 +215,7 @@ def test_a_damaged_archive_of_arrays_is_a_row_with_an_error(tmp_path, at):
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
     file.write_bytes(data)
-    found = [item for part in divide([str(file)]) for piece in part for item in sources.read(piece, 28)]
+    found = [item for part in divide([str(file)]) for item in sources.read(part, 28)]
     assert ".npz" in found[-1].error and found[-1].content is None
 
 
@@ -238,7 +239,7 @@ def test_an_anomaly_fails_where_asked(tiny_store, folder, tmp_path):
     done = score(folder, *out, "--alpha", 0.99, "--fail-on-anomaly")
     found = sum(bool(row["is_anomaly"]) for row in rows(tmp_path / "out"))
     assert done.exit_code == 1 and found and "0 images in" in done.stdout
-    assert f"{found} anomalies, 1 errors; 21 were there before" in done.stdout
+    assert f"{found} anomalies, 1 error; 21 were there before" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -274,7 +275,7 @@ def test_the_images_of_an_array_are_counted_by_the_size_of_the_model(tmp_path, s
     """784 flat images are no image of 784x784 pixels, and one image is one."""
     np.save(tmp_path / "a.npy", np.zeros(shape, np.uint8))
     (part,) = divide([str(tmp_path / "a.npy")])
-    found = [item for piece in part for item in sources.read(piece, 28)]
+    found = list(sources.read(part, 28))
     assert len(found) == math.prod(shape) // 784 and not any(item.error for item in found)
 
 
@@ -298,9 +299,8 @@ def test_a_kind_with_too_few_calibration_images_is_a_row_with_the_reason(tmp_pat
 
 @pytest.mark.parametrize("reported", [True, False], ids=["while it works", "before it reports that it works"])
 def test_an_image_that_ends_its_process_is_a_row_with_an_error(tiny_store, folder, tmp_path, monkeypatch, reported):
-    """The others are scored all the same, also where pebble gives its pool up."""
+    """The others are scored all the same, also where pebble gives its pool up. A later run scores the part again."""
     from app.scaling import local
-    from app.scaling.scoring import Job
 
     def give_up(manager, worker):
         raise BrokenProcessPool("All workers expired")
@@ -312,10 +312,12 @@ def test_an_image_that_ends_its_process_is_a_row_with_an_error(tiny_store, folde
     monkeypatch.setattr(local.multiprocessing, "get_context", lambda kind: context)
     (tmp_path / "out").mkdir()
     job = Job(str(tiny_store / "mnist" / "1"), str(tmp_path / "out"))
-    (done,) = local.score(job, divide([str(folder)]), 1)
+    (part,) = divide([str(folder)])
+    (done,) = local.score(job, [part], 1)
     assert (done.images, done.errors) == (21, 2)
     (failed,) = [row for row in rows(tmp_path / "out") if row["error"] == "reading it ended the process"]
     assert failed["name"].endswith("07.png")
+    assert complete(job, 0, part) is None
 
 
 class Fragile(ImageScorer):
@@ -327,23 +329,60 @@ class Fragile(ImageScorer):
         return super().score_part(part)
 
 
+def test_a_part_with_a_file_that_could_not_be_read_is_scored_again(tiny_store, folder, tmp_path, monkeypatch):
+    """The permission or the connection may be there next time. A file that is no image stays none."""
+
+    def refuse(path):
+        raise PermissionError(13, "Permission denied")
+
+    job, (part,) = Job(str(tiny_store / "mnist" / "1"), str(tmp_path)), divide([str(folder)])
+    with monkeypatch.context() as patch:
+        patch.setattr(sources, "open_file", refuse)
+        assert write(job, 0, part, ImageScorer(job).score_part(part)).errors == 21
+    assert complete(job, 0, part) is None
+    assert rows(tmp_path / "part-00000000.parquet")[0]["error"] == "Permission denied"
+    done = write(job, 0, part, ImageScorer(job).score_part(part))
+    assert done.errors == 1 and complete(job, 0, part) == done._replace(skipped=True)
+
+
+def test_a_full_disk_is_a_sentence_with_the_name_of_the_file(tiny_store, tmp_path, monkeypatch):
+    """pyarrow's own names none."""
+
+    def refuse(table, path):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pq, "write_table", refuse)
+    with pytest.raises(OSError, match=r"part-00000000\.parquet cannot be written: No space"):
+        write(Job(str(tiny_store / "mnist" / "1"), str(tmp_path)), 0, [], [])
+
+
+def test_there_are_processes_for_the_cores_that_may_be_used(tiny_store, folder, tmp_path, monkeypatch):
+    """Not for those of the machine, which taskset and containers limit."""
+    from app.scaling import local
+
+    processes = []
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {3, 5, 7}, raising=False)
+    monkeypatch.setattr(local, "score", lambda job, parts, count: iter(processes.append(count) or ()))
+    score(folder, "--to", tmp_path / "out", "--store", tiny_store)
+    assert processes == [3]
+
+
 def test_an_error_of_a_remote_file_system_is_that_of_one_file(monkeypatch):
     """They raise exceptions of their own, for instance aiohttp's; for a local file, such an exception is a bug."""
 
     def refuse(path):
         raise RuntimeError("503, message='Service Unavailable'")
 
-    monkeypatch.setattr(sources, "_open", refuse)
-    (item,) = sources.read(sources.Slice("file", "https://host/a.png"), 28)
-    assert item == sources.Item("https://host/a.png", None, "503, message='Service Unavailable'")
+    monkeypatch.setattr(sources, "open_file", refuse)
+    (item,) = sources.read([sources.Slice("file", "https://host/a.png")], 28)
+    assert item == sources.Item("https://host/a.png", None, "503, message='Service Unavailable'", is_unread=True)
     with pytest.raises(RuntimeError):
-        list(sources.read(sources.Slice("file", "a.png"), 28))
+        list(sources.read([sources.Slice("file", "a.png")], 28))
 
 
 def test_processes_that_cannot_start_end_the_job(tiny_store, folder, tmp_path, monkeypatch):
     """The images are not to blame: no part is written, so a later run scores them."""
     from app.scaling import local
-    from app.scaling.scoring import Job
 
     monkeypatch.setattr(local, "ImageScorer", lambda job: os.kill(os.getpid(), signal.SIGKILL))
     context = __import__("multiprocessing").get_context("fork")  # so that the processes have the scorer that cannot start

@@ -1,7 +1,5 @@
 """Warnings about uploads in words, as responses state them: a code, a colon, and what it means for the verdict."""
 
-from collections.abc import Sequence
-
 from app.detection.imaging.decode import MAX_PIXELS, Preprocess, decode_image
 from app.detection.imaging.frames import count_frames
 from app.detection.imaging.preprocess import PreprocessedImage
@@ -22,16 +20,6 @@ def in_words(code: str) -> str:
 
 
 UNCALIBRATED, LOOKS_INVERTED = in_words("uncalibrated"), in_words("looks_inverted")
-
-
-def with_calibration(warnings: Sequence[str], steps: Sequence[str], preparation: str, calibrated: bool) -> tuple[str, ...]:
-    """Add the warning `uncalibrated` to the warnings of an image if the detector was not calibrated on such images.
-
-    `steps` are what was done to the image, `preparation` is that of the detector's card, `calibrated` is what the detector
-    says of the image. It cannot see that an image was only resized (`none`) although its card asks for `digit`.
-    """
-    only_resized = preparation != "none" and "resized" in steps
-    return tuple(warnings) if calibrated and not only_resized else (*warnings, UNCALIBRATED)
 
 
 def decode_upload(

@@ -17,13 +17,14 @@ from app.detection.imaging.decode import choose_preprocess
 from app.serving import schemas
 from app.serving.api import responses
 from app.serving.api.query import DEFAULTS, JSON, NPY, PNG, Options, choose, read_options
-from app.serving.api.responses import BytesResponse, Entry
+from app.serving.api.responses import Entry
 from app.serving.api.uploads import Body, Upload, Uploads, combine_problems
 from app.serving.engine.admission import Admission
 from app.serving.engine.inference import Inference, InferenceResult, Job, RequestedOutputs
 from app.serving.engine.models import Models
 from app.serving.engine.thread_stage import Deadline, Stages
 from app.serving.errors import OutOfRange, TooLarge
+from app.serving.http.body import BytesResponse
 from app.serving.settings import Settings
 from app.serving.telemetry.metrics import Metrics
 

@@ -8,12 +8,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from pydantic_core import to_json
-from starlette.responses import Response
 
 from app.detection.bundle import Bundle
-from app.detection.detector import Detections
+from app.detection.detector import Detections, with_calibration
 from app.detection.imaging.decode import encode_png
-from app.detection.imaging.upload_warnings import with_calibration
 from app.serving.errors import RESULT
 
 Entry = dict[str, Any]
@@ -29,19 +27,6 @@ class ImageInfo(NamedTuple):
     name: str
     preprocess: Sequence[str] = ()
     warnings: Sequence[str] = ()
-
-
-class BytesResponse(Response):
-    """A response with a complete body. Builds its headers in a third of the time that starlette's own class takes."""
-
-    def __init__(self, body: bytes | memoryview, media_type: str) -> None:
-        self.status_code = 200
-        self.background = None
-        self.body = body
-        self.raw_headers = [
-            (b"content-type", media_type.encode("latin-1")),
-            (b"content-length", b"%d" % len(body)),
-        ]
 
 
 def server_timing(decode: float, queue: float, infer: float, encode: float) -> tuple[bytes, bytes]:

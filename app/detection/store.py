@@ -75,8 +75,11 @@ def _roots(root: Path | Stores) -> tuple[Path, ...]:
 
 def _versions(root: Path, name: str) -> list[int]:
     """The versions of a detector in a store, ascending. Unfinished and foreign folders do not count. Raises StoreError."""
-    entries = _list(root / name, root)
-    return sorted(int(entry.name) for entry in entries if re.fullmatch("[1-9][0-9]*", entry.name) and entry.is_dir())
+    entries = (entry for entry in _list(root / name, root) if re.fullmatch("[1-9][0-9]*", entry.name))
+    try:
+        return sorted(int(entry.name) for entry in entries if entry.is_dir())
+    except PermissionError as error:  # the folder may be listed, but not searched
+        raise StoreError(f"{root / name} cannot be read: {error.strerror}.") from None
 
 
 def _list(folder: Path, *above: Path) -> list[Path]:

@@ -4,8 +4,10 @@ With several stores, the first one with a good version is used. Removing the hig
 """
 
 import logging
+import math
 import os
 import stat
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -22,7 +24,9 @@ logger = logging.getLogger(__name__)
 
 LOAD_TIMEOUT_S = 60.0  # the shipped version takes 0.2 s; a file system that hangs takes forever
 
-Fingerprint = tuple[int, int]  # size and modification time of a version's files; a repaired version is tried again
+RETRY_S = 60.0  # after which a refused version is tried again: memory or open files may have been short
+
+Fingerprint = tuple[int, int]  # size and time of the last change of a version's files; a repaired version is tried at once
 _MAX_LISTED = 1_000  # files of a version; the shipped one has 20
 
 
@@ -35,9 +39,10 @@ class Versions:
     pinned: int | None
     load: Callable[[Path], Detector]  # folder -> a detector that is ready to serve, or BundleError
     load_timeout_s: float = LOAD_TIMEOUT_S
+    clock: Callable[[], float] = time.monotonic
     rejected: dict[Path, str] = field(default_factory=dict)  # folder -> why, without the store's path: clients can read it
     stored: list[int] = field(default_factory=list)  # all versions, ascending, when the store was last read
-    _fingerprints: dict[Path, Fingerprint] = field(default_factory=dict)
+    _tried: dict[Path, tuple[Fingerprint, float]] = field(default_factory=dict)  # and when to try it again
     _loaded: Path | None = None
 
     def best(self, serving: int | None = None) -> Detector | None:
@@ -63,16 +68,20 @@ class Versions:
 
     def _try(self, folder: Path) -> Detector | None:
         fingerprint = _fingerprint(folder)
-        if folder in self.rejected and self._fingerprints.get(folder) == fingerprint:
+        if folder in self.rejected and self._tried[folder][0] == fingerprint and self.clock() < self._tried[folder][1]:
             return None
         try:
             detector = start_daemon(self.load, folder).result(self.load_timeout_s)
         except Exception as error:  # no defect of a version may stop the server
             reason = str(error) if isinstance(error, BundleError) else f"{folder} cannot be loaded: {error!r}"
+            again = self.clock() + RETRY_S
             if isinstance(error, TimeoutError):
                 reason = f"{folder} could not be loaded within {self.load_timeout_s:g} s."
-            self.rejected[folder], self._fingerprints[folder] = self._without_path(reason), fingerprint
-            logger.error("version %s/%s is refused: %s", self.name, folder.name, reason)
+                again = math.inf  # another thread would hang
+            self._tried[folder] = fingerprint, again
+            if self.rejected.get(folder) != (public := self._without_path(reason)):
+                self.rejected[folder] = public
+                logger.error("version %s/%s is refused: %s", self.name, folder.name, reason)
             return None
         self.rejected.pop(folder, None)
         return detector
@@ -89,9 +98,9 @@ class Versions:
 
 
 def _fingerprint(folder: Path) -> Fingerprint:
-    """The total size and the newest modification time of the files of a version. Opens none and follows no link."""
+    """The total size of the files of a version, and when one was last changed. Opens none and follows no link."""
     files = [each for each in _list(folder) + _list(folder / REPORT) if not stat.S_ISDIR(each.st_mode)]
-    return sum(file.st_size for file in files), max((file.st_mtime_ns for file in files), default=0)
+    return sum(file.st_size for file in files), max((file.st_ctime_ns for file in files), default=0)
 
 
 def _list(folder: Path) -> list[os.stat_result]:

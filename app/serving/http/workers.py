@@ -43,6 +43,7 @@ def serve(
 
     Raises:
         OSError: the address is in use or not available.
+        SystemExit: the server could not start.
     """
     with socket.socket(_family(host)) as alone:  # SO_REUSEPORT alone would accept another server on the port
         alone.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -52,7 +53,10 @@ def serve(
         return
     config = uvicorn.Config(host=host, port=port, workers=workers, **options)
     with ReusePortSocket.on(host, port) as reserved:
-        Workers(config, [reserved], on_death).run()
+        supervisor = Workers(config, [reserved], on_death)
+        supervisor.run()
+    if supervisor.could_not_start:
+        sys.exit(STARTUP_FAILURE)
 
 
 class Workers(Multiprocess):
@@ -68,6 +72,7 @@ class Workers(Multiprocess):
         """`clock` returns seconds."""
         super().__init__(config, sockets)
         self._on_death, self._clock = on_death, clock
+        self.could_not_start = False
         self._deaths: dict[int, int] = {}  # index of a worker -> how often it died soon after its start, in succession
         # Of a process, because a signal may put another one in its place at any time:
         self._due = WeakKeyDictionary[Process, float]()  # when to start another one, if it is dead
@@ -102,6 +107,7 @@ class Workers(Multiprocess):
         process.join()
         if process.exitcode == STARTUP_FAILURE and not self._deaths.get(index):  # it would fail again
             logger.error("worker %s could not start; the server stops", process.pid)
+            self.could_not_start = True
             self.should_exit.set()
             return
         settled = self._clock() - self._started.setdefault(process, self._clock() - _SETTLED_S) >= _SETTLED_S
@@ -115,9 +121,15 @@ class Workers(Multiprocess):
             self._start(index)
 
     def _start(self, index: int) -> None:
-        process = self.processes[index] = Process(self.config, self.sockets)
+        try:
+            process = Process(self.config, self.sockets)
+            process.start()
+        except OSError as error:  # there is no memory for a process, for instance
+            logger.error("a worker cannot be started: %s; it is tried again in %g s", error.strerror, _LONGEST_PAUSE_S)
+            self._due[self.processes[index]] = self._clock() + _LONGEST_PAUSE_S
+            return
+        self.processes[index] = process
         self._started[process] = self._clock()
-        process.start()
 
 
 class ReusePortSocket(socket.socket):
@@ -139,7 +151,8 @@ class ReusePortSocket(socket.socket):
 def _reason(exitcode: int | None) -> str:
     """`signal SIGKILL` or `exit code 1`; multiprocessing gives the number of a signal as a negative exit code."""
     if exitcode is not None and exitcode < 0:
-        return f"signal {signal.Signals(-exitcode).name}"
+        names = {each.value: each.name for each in signal.Signals}  # real-time signals have none
+        return f"signal {names.get(-exitcode, -exitcode)}"
     return f"exit code {exitcode}"
 
 

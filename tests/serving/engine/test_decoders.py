@@ -94,6 +94,27 @@ def test_an_image_that_takes_too_long_ends_its_process_and_no_other_work():
     assert stopped == ["cpu-limit"]
 
 
+def test_a_process_that_is_told_to_end_is_not_the_images_fault():
+    """A service manager may send SIGTERM to all processes at once: the image can be sent again."""
+    stopped = []
+
+    async def run():
+        async with decoders(stopped) as found:
+            task = asyncio.create_task(decode(found, LARGE))
+            while not (running := [pid for pid in decoder_processes() if state(pid) == "R"]):
+                await asyncio.sleep(0.01)
+            os.kill(running[0], signal.SIGTERM)
+            with pytest.raises(Overloaded):
+                await task
+
+    asyncio.run(run())
+    assert stopped == ["killed"]
+
+
+def state(pid):
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
 def expected(found, data):
     return found._expected_seconds(_File(data, 25_000_000))
 

@@ -22,7 +22,7 @@ from app.detection.store import CARD, StoreError
 from app.detection.store_path import Stores
 from app.network.autoencoder import Autoencoder, ModelConfig
 from app.serving import schemas
-from app.serving.engine.reload import Versions
+from app.serving.engine.reload import RETRY_S, Versions
 
 PNG, NPY = {"content-type": "image/png"}, {"content-type": "application/x-npy"}
 IMAGES = centre_images(stroke_images(6, seed=9))[0]  # as `auto` leaves them
@@ -334,6 +334,31 @@ def test_a_store_without_a_good_version_gives_way_to_the_next_one(bundles, root,
     (folder / WEIGHTS).write_bytes(intact)
     assert known.best(serving=1).bundle.folder == folder
     assert list(known.rejected) == [own / "mnist" / "2"]
+
+
+def test_a_refused_version_is_tried_again_after_a_minute(bundles, root, caplog):
+    """It may have been refused for want of memory. It is logged once; a change of its permissions has it tried at once."""
+    folder, now, broken, tried = add(bundles[1], root), [0.0], [True], []
+
+    def load(each):
+        tried.append(each.name)
+        if broken and each == folder:
+            raise OSError(24, "Too many open files")
+        return Detector(store.load(each), "cpu")
+
+    known = Versions(root, "mnist", None, load, clock=lambda: now[0])
+    assert known.best().bundle.card.version == 1
+    assert known.best(serving=1) is None
+    now[0] += RETRY_S
+    assert known.best(serving=1) is None
+    assert (tried, caplog.text.count("is refused")) == (["2", "1", "2"], 1)
+    (folder / WEIGHTS).chmod(0o600)
+    assert known.best(serving=1) is None
+    assert tried == ["2", "1", "2", "2"]
+    broken.clear()
+    now[0] += RETRY_S
+    assert known.best(serving=1).bundle.card.version == 2
+    assert not known.rejected
 
 
 def test_where_nothing_can_serve_the_reasons_are_told(bundles, root):

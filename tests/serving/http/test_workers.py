@@ -112,6 +112,7 @@ class FakeProcess:
 
     def die(self, exitcode):
         self.alive, self.exitcode = False, exitcode
+        return self
 
     def kill(self):
         if self.alive:
@@ -127,13 +128,15 @@ class Supervised:
     """Two fake workers under a supervisor whose clock is set by hand."""
 
     def __init__(self, monkeypatch):
-        self.now, self.deaths, self.started = 0.0, 0, 0
+        self.now, self.deaths, self.started, self.broken = 0.0, 0, 0, None
         monkeypatch.setattr(signal, "signal", lambda *_: None)
         monkeypatch.setattr(workers, "Process", lambda *_: self.make())
         self.supervisor = workers.Workers(uvicorn.Config("app", workers=2), [], self.count, lambda: self.now)
         self.supervisor.processes = [self.make(), self.make()]
 
     def make(self):
+        if self.broken:
+            raise self.broken
         self.started += 1
         return FakeProcess(self.started)
 
@@ -152,7 +155,7 @@ def supervised(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("exitcode", "reason"), [(-9, "signal SIGKILL"), (-7, "signal SIGBUS"), (1, "exit code 1"), (0, "exit code 0")]
+    ("exitcode", "reason"), [(-9, "signal SIGKILL"), (-40, "signal 40"), (1, "exit code 1"), (0, "exit code 0")]
 )
 def test_a_worker_that_dies_is_logged_with_the_reason_counted_and_replaced(supervised, caplog, exitcode, reason):
     """At once, the first time; the other one is left alone."""
@@ -226,6 +229,25 @@ def test_a_server_whose_first_workers_cannot_start_stops(supervised):
     supervised.supervisor.processes[0].die(3)
     supervised.look()
     assert supervised.supervisor.should_exit.is_set()
+
+
+def test_workers_that_cannot_start_are_a_failure(monkeypatch):
+    """The exit code is that of one process which cannot start, not that of a server which was stopped."""
+    monkeypatch.setattr(workers.Workers, "run", lambda supervisor: supervisor._bury(0, FakeProcess(1).die(3)))
+    with pytest.raises(SystemExit) as end:
+        workers.serve(2, host="127.0.0.1", port=free_port(), app="app")
+    assert end.value.code == 3
+
+
+def test_a_replacement_is_tried_again_where_there_is_no_memory_for_it(supervised, caplog):
+    """The supervisor stays, with the worker that is left."""
+    supervised.supervisor.processes[0].die(-9)
+    supervised.broken = OSError(12, "Cannot allocate memory")
+    supervised.look()
+    assert "cannot be started: Cannot allocate memory" in caplog.text
+    supervised.broken = None
+    assert not supervised.look()[0].alive
+    assert supervised.look(60)[0].alive
 
 
 def test_a_replacement_that_cannot_start_is_tried_again(supervised):

@@ -115,6 +115,8 @@ class _Engine:
             task.cancel()
         await asyncio.to_thread(self.decoders.close)
         self.stages.close()
+        for model in self.models:
+            model.monitor.flush()
         self.metrics.close()
         if self.access_log is not None:
             self.access_log.flush()
@@ -162,7 +164,7 @@ def create_app(settings: Settings) -> ASGIApp:
     model_info = ModelInfoEndpoints(models, engine.stages.pictures, settings)
     open_inference = OpenInference(models, engine.uploads, admission, engine.stages, engine.draining, metrics, settings)
     app = FastAPI(lifespan=engine.lifespan, **_DOCUMENT)
-    problem_responses = ProblemResponses(metrics, settings.deadline_ms)
+    problem_responses = ProblemResponses(settings.deadline_ms)
     problem_responses.add_to(app)
     add_routes(app, endpoints, model_info, engine.health, open_inference, key_optional=auth.disabled)
     add_page(app)

@@ -47,7 +47,7 @@ def normal_p_values(random: np.random.Generator, n: int, count: int) -> NDArray[
 
 def first_alarm(p_values: NDArray[np.float64], n: int, level: float) -> int | None:
     """The number of images at the alarm, None without one."""
-    monitor = DriftMonitor(n, level)
+    monitor = DriftMonitor(np.arange(n, dtype=float), level)
     monitor.observe(p_values)
     return monitor.state().since
 

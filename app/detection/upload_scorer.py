@@ -27,6 +27,7 @@ Images = NDArray[np.uint8]
 
 QUANTILE = 0.99
 OLD_FEATURES = 15  # in versions of older releases: the first of FEATURE_NAMES
+OLD_MAX_DEVIATION = 1e6  # they have no limit, which a version cannot state as infinity
 FEATURE_WEIGHT = 0.3  # of the feature distance; between 0.15 and 0.5 the share of caught anomalies changes by 1 %
 MIN_STD = 0.1  # of a principal axis of the features: an axis that hardly varies in calibration must not outvote all others
 NEAR_CONSTANT = 1e-3  # a feature with a smaller standard deviation is left out
@@ -92,10 +93,10 @@ class UploadScorer:
         old = "evidence_precision" in arrays
         sides = np.zeros(len(centre)) if old else arrays["evidence_sides"]
         whitening = np.linalg.cholesky(arrays["evidence_precision"]) if old else arrays["evidence_whitening"]
-        cap = np.inf if old else float(arrays["evidence_max_deviation"])
-        expected = OLD_FEATURES if old else len(FEATURE_NAMES)
-        if centre.shape != (expected,) or sides.shape != (expected,) or whitening.shape != (expected, expected):
-            raise ValueError(f"the upload scorer is not for {expected} upload features")
+        cap = OLD_MAX_DEVIATION if old else float(arrays["evidence_max_deviation"])
+        count = len(centre)
+        if count not in (OLD_FEATURES, len(FEATURE_NAMES)) or sides.shape != (count,) or whitening.shape != (count, count):
+            raise ValueError(f"the upload scorer is not for {len(FEATURE_NAMES)} upload features")
         return cls(centre, sides, whitening, cap, units, UploadNetworks.from_arrays(arrays))
 
 
@@ -185,10 +186,10 @@ class UploadCalibration:
         return cls(scorer, QuantileMap.calibrated(combined, calibration), maps, kept)
 
     @property
-    def sizes(self) -> list[int]:
-        """The number of uploads of each calibration: the pooled one first, then those of the groups."""
-        own = {id(each): each.n for each in self.groups.values()}  # groups may share one
-        return [self.pooled.n, *own.values()]
+    def calibrations(self) -> list[NDArray[np.float64]]:
+        """The combined scores of each calibration, ascending: the pooled one first, then those of the groups."""
+        own = {id(each): each.upload_scores for each in self.groups.values()}  # groups may share one
+        return [self.pooled.upload_scores, *own.values()]
 
     def score(self, scores: Values, images: Images, features: Values) -> MappedUploads:
         """Map the image scores [N] of prepared images [N, S, S] with upload features [N, K]."""

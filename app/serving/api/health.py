@@ -100,9 +100,9 @@ class HealthEndpoints:
     async def drift(self, model: ModelName = None) -> schemas.Drift:
         """Evidence that the traffic differs from the images that the model was calibrated on."""
         found = self._models.find(model)
-        await asyncio.to_thread(found.monitor.update_drift)
+        state = await found.monitor.drift()
         entry = schemas.Model(**model_entry(found.inference.detector.bundle))
-        return schemas.Drift(model=entry, **asdict(found.monitor.drift()))
+        return schemas.Drift(model=entry, **asdict(state))
 
     async def problem_type(self, type: str) -> PlainTextResponse:
         """The meaning of a problem type."""
@@ -115,6 +115,5 @@ class HealthEndpoints:
         """Bring the drift monitors, the gauges of the current state and the buffered counts up to date."""
         self._metrics.set_in_flight(self._admission.in_flight)
         for model in self._models:
-            await asyncio.to_thread(model.monitor.update_drift)
-            model.update_gauges()
+            await model.update_metrics()
         self._metrics.flush()

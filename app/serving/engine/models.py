@@ -7,6 +7,10 @@ two batches of its model. A model that cannot be loaded is left out until it can
 import asyncio
 import logging
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from app.detection.bundle import Bundle
 from app.detection.detector import Detections, Detector
@@ -21,6 +25,7 @@ from app.serving.telemetry.metrics import ModelMetrics
 logger = logging.getLogger(__name__)
 
 POLL_S = 0.5
+_BUFFER_SIZE = 512  # forward passes that are buffered before they are counted
 START_TIMEOUT_S = 10.0  # for the models besides the default; one takes 0.15 s
 
 
@@ -28,38 +33,65 @@ class UnknownModel(LookupError):
     """No model of this name is in service; the message lists those that are."""
 
 
+class _Verdicts(NamedTuple):
+    """What is counted of the images [N] of a forward pass whose responses have verdicts."""
+
+    bundle: Bundle
+    scores: NDArray[np.float32]  # [N]
+    p_values: NDArray[np.float64]  # [N]
+    calibration_sizes: NDArray[np.intp]  # [N]
+
+
 class TrafficMonitor:
-    """Records the forward passes of one model: numbers of images; scores, verdicts and drift of images with verdicts."""
+    """Records the forward passes of one model: numbers of images; scores, verdicts and drift of images with verdicts.
+
+    Passes are buffered and counted together: counting costs more than appending to a list.
+    """
 
     def __init__(self, metrics: ModelMetrics, level: float) -> None:
         """`level` is the alarm level of the drift monitor's capital."""
         self._metrics = metrics
         self._level = level
         self._bundle: Bundle | None = None  # the bundle in service
-        self._drift = DriftMonitor(1, level)
+        self._drift = DriftMonitor(np.zeros(1), level)
+        self._batches: list[int] = []  # numbers of images
+        self._verdicts: list[_Verdicts] = []
 
     def set_model(self, bundle: Bundle, device: str) -> None:
         """Start a new stream of p-values for a bundle that goes into service on `device`."""
-        uploads = bundle.uploads
-        upload_groups = () if uploads is None else uploads.sizes
-        self._bundle, self._drift = bundle, DriftMonitor(bundle.calibration.n, self._level, upload_groups, shuffle=True)
+        self.flush()
+        uploads = () if bundle.uploads is None else bundle.uploads.calibrations
+        self._bundle, self._drift = bundle, DriftMonitor(bundle.calibration.scores, self._level, uploads, shuffle=True)
         self._metrics.set_version(bundle.card.version, bundle.card.scorer, device)
 
     def record_batch(self, bundle: Bundle, images: int, with_verdicts: Detections | None) -> None:
         """Record a forward pass of `images` images; `with_verdicts` are the detections that have verdicts."""
-        self._metrics.record_batch(images)
-        if with_verdicts is None:
-            return
-        self._metrics.record_scores(with_verdicts.scores, with_verdicts.p_values, bundle.card.alpha)
-        if bundle is self._bundle:  # a long array may finish after its version was replaced
-            self._drift.observe(with_verdicts.p_values, with_verdicts.calibration_sizes)
+        self._batches.append(images)
+        if with_verdicts is not None:
+            scores, p_values, sizes = with_verdicts.scores, with_verdicts.p_values, with_verdicts.calibration_sizes
+            self._verdicts.append(_Verdicts(bundle, scores, p_values, sizes))
+        if len(self._batches) >= _BUFFER_SIZE:
+            self.flush()
 
-    def update_drift(self) -> None:
-        """Make the bets of the drift monitor; may be called on another thread."""
-        self._drift.update()
+    def flush(self) -> None:
+        """Count everything that is buffered. The server calls it once a second, before each scrape, and at its end."""
+        batches, self._batches = self._batches, []
+        verdicts, self._verdicts = self._verdicts, []
+        self._metrics.record_batches(batches)
+        if verdicts:
+            self._metrics.record_verdicts(
+                np.concatenate([each.scores for each in verdicts]),
+                np.concatenate([each.p_values for each in verdicts]),
+                sum(int((each.p_values <= each.bundle.card.alpha).sum()) for each in verdicts),
+            )
+        for each in verdicts:
+            if each.bundle is self._bundle:  # a long array may finish after its version was replaced
+                self._drift.observe(each.p_values, each.calibration_sizes)
 
-    def drift(self) -> Drift:
-        """The drift state of the model in service."""
+    async def drift(self) -> Drift:
+        """The drift state of the model in service. The bets are made on a thread."""
+        self.flush()
+        await asyncio.to_thread(self._drift.update)
         return self._drift.state()
 
 
@@ -111,9 +143,9 @@ class Model:
             await asyncio.sleep(POLL_S)
             await self.try_load()
 
-    def update_gauges(self) -> None:
-        """Set the metrics that describe the current state."""
-        drift = self.monitor.drift()
+    async def update_metrics(self) -> None:
+        """Count what is buffered, and set the metrics that describe the current state."""
+        drift = await self.monitor.drift()
         self._metrics.set_gauges(
             queued_images=self.inference.queued_images, drift_capital=drift.capital, drifting=drift.drifting
         )

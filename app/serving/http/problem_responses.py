@@ -28,7 +28,8 @@ from app.serving.errors import (
     Problem,
     Unavailable,
 )
-from app.serving.telemetry.metrics import Metrics
+from app.serving.http.body import BytesResponse
+from app.serving.telemetry.metrics import record_rejection
 
 logger = logging.getLogger(__name__)
 
@@ -38,8 +39,7 @@ CLIENT_CLOSED_REQUEST = 499  # nginx's status for a client that left before its 
 class ProblemResponses:
     """Makes the response for an error, counts it, and logs it with its trace if it was not foreseen."""
 
-    def __init__(self, metrics: Metrics, deadline_ms: float) -> None:
-        self._metrics = metrics
+    def __init__(self, deadline_ms: float) -> None:
         self._deadline_ms = deadline_ms
         self.paths: list[str] = []  # of all routes, to suggest the nearest one for an unknown path
 
@@ -49,7 +49,7 @@ class ProblemResponses:
         problem = _routing_problem(scope, error, self.paths) or problem_for(error)
         if isinstance(problem, InternalError):
             logger.error("request %s failed", scope["state"]["request_id"], exc_info=error)
-        self._metrics.record_rejection(problem.type)
+        record_rejection(problem.type)
         return problem_response(problem, scope)
 
     def add_to(self, app: FastAPI) -> None:
@@ -106,11 +106,14 @@ def problem_response(problem: Problem, scope: Scope) -> Response:
     """The response for `problem` to the request of `scope`. Under /v2 its body is that of the Open Inference Protocol."""
     root = scope.get("root_path", "")
     route = scope["path"].removeprefix(root)
-    headers = {**problem.headers, RESULT.decode(): f"problem={problem.type}"}
     if route.startswith("/v2"):
-        return Response(to_json({"error": problem.detail}), problem.status, headers, "application/json")
-    content = problem.body(scope["path"], scope["state"]["request_id"], root)
-    return Response(to_json(content), problem.status, headers, MEDIA_TYPE)
+        response = BytesResponse(to_json({"error": problem.detail}), "application/json", problem.status)
+    else:
+        content = problem.body(scope["path"], scope["state"]["request_id"], root)
+        response = BytesResponse(to_json(content), MEDIA_TYPE, problem.status)
+    response.raw_headers += [(name.lower().encode(), value.encode("latin-1")) for name, value in problem.headers.items()]
+    response.raw_headers.append((RESULT, b"problem=" + problem.type.encode()))
+    return response
 
 
 def last_response(problem: Problem) -> bytes:

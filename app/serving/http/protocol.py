@@ -26,7 +26,7 @@ from app.serving.http.connections import PROBE_PATHS, ConnectionLimits, HeldTran
 from app.serving.http.problem_responses import last_response, parser_problem, too_many_connections
 from app.serving.http.sockets import set_write_timeout
 from app.serving.http.upgrade import SkipFirstHead, head_without_upgrade
-from app.serving.telemetry.metrics import record_early_rejection
+from app.serving.telemetry.metrics import record_rejection
 
 if TYPE_CHECKING:
     from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
@@ -280,7 +280,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._failure = problem
         if self._phase is not _Phase.BODY or self.cycle is not self._active or not self.cycle.response_started:
             self._held.write(last_response(problem))
-            record_early_rejection(problem.type, None if self._phase is _Phase.BODY else problem.status)
+            record_rejection(problem.type, None if self._phase is _Phase.BODY else problem.status)
         self._held.close()
 
     def _start_timer(self) -> None:

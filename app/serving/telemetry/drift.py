@@ -30,6 +30,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+Scores = NDArray[np.floating]
+
 LEVEL = 100.0  # alarm level of the capital; the probability of a false alarm is at most 1 / LEVEL
 
 _TAILS = (0.01, 0.05, 0.2)  # each gives a bet on p-values <= tail and a bet on p-values > 1 - tail
@@ -67,18 +69,22 @@ class DriftMonitor:
     One thread observes p-values; the bets on them (60 ms for 100,000) may be made on any other.
     """
 
-    def __init__(
-        self, calibration_images: int, level: float = LEVEL, upload_groups: Sequence[int] = (), *, shuffle: bool = False
-    ) -> None:
-        """`calibration_images` is the number of calibration scores that the p-values are computed from. `upload_groups` are the
-        sizes of the calibration sets of uploads, whose scores are mapped to the scale of the first.
+    def __init__(self, scores: Scores, level: float = LEVEL, uploads: Sequence[Scores] = (), *, shuffle: bool = False) -> None:
+        """`scores` [n] are the calibration scores that the p-values are computed from, ascending. `uploads` are those of each
+        calibration of uploads, whose scores are mapped to the scale of the first.
 
         With `shuffle`, the p-values of one call of `observe` are bet on in random order: neighbours in an array that is sorted
         by writer or class are alike, which is not drift.
         """
-        self._sizes = np.unique([calibration_images, *upload_groups])  # ascending
-        error = _CALIBRATION_SHARE / (level * (1 + len(upload_groups)))
-        bounds = [_tail_bounds(int(n), calibration_images if n in upload_groups else None, error) for n in self._sizes]
+        self._sizes = np.unique([len(each) for each in (scores, *uploads)])  # ascending
+        error = _CALIBRATION_SHARE / (level * (1 + len(uploads)))
+        of_each = [
+            (len(scores), _tail_bounds(scores, error)),
+            *((len(own), _tail_bounds(own, error, scores)) for own in uploads),
+        ]
+        bounds = [
+            {tail: max(found[tail] for n, found in of_each if n == size) for tail in _BOUNDED_TAILS} for size in self._sizes
+        ]
         bets = [
             bet
             for bet in (_Bet(*tail, factor) for tail in _BOUNDED_TAILS for factor in _FACTORS)
@@ -93,7 +99,7 @@ class DriftMonitor:
         self._pending: deque[tuple[NDArray[np.float64], NDArray[np.intp]]] = deque()  # without bets yet
         self._updating = threading.Lock()
         self._random = np.random.default_rng() if shuffle else None
-        self._calibration_images = calibration_images
+        self._calibration_images = len(scores)
         self.level = level
         self._log_capital = self._log_shares + math.log1p(-_CALIBRATION_SHARE)  # of each bet, [1 + bets]
         self._observed = self._images = 0  # p-values, and those of them in blocks that were bet on
@@ -103,7 +109,7 @@ class DriftMonitor:
     def observe(self, p_values: NDArray[np.float64], sizes: NDArray[np.intp] | None = None) -> None:
         """Add p-values [N] in the order of the traffic. The bets on them are made by `update` or `state`.
 
-        `sizes` [N] are the sizes of the calibration sets that they are from; None: `calibration_images` for all.
+        `sizes` [N] are the sizes of the calibrations that they are from; None: that of unprepared images for all.
         """
         if sizes is None:
             sizes = np.full(len(p_values), self._calibration_images)
@@ -165,20 +171,38 @@ class DriftMonitor:
         self._log_capital = np.logaddexp(kept, total + math.log(_MIXING_RATE) + self._log_shares)
 
 
-def _tail_bounds(n: int, mapped_to: int | None, error: float) -> dict[tuple[float, bool], float]:
-    """Tail -> upper bound on its true probability, for p-values from n calibration scores.
+def _tail_bounds(scores: Scores, error: float, mapped_to: Scores | None = None) -> dict[tuple[float, bool], float]:
+    """Tail -> upper bound on its true probability, for p-values from calibration scores [n], ascending.
 
-    `error` is the probability that any of the bounds fails. Upload scores are mapped to the scale of `mapped_to` scores. The
-    p-value of a mapped score exceeds the exact one by less than 1 / (n + 1) + 1 / (mapped_to + 1), which can move at most
+    `error` is the probability that any of the bounds fails. Upload scores are `mapped_to` the scale of other scores. The
+    p-value of a mapped score exceeds the exact one by less than 1 / (n + 1) + 1 / (len(mapped_to) + 1), which can move at most
     `margin` of the n + 1 possible p-values into an upper tail.
+
+    Images with equal scores have equal p-values, so an upper tail holds all or none of them: its rank is that of the last one,
+    and the bound holds for all ranks at once.
     """
-    p_values = np.arange(1, n + 2) / (n + 1)  # all that occur, computed as Calibration.p_values does
-    margin = 0 if mapped_to is None else 2 + (n + 1) // (mapped_to + 1)
-    bounds = {}
+    n, bounds = len(scores), {}
     for tail, is_lower in _BOUNDED_TAILS:
-        rank = int((p_values <= tail).sum()) if is_lower else int((p_values > 1 - tail).sum()) + margin
-        bounds[tail, is_lower] = largest_tail_probability(rank, n, error / len(_BOUNDED_TAILS))
+        rank, allowed = _rank(n, tail, is_lower=is_lower), error / len(_BOUNDED_TAILS)
+        if not is_lower:
+            if mapped_to is not None:
+                others, margin = len(mapped_to) + 1, 2 + (n + 1) // (len(mapped_to) + 1)
+                rank = max(rank, _last_equal(mapped_to, _rank(others - 1, tail)) * (n + 1) // others) + margin
+            last = _last_equal(scores, rank)
+            rank, allowed = (last + 1, allowed / n) if last > rank else (rank, allowed)
+        bounds[tail, is_lower] = largest_tail_probability(rank, n, allowed)
     return bounds
+
+
+def _rank(n: int, tail: float, *, is_lower: bool = False) -> int:
+    """How many of the n + 1 possible p-values are in a tail."""
+    p_values = np.arange(1, n + 2) / (n + 1)  # computed as Calibration.p_values does
+    return int((p_values <= tail if is_lower else p_values > 1 - tail).sum())
+
+
+def _last_equal(scores: Scores, rank: int) -> int:
+    """The largest rank of a score that equals the one of `rank`; the smallest score has rank 1."""
+    return int(np.searchsorted(scores, scores[min(max(rank, 1), len(scores)) - 1], side="right"))
 
 
 def _is_possible(bet: _Bet, bounds: Mapping[tuple[float, bool], float]) -> bool:
@@ -206,9 +230,11 @@ def largest_tail_probability(rank: int, n: int, error: float) -> float:
 
     If the scores have no ties, q follows Beta(k, n + 1 - k) over calibration sets, k = rank. P(q > x) is the probability that
     Binomial(n, x) is below k, and Chernoff's bound on it is exp(-n KL((k - 1) / n || x)). The bound fails with a probability
-    of at most `error`. A rank of 0 counts as 1.
+    of at most `error`. A rank of 0 counts as 1; a rank above n says nothing.
     """
-    share = (min(max(rank, 1), n) - 1) / n
+    if rank > n:
+        return 1.0
+    share = (max(rank, 1) - 1) / n
     low, high = share, 1.0
     for _ in range(60):
         middle = (low + high) / 2

@@ -33,16 +33,16 @@ _SCORES = (0.25, 0.5, 0.75, 1, 1.25, 1.5, 2, 3, 5, 10, 30, 100)
 _P_VALUES = (0.0001, 0.001, 0.005, 0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1)
 
 OTHER = "other"  # label of all requests without a route, so that clients cannot create time series at will
-_BUFFER_SIZE = 512  # requests of one route and status, or batches, that are buffered before everything is counted
-_early_rejections: dict[tuple[str, int | None], int] = {}  # (reason, status) -> requests
+_BUFFER_SIZE = 512  # requests of one route and status that are buffered before everything is counted
+_rejections: dict[tuple[str, int | None], int] = {}  # (reason, status) -> requests
 
 
-def record_early_rejection(reason: str, status: int | None) -> None:
-    """Record a request that was refused by its connection; the next `flush` counts it.
+def record_rejection(reason: str, status: int | None = None) -> None:
+    """Record a request that was answered with a problem; `reason` is the problem's type. The next `flush` counts it.
 
-    `status` is None for a request that the application counts too, because its head was good.
+    `status` is that of a response by the connection itself, to a request that no application sees and counts.
     """
-    _early_rejections[reason, status] = _early_rejections.get((reason, status), 0) + 1
+    _rejections[reason, status] = _rejections.get((reason, status), 0) + 1
 
 
 class _ModelFamilies:
@@ -77,7 +77,7 @@ class _ModelFamilies:
 
 
 class ModelMetrics:
-    """The metrics of one model, whose name is their label `model`. Batches and scores are buffered, as in Metrics."""
+    """The metrics of one model, whose name is their label `model`."""
 
     def __init__(self, families: _ModelFamilies, model: str) -> None:
         self._model = model
@@ -87,18 +87,18 @@ class ModelMetrics:
         self._scores, self._p_values = families.scores.labels(model), families.p_values.labels(model)
         self._capital, self._drifting = families.capital.labels(model), families.drifting.labels(model)
         self._labels: tuple[str, ...] | None = None  # of the version in service
-        self._buffered_batches: list[int] = []
-        self._buffered_scores: list[tuple[NDArray[np.float32], NDArray[np.float64], NDArray[np.bool_]]] = []
 
-    def record_batch(self, images: int) -> None:
-        """Record a forward pass of `images` images."""
-        self._buffered_batches.append(images)
-        if len(self._buffered_batches) >= _BUFFER_SIZE:
-            self.flush()
+    def record_batches(self, images: Sequence[int]) -> None:
+        """Record forward passes, by their numbers of images."""
+        if images:
+            observe_many(self._batch, _BATCHES, np.array(images))
 
-    def record_scores(self, scores: NDArray[np.float32], p_values: NDArray[np.float64], alpha: float) -> None:
-        """Record the verdicts of N images: scores [N], p-values [N], and the model's own alpha."""
-        self._buffered_scores.append((scores, p_values, p_values <= alpha))
+    def record_verdicts(self, scores: NDArray[np.float32], p_values: NDArray[np.float64], anomalies: int) -> None:
+        """Record the verdicts of N images: scores [N], p-values [N], and how many are anomalies at the model's own alpha."""
+        self._anomaly.inc(anomalies)
+        self._normal.inc(len(scores) - anomalies)
+        observe_many(self._scores, _SCORES, scores)
+        observe_many(self._p_values, _P_VALUES, p_values)
 
     def set_version(self, version: int, scorer: str, device: str) -> None:
         """Set the version in service and count the reload."""
@@ -118,25 +118,11 @@ class ModelMetrics:
         self._capital.set(drift_capital)
         self._drifting.set(drifting)
 
-    def flush(self) -> None:
-        """Count the buffered batches and scores."""
-        if self._buffered_batches:
-            observe_many(self._batch, _BATCHES, np.array(self._buffered_batches))
-            self._buffered_batches.clear()
-        if self._buffered_scores:
-            scores, p_values, anomalies = (np.concatenate(column) for column in zip(*self._buffered_scores, strict=True))
-            self._buffered_scores.clear()
-            anomaly_count = int(anomalies.sum())
-            self._anomaly.inc(anomaly_count)
-            self._normal.inc(len(scores) - anomaly_count)
-            observe_many(self._scores, _SCORES, scores)
-            observe_many(self._p_values, _P_VALUES, p_values)
-
 
 class Metrics:
     """The server's metrics; docs/operating.md documents each under its name.
 
-    What occurs for each request or batch is buffered and counted together: counting costs more than appending to a list.
+    What occurs for each request is buffered and counted together: counting costs more than appending to a list.
     """
 
     def __init__(self, shared: Path | None = None) -> None:
@@ -196,10 +182,6 @@ class Metrics:
         if len(buffered) >= _BUFFER_SIZE:
             self.flush()
 
-    def record_rejection(self, reason: str) -> None:
-        """Record a request that was answered with a problem; `reason` is the problem's type."""
-        self._rejections.labels(reason).inc()
-
     def record_stages(self, decode: float, queue: float, infer: float, encode: float) -> None:
         """Record the seconds that one request spent in each stage."""
         self._buffered_stages.append((decode, queue, infer, encode))
@@ -211,17 +193,15 @@ class Metrics:
                 self._requests.labels(route, str(status)).inc(len(seconds))
                 observe_many(self._request_seconds.labels(route), _SECONDS, np.array(seconds))
                 seconds.clear()
-        while _early_rejections:
-            (early, code), count = _early_rejections.popitem()
-            self._rejections.labels(early).inc(count)
+        while _rejections:
+            (reason, code), count = _rejections.popitem()
+            self._rejections.labels(reason).inc(count)
             if code is not None:
                 self._requests.labels(OTHER, str(code)).inc(count)
         if self._buffered_stages:
             for name, column in zip(_STAGES, np.array(self._buffered_stages).T, strict=True):
                 observe_many(self._stages[name], _SECONDS, column)
             self._buffered_stages.clear()
-        for model in self._models.values():
-            model.flush()
 
     def close(self) -> None:
         """Count what is buffered, and remove the gauges of this process, which ends."""

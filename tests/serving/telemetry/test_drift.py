@@ -1,3 +1,4 @@
+import asyncio
 import math
 import threading
 import time
@@ -25,9 +26,14 @@ NPY = {"content-type": "application/x-npy"}
 
 def after(p_values, *, n=10_000, level=100.0):
     """What a monitor says after these p-values."""
-    monitor = DriftMonitor(n, level)
+    monitor = DriftMonitor(distinct(n), level)
     monitor.observe(p_values)
     return monitor.state()
+
+
+def distinct(n):
+    """Scores of a calibration without ties."""
+    return np.arange(n, dtype=float)
 
 
 def conformal(random, n, count):
@@ -83,7 +89,7 @@ def test_a_change_of_the_whole_traffic_is_noticed(changed):
 def test_an_alarm_stays():
     """An alarm stays until the monitor is reset, even if the traffic and the capital become normal again."""
     random = np.random.default_rng(2)
-    monitor = DriftMonitor(10_000)
+    monitor = DriftMonitor(distinct(10_000))
     monitor.observe(np.full(64, 1 / 10_001))
     alarm = monitor.state()
     monitor.observe(random.random(50_000))
@@ -99,7 +105,7 @@ def test_an_alarm_stays():
 def test_how_the_p_values_arrive_in_pieces_does_not_matter(pieces, seed, strangeness):
     """One by one, in batches or all at once: the same state to the bit."""
     p_values = np.random.default_rng(seed).random(sum(pieces)) * strangeness
-    whole, split = DriftMonitor(500), DriftMonitor(500)
+    whole, split = DriftMonitor(distinct(500)), DriftMonitor(distinct(500))
     whole.observe(p_values)
     for part in np.split(p_values, np.cumsum(pieces)[:-1]) if pieces else []:
         split.observe(part)
@@ -109,7 +115,7 @@ def test_how_the_p_values_arrive_in_pieces_does_not_matter(pieces, seed, strange
 def test_bets_on_another_thread_lose_no_p_value():
     """p-values that are observed while another thread bets on earlier ones are bet on later: the same state to the bit."""
     p_values = np.random.default_rng(6).random(200_000) ** 1.1
-    monitor, done = DriftMonitor(500), threading.Event()
+    monitor, done = DriftMonitor(distinct(500)), threading.Event()
 
     def bet():
         while not done.is_set():
@@ -126,7 +132,7 @@ def test_bets_on_another_thread_lose_no_p_value():
 
 def test_capital_begins_below_one_and_stays_finite():
     """The capital is 0.9 before any traffic, since the calibration takes a tenth, and finite after a million anomalies."""
-    fresh = DriftMonitor(10_000).state()
+    fresh = DriftMonitor(distinct(10_000)).state()
     assert (fresh.images, fresh.drifting, fresh.since) == (0, False, None)
     assert fresh.capital == pytest.approx(0.9)
     for p in (1 / 10_001, 1.0):
@@ -170,7 +176,7 @@ def test_the_bound_on_a_tail_fails_with_at_most_the_given_probability(n, error):
 @pytest.mark.parametrize("n", [50, 199, 2000, 20_000])
 def test_bounds_and_first_capital_spend_no_more_than_the_promise(n, level):
     """P(a bound fails) + first capital / level <= 1 / level, with the bounds read back from the bets of the monitor."""
-    monitor = DriftMonitor(n, level)
+    monitor = DriftMonitor(distinct(n), level)
     win, loss = np.exp(monitor._log_win[0, 1:]), np.exp(monitor._log_loss[0, 1:])
     bounds = (1 - loss) / (win - loss)  # where the bet is fair: q win + (1 - q) loss = 1
     grid = np.arange(1, n + 2) / (n + 1)
@@ -193,7 +199,8 @@ def test_the_promise_counts_the_error_of_each_group_of_uploads():
         p_values = np.concatenate([conformal(random, 20_000, 10_000), conformal(random, 200, 10_000)])
         sizes = np.repeat([20_000, 200], 10_000)
         order = random.permutation(len(sizes))
-        monitor, wrong = DriftMonitor(20_000, 20.0, upload_groups=[200]), DriftMonitor(20_000, 20.0)
+        monitor = DriftMonitor(distinct(20_000), 20.0, [distinct(200)])
+        wrong = DriftMonitor(distinct(20_000), 20.0)
         monitor.observe(p_values[order], sizes[order])
         wrong.observe(p_values[order])
         alarms += monitor.state().drifting
@@ -206,7 +213,7 @@ def test_a_small_group_of_uploads_does_not_blind_the_monitor():
     """A change among images of the large calibration set is noticed as fast as without the small one."""
     p_values = conformal(np.random.default_rng(6), 20_000, 5000)
     p_values[::20] = 1 / 20_001
-    with_group, without = DriftMonitor(20_000, upload_groups=[200]), DriftMonitor(20_000)
+    with_group, without = DriftMonitor(distinct(20_000), uploads=[distinct(200)]), DriftMonitor(distinct(20_000))
     for monitor in (with_group, without):
         monitor.observe(p_values)
     assert without.state().since <= with_group.state().since < 2 * without.state().since
@@ -222,6 +229,35 @@ def test_the_promise_counts_the_error_of_a_small_calibration(n, count):
     streams = [conformal(random, n, 10_000) for _ in range(count)]
     assert sum(after(p_values, n=n, level=20.0).drifting for p_values in streams) <= count / 20
     assert sum(after(p_values, n=10**6, level=20.0).drifting for p_values in streams) > count / 4
+
+
+@pytest.mark.parametrize("share", [0.005, 0.03, 0.3])
+def test_equal_scores_are_not_called_drift(share):
+    """Blank fields of a form all have the lowest score: each of them has the p-value 1."""
+    random = np.random.default_rng(7)
+    alarms = naive = 0
+    for _ in range(5):
+        scores = random.random((2, 20_000))
+        scores[random.random(scores.shape) < share] = 0
+        calibration = Calibration.from_scores(scores[0].astype(np.float32))
+        monitor, wrong = DriftMonitor(calibration.scores), DriftMonitor(distinct(20_000))
+        for each in (monitor, wrong):
+            each.observe(calibration.p_values(scores[1].astype(np.float32)))
+        alarms += monitor.state().drifting
+        naive += wrong.state().drifting
+    assert alarms == 0
+    assert naive == 5 or share == 0.005  # a tail of the lowest hundredth holds them all
+
+
+def test_equal_scores_are_counted_among_uploads_too():
+    """Mapped to equal scores, or equal themselves, uploads are no drift."""
+    random = np.random.default_rng(8)
+    tied = np.sort(np.where(random.random(20_000) < 0.05, 0, random.random(20_000)))
+    for scores, uploads in ((tied, distinct(2000)), (distinct(20_000), tied[::10])):
+        monitor = DriftMonitor(scores, uploads=[uploads])
+        p_values = np.where(random.random(20_000) < 0.05, 1.0, random.random(20_000) * 0.95)
+        monitor.observe(p_values, np.full(20_000, 2000))
+        assert not monitor.state().drifting
 
 
 def test_a_higher_level_is_reached_later():
@@ -241,8 +277,8 @@ def test_an_array_in_order_is_no_drift(tiny_bundle):
     sizes, calibrated = np.full(5000, tiny_bundle.calibration.n), np.ones(5000, np.bool_)
     detections = Detections(scores, p_values, scores, np.zeros((5000, 2), np.float32), sizes, calibrated)
     monitor.record_batch(tiny_bundle, 5000, detections)
-    assert monitor.drift().images == 5000
-    assert not monitor.drift().drifting
+    state = asyncio.run(monitor.drift())
+    assert (state.images, state.drifting) == (5000, False)
     assert after(p_values, n=tiny_bundle.calibration.n).drifting
 
 

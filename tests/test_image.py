@@ -174,7 +174,7 @@ def test_a_command_that_is_stopped_has_no_success(config, samples, tmp_path):
     with container(config, "score", "/mnt", volumes=str(tmp_path)) as process:
         while not handles_sigterm(process):
             time.sleep(0.01)
-        status, seconds, output = stop(process)
+        status, _, output = stop(process)
     assert (status, output.count("Traceback")) == (130, 0), output
 
 

@@ -18,7 +18,10 @@ def calibrate(
     data_dir: options.DataDir = Path("data"),
     store: options.Store = options.DEFAULT_STORE,
     name: Annotated[str | None, typer.Option(help="Name of the new version; unset, the model's or the data set's.")] = None,
-    alpha: options.Alpha = 0.01,
+    alpha: Annotated[
+        float | None,
+        typer.Option(help="False-alarm rate of the threshold, between 0 and 1; unset, the model's, or, with --weights, 0.01."),
+    ] = None,
     seed: options.Seed = 0,
     calibration_share: options.Share = options.CALIBRATION_SHARE,
     scorer: options.Scorer = "residual",

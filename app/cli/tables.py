@@ -63,6 +63,12 @@ def print_evaluation(evaluation: "Evaluation") -> None:
         f"p = {tests.against_calibration:.3g} against the calibration images\n",
         highlight=False,
     )
+    if evaluation.uncalibrated:
+        out.print(
+            f"{evaluation.uncalibrated:,} of the images are of kinds that the detector was not calibrated on: alpha is not "
+            "promised for them.\n",
+            highlight=False,
+        )
     if evaluation.sets:
         out.print(_anomaly_table(evaluation))
 

@@ -54,7 +54,10 @@ class _Result(ResponsePart):
 
 
 class Score(_Result):
-    """The verdict on one image. `score > threshold`, `p_value <= alpha` and `is_anomaly` always agree."""
+    """The verdict on one image: `p_value <= alpha` and `is_anomaly` say the same, as `score > threshold` does.
+
+    With `fdr`, an image whose kind has few calibration images may score above the threshold without being an anomaly.
+    """
 
     score: Finite = Field(description="Higher is more anomalous.")
     p_value: float = Field(gt=0, le=1, description="Share of normal images that score at least this high.")

@@ -129,24 +129,23 @@ def detect_all(detector: Detector, images: LabelledImages, advance: Advance = no
     return Detections.join(found)
 
 
-def measure(bundle: Bundle, test: Detections, data_name: str, fitted: Detections | None = None) -> dict[str, Any]:
-    """The card's metrics: false-alarm rates on normal test images, how exact the rate can be, and the groups of uploads.
-
-    `fitted` are the detections of the images used for fitting. The quantile of their scores is often used as the threshold; it
-    is reported for comparison, because it is too low.
-    """
-    known = [rate for rate in RATES if bundle.calibration.n >= images_needed(rate)]
+def measure(bundle: Bundle, test: Detections, data_name: str) -> dict[str, Any]:
+    """The card's metrics: false-alarm rates on normal test images, how exact the rate can be, and the groups of uploads."""
     return {
         "normal_test": {
             "data": data_name,
             "images": len(test.scores),
             "reconstruction_error": float(test.reconstruction_errors.mean()),
-            "false_alarm_rate": {f"{rate:g}": float((test.p_values <= rate).mean()) for rate in known},
+            "false_alarm_rate": {f"{rate:g}": float((test.p_values <= rate).mean()) for rate in reachable_rates(test)},
         },
         "false_alarm_rate_90_percent_interval": false_alarm_interval(bundle.calibration.n, bundle.card.alpha),
         "upload_groups": _describe_groups(bundle),
-        "plain_quantile_of_fitted_images": float(np.quantile(fitted.scores, 1 - bundle.card.alpha)) if fitted else None,
     }
+
+
+def reachable_rates(detections: Detections) -> list[float]:
+    """The RATES at which each of the images could be flagged: the calibration of its kind is large enough."""
+    return [rate for rate in RATES if detections.calibration_sizes.min() >= images_needed(rate)]
 
 
 def _describe_groups(bundle: Bundle) -> dict[str, Any]:
@@ -160,24 +159,24 @@ def _describe_groups(bundle: Bundle) -> dict[str, Any]:
         GROUPS[group]: {
             "calibration_images": n,
             "own_images": int((uploads.group_of == group).sum()) if uploads else 0,
-            "false_alarm_rate_90_percent_interval": false_alarm_interval(n, bundle.card.alpha),
+            "false_alarm_rate_90_percent_interval": false_alarm_interval(n, bundle.card.alpha, mapped=True),
         }
         for group, n in sizes.items()
     }
 
 
-def false_alarm_interval(calibration_images: int, alpha: float, confidence: float = 0.9) -> tuple[float, float]:
-    """The interval of the true false-alarm rate of a conformal threshold, given the number of calibration images.
+def false_alarm_interval(calibration_images: int, alpha: float, *, mapped: bool = False) -> tuple[float, float]:
+    """The 90 % interval of the true false-alarm rate of a conformal threshold, given the number of calibration images.
 
     Over draws of the calibration set the rate follows Beta(k, n + 1 - k) with k = floor(alpha (n + 1)) (Vovk, Conditional
-    validity of inductive conformal predictors, 2012).
+    validity of inductive conformal predictors, 2012). Of `mapped` scores (see `QuantileMap`) the threshold is that of k or of
+    k - 1, so the interval covers both.
     """
     from app.training.reporting.metrics import beta_quantile
 
-    rank = int(alpha * (calibration_images + 1) + 1e-9)
-    tail = (1 - confidence) / 2
-    low, high = (beta_quantile(q, rank, calibration_images + 1 - rank) for q in (tail, 1 - tail))
-    return low, high
+    n, rank = calibration_images, int(alpha * (calibration_images + 1) + 1e-9)
+    lowest = rank - mapped
+    return beta_quantile(0.05, lowest, n + 1 - lowest) if lowest else 0.0, beta_quantile(0.95, rank, n + 1 - rank)
 
 
 def flatten(images: Images, device: torch.device) -> Tensor:

@@ -10,10 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from app.detection.conformal import images_needed
 from app.detection.detector import Detections, Detector
 from app.detection.model_card import Card, Preparation
-from app.training.calibration import RATES, detect_all
+from app.training.calibration import detect_all, reachable_rates
 from app.training.datasets import DataError, LabelledImages, Pixels, load_dataset
 from app.training.progress import SILENT, Progress
 from app.training.publishing import own_splits
@@ -64,6 +63,7 @@ class Evaluation:
     normal_images: int
     reconstruction_error: float  # mean over the normal test images
     false_alarms: tuple[FalseAlarms, ...]
+    uncalibrated: int  # images of kinds that the detector was not calibrated on, normal or not
     uniformity: Uniformity
     sets: tuple[SetFigures, ...]
 
@@ -132,9 +132,8 @@ def evaluate(
         normal=normal.name,
         normal_images=len(on_normal.scores),
         reconstruction_error=float(on_normal.reconstruction_errors.mean()),
-        false_alarms=tuple(
-            FalseAlarms(rate, share(on_normal.p_values <= rate)) for rate in RATES if calibration.n >= images_needed(rate)
-        ),
+        false_alarms=tuple(FalseAlarms(rate, share(on_normal.p_values <= rate)) for rate in reachable_rates(on_normal)),
+        uncalibrated=sum(int((~each.calibrated).sum()) for each in (on_normal, *on_anomalies)),
         uniformity=uniformity(on_normal.p_values, on_normal.scores, calibration.scores),
         sets=tuple(
             _figures(each.name, on_normal, detections, card.threshold)

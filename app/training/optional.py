@@ -1,8 +1,6 @@
 """The packages of the extra `train`, which serving does not need. Where one is missing, the user reads how to install it."""
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.util import find_spec
 
 PACKAGES = ("torch", "torchvision", "matplotlib", "sklearn", "scipy", "onnx", "onnxscript")
@@ -11,7 +9,7 @@ PACKAGES = ("torch", "torchvision", "matplotlib", "sklearn", "scipy", "onnx", "o
 class MissingExtra(ImportError):
     """A package of the extra `train` is not installed; the message holds the command that installs it."""
 
-    def __init__(self, package: str | None) -> None:
+    def __init__(self, package: str) -> None:
         super().__init__(f'{package} is not installed; run: {sys.executable} -m pip install "oddigit[train]"')
 
 
@@ -20,12 +18,3 @@ def check_training_extra() -> None:
     for package in PACKAGES:
         if find_spec(package) is None:
             raise MissingExtra(package)
-
-
-@contextmanager
-def needs_training_extra() -> Iterator[None]:
-    """Turn the ImportError of an import inside the block into MissingExtra."""
-    try:
-        yield
-    except ImportError as error:
-        raise MissingExtra(error.name) from error

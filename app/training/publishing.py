@@ -80,7 +80,7 @@ def fit_and_publish(
     prepares = provenance.preprocess == "digit"
     upload_scorer = fit_upload_scorer(network, splits.fit, seed, progress) if prepares else None
     bundle = make_bundle(network, upload_scorer, splits.calibration, provenance, progress)
-    return publish_measured(bundle, splits.test, root, device, fit=splits.fit, curves=curves, progress=progress)
+    return publish_measured(bundle, splits.test, root, device, curves=curves, progress=progress)
 
 
 def publish_measured(
@@ -89,20 +89,15 @@ def publish_measured(
     root: Path,
     device: torch.device,
     *,
-    fit: LabelledImages | None = None,
     test_name: str | None = None,
     curves: TrainingCurves | None = None,
     progress: Progress = SILENT,
 ) -> Path:
-    """Evaluate on normal test images, complete the card's metrics, draw the report, publish -> the new version's folder.
-
-    `fit` are the images that the network was trained on, where they are at hand.
-    """
+    """Evaluate on normal test images, complete the card's metrics, draw the report, publish -> the new version's folder."""
     detector = Detector(bundle, str(device))
-    advance = progress.begin("Evaluating", len(test) + (len(fit) if fit else 0))
-    detections, fitted = detect_all(detector, test, advance), detect_all(detector, fit, advance) if fit else None
+    detections = detect_all(detector, test, progress.begin("Evaluating", len(test)))
     test_name = test_name or f"{bundle.card.data['name']}, test images"
-    bundle = with_card(bundle, metrics=measure(bundle, detections, test_name, fitted))
+    bundle = with_card(bundle, metrics=measure(bundle, detections, test_name))
     steps, reconstructions = curves or (None, {})
     progress.begin("Drawing the report")
     uploads = flag_uploads(detector, test.take(np.arange(min(_UPLOADS, len(test))))) if bundle.uploads else {}

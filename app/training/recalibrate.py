@@ -43,7 +43,7 @@ class CalibrateConfig:
     data_dir: Path = Path("data")
     root: Path = Path("model_store")
     name: str | None = None  # of the new version: the model's, or the data set's for imported weights
-    alpha: float = 0.01
+    alpha: float | None = None  # None: the detector's, 0.01 for imported weights
     seed: int = 0
     calibration_share: float = CALIBRATION_SHARE
     scorer: str = "residual"
@@ -52,7 +52,7 @@ class CalibrateConfig:
 
     def __post_init__(self) -> None:
         """Raise TrainingError if a value is not acceptable."""
-        check_common(self.name, self.alpha, self.calibration_share)
+        check_common(self.name, 0.01 if self.alpha is None else self.alpha, self.calibration_share)
 
 
 class PreparationError(ValueError):
@@ -74,10 +74,11 @@ def import_weights(weights: Path, config: CalibrateConfig, progress: Progress = 
     model = load_foreign_weights(weights).to(device).eval()
     dataset = load_dataset(config.data, data_dir=config.data_dir, preprocess=config.preprocess, progress=progress)
     splits = split(dataset, config.seed, config.calibration_share)
-    check_images(config.alpha, len(splits.calibration))
+    alpha = 0.01 if config.alpha is None else config.alpha
+    check_images(alpha, len(splits.calibration))
     provenance = Provenance(
         name=config.name or dataset.name,
-        alpha=config.alpha,
+        alpha=alpha,
         preprocess=dataset.preprocess,
         training={"imported_from": weights.name},
         data=describe_data(config.data, dataset, splits, config.seed, config.calibration_share),
@@ -101,11 +102,12 @@ def recalibrate(version: Path, config: CalibrateConfig, progress: Progress = SIL
     preprocess = _preparation(bundle, config.preprocess)
     dataset = load_dataset(config.data, data_dir=config.data_dir, preprocess=preprocess, progress=progress)
     calibration, test = _unseen(bundle, dataset)
-    check_images(config.alpha, len(calibration))
     card = bundle.card
+    alpha = card.alpha if config.alpha is None else config.alpha
+    check_images(alpha, len(calibration))
     provenance = Provenance(
         name=config.name or card.name,
-        alpha=config.alpha,
+        alpha=alpha,
         preprocess=preprocess,
         training={**card.training, "calibrated_from": bundle.label},
         data=_describe(config.data, dataset, bundle, len(calibration)),

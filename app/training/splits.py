@@ -6,9 +6,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.training.config import CALIBRATION_SHARE
-from app.training.datasets import DataError, DataSet, LabelledImages, Labels
+from app.training.datasets import DataError, DataSet, LabelledImages
 
 TEST_SHARE = 1 / 7  # of a set without a test part; MNIST's own is 10,000 of 70,000
+_RARE = 20  # images of a class; smaller classes count as one: the first image of each would be in the same part
 
 
 @dataclass(frozen=True)
@@ -40,15 +41,17 @@ def _divide(whole: LabelledImages, share: float, rng: np.random.RandomState) -> 
     """Divide at random into `share` of the images and the rest, stratified by class where labels are known."""
     order = rng.permutation(len(whole))
     if whole.labels is not None:
-        order = order[np.argsort(_relative_rank_in_class(whole.labels[order]), kind="stable")]
+        _, classes, counts = np.unique(whole.labels, return_inverse=True, return_counts=True)
+        classes[counts[classes] < _RARE] = -1
+        order = order[np.argsort(_relative_rank_in_class(classes[order]), kind="stable")]
     cut = round(len(whole) * share)
     return whole.take(order[:cut]), whole.take(order[cut:])
 
 
-def _relative_rank_in_class(labels: Labels) -> NDArray[np.float64]:
-    """For each image, how many images of its class come before it in `labels`, divided by the size of the class: [N]."""
-    ranks = np.empty(len(labels))
-    for label in np.unique(labels):
-        (members,) = np.nonzero(labels == label)
+def _relative_rank_in_class(classes: NDArray[np.intp]) -> NDArray[np.float64]:
+    """For each image, how many images of its class come before it in `classes` [N], divided by the size of the class: [N]."""
+    ranks = np.empty(len(classes))
+    for each in np.unique(classes):
+        (members,) = np.nonzero(classes == each)
         ranks[members] = np.arange(len(members)) / len(members)
     return ranks

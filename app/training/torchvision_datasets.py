@@ -8,8 +8,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from app.training.optional import needs_training_extra
-
 NAMED_SETS = ("mnist", "fashion-mnist", "kmnist", "emnist-digits")
 
 Part = tuple[NDArray[np.uint8], NDArray[np.int64]]  # images [N, 28, 28], labels [N]
@@ -19,11 +17,10 @@ def read_named_set(name: str, data_dir: Path) -> tuple[Part, Part]:
     """Read the training and the test part of a set of NAMED_SETS. It is downloaded to `data_dir` if it is not there.
 
     Raises:
-        MissingExtra: torchvision is not installed.
         RuntimeError, OSError, ValueError: the files are missing and cannot be downloaded, or are damaged.
     """
-    with needs_training_extra():
-        from torchvision import datasets
+    from torchvision import datasets
+
     classes: dict[str, tuple[Any, dict[str, str]]] = {
         "mnist": (datasets.MNIST, {}),
         "fashion-mnist": (datasets.FashionMNIST, {}),

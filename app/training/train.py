@@ -90,7 +90,7 @@ def train(config: TrainConfig, *, resume: bool = False, progress: Progress = SIL
     """Train, calibrate, evaluate and publish -> the folder of the new version.
 
     Raises:
-        DataError, DeviceError, TrainingError, CheckpointError, MissingExtra: before anything is written.
+        DataError, DeviceError, TrainingError, CheckpointError: before anything is written.
         CalibrationError: there are too few images for this alpha; also before anything is written.
         TrainingInterrupted: Ctrl-C was pressed; the checkpoint stays.
     """

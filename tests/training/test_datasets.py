@@ -174,6 +174,17 @@ def test_split_keeps_a_test_part(tmp_path):
     assert parts.test is dataset.test
 
 
+def test_classes_are_in_all_parts_by_their_shares():
+    """Large classes to the image; rare ones together, where each alone would be in one part."""
+    images = numbered(1000).images
+    labels = np.array([0] * 600 + [1] * 210 + list(range(10, 200)))
+    parts = split(DataSet("a", LabelledImages(images, labels)), 0)
+    counts = [[int((part.labels == label).sum()) for label in (0, 1)] for part in (parts.fit, parts.calibration, parts.test)]
+    assert counts == [[343, 120], [171, 60], [86, 30]]
+    rare = [int((part.labels > 1).sum()) for part in (parts.fit, parts.calibration, parts.test)]
+    assert rare == [108, 55, 27]
+
+
 def test_too_few_images():
     """Three images cannot be split."""
     with pytest.raises(DataError, match="too few"):

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from app.training.optional import needs_training_extra
-
 Scores = NDArray[np.float32]
 
 
@@ -41,8 +39,8 @@ class Uniformity:
 
 def ranking(normal: Scores, anomalous: Scores) -> Ranking:
     """AUROC, AUPR and FPR at 95 % TPR of the scores of normal images [N] and anomalies [M]."""
-    with needs_training_extra():
-        from sklearn.metrics import average_precision_score, roc_auc_score
+    from sklearn.metrics import average_precision_score, roc_auc_score
+
     labels = np.repeat([0, 1], [len(normal), len(anomalous)])
     scores = np.concatenate([normal, anomalous])
     false_rate, true_rate = roc(normal, anomalous)
@@ -55,8 +53,8 @@ def ranking(normal: Scores, anomalous: Scores) -> Ranking:
 
 def roc(normal: Scores, anomalous: Scores) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """The ROC curve: false-positive and true-positive rates [K], both ascending from 0 to 1."""
-    with needs_training_extra():
-        from sklearn.metrics import roc_curve
+    from sklearn.metrics import roc_curve
+
     labels = np.repeat([0, 1], [len(normal), len(anomalous)])
     false_rate, true_rate, _ = roc_curve(labels, np.concatenate([normal, anomalous]), drop_intermediate=False)
     return false_rate, true_rate
@@ -72,8 +70,8 @@ def share(hits: NDArray[np.bool_]) -> Share:
 
 def uniformity(p_values: NDArray[np.float64], scores: Scores, calibration: Scores) -> Uniformity:
     """Test whether the p-values [N] of normal images with `scores` [N] fit the `calibration` scores [n]."""
-    with needs_training_extra():
-        from scipy.stats import ks_2samp, kstest  # type: ignore[import-untyped]
+    from scipy.stats import ks_2samp, kstest  # type: ignore[import-untyped]
+
     return Uniformity(
         against_uniform=float(kstest(p_values, "uniform").pvalue),
         against_calibration=float(ks_2samp(scores, calibration).pvalue),
@@ -82,6 +80,6 @@ def uniformity(p_values: NDArray[np.float64], scores: Scores, calibration: Score
 
 def beta_quantile(probability: float, a: float, b: float) -> float:
     """The quantile of the Beta(a, b) distribution at `probability`."""
-    with needs_training_extra():
-        from scipy.special import betaincinv  # type: ignore[import-untyped]
+    from scipy.special import betaincinv  # type: ignore[import-untyped]
+
     return float(betaincinv(a, b, probability))

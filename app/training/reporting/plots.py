@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from app.training.optional import needs_training_extra
 from app.training.reporting.metrics import Share
 
 if TYPE_CHECKING:
@@ -205,8 +204,8 @@ def _halo() -> list[Any]:
 
 
 def _figure(size: tuple[float, float]) -> "Figure":
-    with needs_training_extra():
-        from matplotlib.figure import Figure
+    from matplotlib.figure import Figure
+
     return Figure(figsize=size, layout="constrained")
 
 

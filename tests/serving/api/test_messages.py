@@ -18,11 +18,11 @@ ONE_FIELD = form((b'Content-Disposition: form-data; name="image"; filename="a.pn
 NAMED = form((b'Content-Disposition: form-data; name="file"', b"seven.png"))
 
 WRONG = {  # label: (method and path, content type, body, status, problem type, words of the message)
-    "a photograph of an iPhone": ("POST /score", "image/heic", b"x", 415, "unsupported-type", ["HEIC", "send PNG, JPEG"]),
+    "a photograph of an iPhone": ("POST /score", "image/heic", b"x", 415, "unsupported-type", ["heic is", "an image (PNG"]),
     "HEIC declared as JPEG": ("POST /score", "image/jpeg", b"\0\0\0\x18ftypheic", 415, "unsupported-type", ["HEIC", "PNG"]),
-    "a drawing in SVG": ("POST /score", "image/svg+xml", b"<svg/>", 415, "unsupported-type", ["SVG (image/svg+xml)"]),
+    "a drawing in SVG": ("POST /score", "image/svg+xml", b"<svg/>", 415, "unsupported-type", ["image/svg+xml is not accepted"]),
     "SVG declared as PNG": ("POST /score", PNG, b"<svg/>", 415, "unsupported-type", ["SVG is not accepted; send PNG"]),
-    "a PDF": ("POST /score", "application/pdf", b"%PDF-1.7", 415, "unsupported-type", ["PDF (application/pdf)", "send PNG"]),
+    "a PDF": ("POST /score", "application/pdf", b"%PDF-1.7", 415, "unsupported-type", ["/pdf is not", "an image (PNG"]),
     "JSON to /score": ("POST /score", JSON, b"[[0]]", 415, "unsupported-type", [JSON, "/v2/models/NAME/infer"]),
     "no type": ("POST /score", "", GOOD, 415, "unsupported-type", ["no Content-Type", "curl -F file=@seven.png"]),
     "curl -d": ("POST /score", "application/x-www-form-urlencoded", GOOD, 415, "unsupported-type", ["curl", "-H 'Content"]),

@@ -1,13 +1,10 @@
 """Every figure can be drawn and saved, also from the smallest input, without pyplot."""
 
-import sys
-
 import numpy as np
 import pytest
 from PIL import Image
 from strokes import stroke_images
 
-from app.training.optional import MissingExtra
 from app.training.reporting import plots
 from app.training.reporting.metrics import Share
 
@@ -90,10 +87,3 @@ def test_more_dimensions_are_drawn_along_the_axes_of_largest_variance():
     drawn = plots.latent_plane(points, None).axes[0].collections[0].get_offsets()
     expected = (points - points.mean(0))[:, [1, 3]]
     np.testing.assert_allclose(np.abs(np.corrcoef(drawn.T, expected.T)[[0, 1], [2, 3]]), 1, atol=0.01)
-
-
-def test_missing_matplotlib(monkeypatch):
-    """Without matplotlib the user reads how to install it."""
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(MissingExtra, match="oddigit"):
-        plots.p_value_uniformity(SCORES)

@@ -13,16 +13,24 @@ const headers = process.env.ODDIGIT_KEY ? { "X-API-Key": process.env.ODDIGIT_KEY
 async function ask(endpoint, images) {
   const form = new FormData();
   for (const image of images) form.append("file", new Blob([await readFile(image)]), basename(image));
-  const response = await fetch(url + endpoint, { method: "POST", headers, body: form });
-  const answer = await response.json();
-  if (!response.ok) throw new Error(`${answer.status} ${answer.title}: ${answer.detail}`); // RFC 9457
+  const response = await fetch(url + endpoint, { method: "POST", headers, body: form }).catch((error) => {
+    throw new Error(`${url} does not answer: ${error.cause?.message ?? error.message}`);
+  });
+  const answer = await response.json().catch(() => ({ title: response.statusText, detail: "the response is not JSON." }));
+  if (!answer.results) throw new Error(`${response.status} ${answer.title}: ${answer.detail}`); // RFC 9457
   return answer.results;
 }
 
+function stop(message) {
+  console.error(message);
+  process.exit(1);
+}
+
 const images = process.argv.slice(2);
+if (!images.length) stop("Usage: node examples/client.mjs IMAGE...");
 const [scores, embeddings, reconstructions] = await Promise.all(
   ["/score", "/embed", "/reconstruct"].map((endpoint) => ask(endpoint, images)),
-);
+).catch((error) => stop(error.message));
 
 for (const [index, score] of scores.entries()) {
   if (score.error) {
@@ -32,8 +40,8 @@ for (const [index, score] of scores.entries()) {
   const verdict = score.is_anomaly ? "anomaly" : "digit";
   console.log(`${score.name}: ${verdict}, score ${score.score.toFixed(2)}, p-value ${score.p_value.toFixed(4)}`);
 
-  const [x, y] = embeddings[index].embedding;
-  console.log(`  embedding: (${x.toFixed(2)}, ${y.toFixed(2)})`);
+  const embedding = embeddings[index].embedding.map((value) => value.toFixed(2));
+  console.log(`  embedding: (${embedding.join(", ")})`);
 
   const picture = `${parse(score.name).name}-reconstruction.png`;
   await writeFile(picture, Buffer.from(reconstructions[index].reconstruction, "base64"));

@@ -12,6 +12,7 @@ import os
 import sys
 import urllib.error
 import urllib.request
+from http.client import HTTPException
 from pathlib import Path
 
 URL = os.environ.get("ODDIGIT_URL", "http://127.0.0.1:8000")
@@ -28,13 +29,15 @@ def ask(endpoint: str, image: Path) -> dict:
 
 
 def main() -> None:
+    if len(sys.argv) == 1:
+        sys.exit("Usage: python examples/client.py IMAGE...")
     for image in map(Path, sys.argv[1:]):
         score = ask("/score", image)
         verdict = "anomaly" if score["is_anomaly"] else "digit"
         print(f"{image.name}: {verdict}, score {score['score']:.2f}, p-value {score['p_value']:.4f}")
 
-        x, y = ask("/embed", image)["embedding"]
-        print(f"  embedding: ({x:.2f}, {y:.2f})")
+        embedding = ", ".join(f"{value:.2f}" for value in ask("/embed", image)["embedding"])
+        print(f"  embedding: ({embedding})")
 
         picture = Path(f"{image.stem}-reconstruction.png")
         picture.write_bytes(base64.b64decode(ask("/reconstruct", image)["reconstruction"]))
@@ -44,7 +47,11 @@ def main() -> None:
 try:
     main()
 except urllib.error.HTTPError as error:
+    if "json" not in error.headers.get("Content-Type", ""):
+        sys.exit(f"{error.code} {error.reason}: the response is not JSON.")
     problem = json.load(error)  # RFC 9457: type, title, status, detail
     sys.exit(f"{problem['status']} {problem['title']}: {problem['detail']}")
 except urllib.error.URLError as error:
     sys.exit(f"{URL} does not answer: {error.reason}. `make serve` starts a server.")
+except (OSError, HTTPException, ValueError) as error:  # a file that is missing, an answer that is late, cut off or not JSON
+    sys.exit(f"{type(error).__name__}: {error}")

@@ -3,6 +3,7 @@
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic.config import JsonDict
 
 from app.detection.imaging.decode import Preprocess
 from app.serving.schemas import LEAST_RATE, Finite, ResponsePart
@@ -143,8 +144,17 @@ class RequestedOutput(_RequestPart):
     parameters: RequestedOutputParameters | None = None
 
 
+_ONE = "iVBORw0KGgoAAAANSUhEUgAAABwAAAAcAQAAAABaduI5AAAAFUlEQVR42mNgwAb4GBiYGBhoSWADABFkADURF4LxAAAAAElFTkSuQmCC"  # a PNG
+_EXAMPLE: JsonDict = {"inputs": [{"name": "images", "datatype": "BYTES", "shape": [1], "data": [_ONE]}]}
+
+
 class InferRequest(_RequestPart):
-    """Inference request. Without `outputs`, the response holds all outputs."""
+    """Inference request.
+
+    Without `outputs`, the response holds all outputs; in JSON, `reconstruction` only for at most ODDIGIT_MAX_PICTURES images.
+    """
+
+    model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE]})
 
     id: str | None = Field(None, max_length=256)
     parameters: InferParameters | None = None

@@ -60,7 +60,7 @@ class ModelInfoEndpoints:
             "/model/report/{picture}",
             operation_id="get_report_picture",
             response_class=PngResponse,
-            responses={200: {"content": {PNG: {"schema": BINARY}}}, **NOT_MODIFIED, **problems(401, 404, 504)},
+            responses={200: {"content": {PNG: {"schema": BINARY}}}, **NOT_MODIFIED, **problems(401, 404, 503, 504)},
         )(self.report_picture)
         router.get("/model/calibration", operation_id="get_calibration", responses=problems(401, 404))(self.calibration)
         router.get(

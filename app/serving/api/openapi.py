@@ -60,7 +60,7 @@ def upload(*, rates: bool) -> Entry:
     content |= {media: {"schema": BINARY} for media in (*sorted(IMAGE_TYPES), NPY)}
     alpha = _query("alpha", "False-alarm rate; default: the model's own.", _RATE)
     fdr = _query("fdr", "Instead of alpha: the false discovery rate over this request (Benjamini-Hochberg).", _RATE)
-    text = "auto leaves a 28x28 grey image unchanged and prepares others as the model's card says; none only resizes."
+    text = "auto only centres a 28x28 grey image and prepares others as the model's card says; none only resizes."
     preprocess = _query("preprocess", text, {"type": "string", "enum": list(get_args(Preprocess)), "default": "auto"})
     parameters = [alpha, fdr, preprocess] if rates else [preprocess]
     parameters.append(_query("model", _MODEL, {"type": "string"}))

@@ -183,7 +183,11 @@ function show() {
   $("operations").replaceChildren(...[...groups].flatMap(([tag, views]) => [element("h2", {}, tag), ...views]));
 }
 
-async function load() {
+const load = () => tryToLoad().catch((error) => {
+  $("operations").replaceChildren(element("p", {}, `The description of the API could not be loaded: ${error.message}. Reload this page.`));
+});
+
+async function tryToLoad() {
   const headers = $("key").value ? { "X-API-Key": $("key").value } : {};
   const response = await fetch("openapi.json", { headers });
   if (!response.ok) {

@@ -1,6 +1,6 @@
 // The page: joins its parts. Each module in page/ is one of them.
 import { showDecoded, showEmpty, showFailure, showPictures, showVerdict, startErrorMap, verdictText } from "./page/answer.js";
-import { askJson, chooseModel, chosenModel, events, followReload, modelCard, persistently, startKeyForm } from "./page/api.js";
+import { askPersistently, chooseModel, chosenModel, events, followReload, modelCard, startKeyForm } from "./page/api.js";
 import { startAtlas, placeRing } from "./page/atlas.js";
 import { $, bitmapOf, bytesOf, reducedMotion } from "./page/dom.js";
 import { makeExamples, pause, replay, strokesOf } from "./page/examples.js";
@@ -13,6 +13,7 @@ import { count, inWords } from "./page/words.js";
 
 const ANNOUNCE_MS = 700;  // after the last answer, so that a stroke is announced once
 const SHOW_MS = 1800;  // an example that the page draws by itself stays this long
+const SHOWN_PX = 1024;  // longest side of an opened picture as the undo steps keep it
 
 let answer = null;  // the newest answer of the server
 let playing = new AbortController();  // stops the drawing of an example
@@ -25,7 +26,7 @@ const paper = new Paper({ onChange: changed, onTouch: takeOver, say });
 const live = new Live({
   take: () => paper.picture(),
   show,
-  fail: (failure) => { showFailure(failure); announce(); },
+  fail,
   slow: () => { $("reason").textContent = "The server is slow; the answer is still to come."; },
   wait: (isBusy) => $("answer").setAttribute("aria-busy", isBusy),
 });
@@ -37,6 +38,10 @@ function changed() {
     return;
   }
   live.reset();
+  forgetAnswer();
+}
+
+function forgetAnswer() {
   answer = null;
   showEmpty();
   showScore(null);
@@ -51,6 +56,13 @@ function show(found, picture) {
   showScore(result.score);
   placeRing(result.embedding);
   showPictures(result).then(() => showUnreadable(result, picture));
+  announce();
+}
+
+// After a final failure, the result of the earlier picture is removed.
+function fail(failure) {
+  if (failure.retryAfter === null) forgetAnswer();
+  showFailure(failure);
   announce();
 }
 
@@ -121,11 +133,20 @@ async function introduce() {
   }
 }
 
-export async function openFile(file) {
-  stop();
+async function openFile(file) {
+  const signal = stop();
   isOwn = false;
-  const bitmap = await createImageBitmap(file).catch(() => null);
-  paper.set({ strokes: [], picture: { file, bitmap } });
+  const bitmap = await readPicture(file);
+  if (!signal.aborted) paper.set({ strokes: [], picture: { file, bitmap } });
+}
+
+// The picture in a file, reduced to SHOWN_PX; null where the browser cannot read it.
+async function readPicture(file) {
+  const whole = await createImageBitmap(file).catch(() => null);
+  if (!whole || Math.max(whole.width, whole.height) <= SHOWN_PX) return whole;
+  const reduced = await createImageBitmap(whole, { [whole.width > whole.height ? "resizeWidth" : "resizeHeight"]: SHOWN_PX, resizeQuality: "high" });
+  whole.close();
+  return reduced;
 }
 
 async function share() {
@@ -160,7 +181,7 @@ async function describeModel() {
 
 // A list of the detectors, shown where there is more than one.
 async function listModels() {
-  const { models } = await persistently(() => askJson("models"));
+  const { models } = await askPersistently("models");
   $("models").replaceChildren(...models.map(({ name }) => new Option(name, name, false, name === chosenModel())));
   $("models-field").hidden = models.length < 2;
 }

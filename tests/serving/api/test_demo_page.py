@@ -131,9 +131,18 @@ def test_the_api_page_lists_and_sends_every_kind_of_request(docs, client, sample
     assert set(page.locator("details").evaluate_all("all => all.map(one => one.id)")) == ids
     send(page, "get_readiness").get_by_text('"status": "ready"').wait_for()
     send(page, "decode").get_by_text('"images"').wait_for()
+    send(page, "v2_model_infer", model="mnist").get_by_text('"is_anomaly"').wait_for()
     send(page, "get_report_picture", picture="loss.png").locator("img[src^='data:image/png']").wait_for()
     page.locator("#score summary").click()
     page.locator("#score input[type=file]").set_input_files(samples / "seven.png")
     assert f"curl -X POST '{url}/score' -F 'file=@seven.png'" in page.locator("#score .curl").inner_text()
     page.locator("#score button").click()
     page.locator("#score .result").get_by_text('"is_anomaly": false').wait_for()
+
+
+def test_the_api_page_says_that_its_description_did_not_come(browser, server):
+    """Without a connection the page is not empty."""
+    with opened(browser, f"{server.url}/docs", expected=["Failed to load resource"]) as page:
+        page.route("**/openapi.json", lambda route: route.abort())
+        page.reload()
+        page.get_by_text("could not be loaded: Failed to fetch").wait_for()

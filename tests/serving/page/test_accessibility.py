@@ -51,6 +51,7 @@ def test_everything_is_reached_by_keyboard(page, samples):
     page.keyboard.press("Enter")
     page.locator("#view-files").wait_for()  # what is hidden takes no focus
     page.locator("#many").focus()
+    assert page.locator("label[for=many]").evaluate("label => getComputedStyle(label).outlineStyle") == "solid"
     with page.expect_file_chooser() as chooser:
         page.keyboard.press("Space")
     chooser.value.set_files([samples / "seven.png", samples / "cat.png"])

@@ -106,6 +106,24 @@ def test_pictures_that_are_decoded_late_do_not_fill_an_empty_paper(page):
     assert all(page.locator(f"#{name}").evaluate(IS_BLANK) for name in ("input", "reconstruction", "error_map"))
 
 
+def test_a_file_that_is_read_late_does_not_replace_a_drawing(page, samples):
+    """The reader draws while the browser still decodes an opened file."""
+    page.evaluate("""() => {
+      const decode = window.createImageBitmap;
+      window.createImageBitmap = (source, ...others) => {
+        if (!(source instanceof File)) return decode(source, ...others);
+        return new Promise((resolve) => { window.release = async () => { resolve(await decode(source, ...others)); }; });
+      };
+    }""")
+    page.set_input_files("#file", samples / "cat.png")
+    page.wait_for_function("'release' in window")
+    draw(page, SEVEN)
+    page.evaluate("release().then(() => new Promise(requestAnimationFrame))")
+    assert final_state(page) == "normal"
+    page.locator("#undo").click()
+    assert not strokes_on(page)
+
+
 def test_strokes_are_undone_and_redone(page):
     """By buttons and by Control+Z and Control+Shift+Z, clearing too, and the verdict follows."""
     draw(page, SEVEN)
@@ -135,6 +153,33 @@ def test_a_digit_is_drawn_by_keyboard(page):
     page.keyboard.press(" ")
     assert final_state(page) == "normal"
     page.locator("#announce").get_by_text("A digit.").wait_for()
+
+
+def test_the_keyboard_leaves_an_example_that_draws_itself_alone(browser, server):
+    """Without a pen that is down, arrow keys, Escape and leaving the paper change nothing; the pen takes over."""
+    with opened(browser, server.url) as page:
+        page.emulate_media(reduced_motion="no-preference")
+        page.get_by_label("Example: a house").click()
+        page.locator("#ghost").wait_for(state="hidden")
+        page.locator("#paper").focus()
+        page.keyboard.press("ArrowUp")
+        page.keyboard.press("Escape")
+        page.locator("#clear").focus()
+        expected = page.evaluate("""async () => {
+          const { strokesOf } = await import("./page/examples.js"), { encodeStrokes } = await import("./page/strokes.js");
+          return encodeStrokes(strokesOf("house"));
+        }""")
+        page.wait_for_function(
+            "text => { document.getElementById('share').click(); return location.hash.endsWith(text); }", arg=expected
+        )
+        page.get_by_label("Example: a house").click()
+        page.locator("#ghost").wait_for(state="hidden")
+        page.locator("#paper").focus()
+        page.keyboard.press(" ")
+        page.locator("#announce").get_by_text("Pen down").wait_for()
+        page.keyboard.press("ArrowUp")
+        page.keyboard.press(" ")
+        page.locator("#announce").get_by_text("Pen up").wait_for()
 
 
 @pytest.mark.parametrize(
@@ -249,12 +294,3 @@ def test_opened_files_are_shown_and_judged(page, samples):
     for name, expected in (("cat.png", "anomaly"), ("seven.png", "normal"), ("cat.png", "anomaly"), ("two.jpg", "normal")):
         page.set_input_files("#file", samples / name)
         state(page, expected)
-
-
-def test_a_file_that_is_no_image_is_told_in_words(browser, server, tmp_path):
-    """A text file gets the server's sentence, and no broken pictures."""
-    (tmp_path / "notes.txt").write_text("no image")
-    with opened(browser, server.url, expected=["415", "400"]) as page:
-        page.set_input_files("#file", tmp_path / "notes.txt")
-        state(page, "error")
-        assert "not accepted" in page.locator("#reason").inner_text()

@@ -1,4 +1,4 @@
-"""What the page does when the server does not answer as it should: without a reload, it says so and recovers."""
+"""What the page does when it gets no good answer: it says so and, where the cause passes, recovers without a reload."""
 
 import pytest
 from browsing import Proxy, draw, final_state, opened, state
@@ -38,6 +38,20 @@ def test_a_slow_server_is_waited_for(browser, server):
         state(page, "normal")
 
 
+def test_an_empty_paper_waits_for_no_slow_answer(page):
+    """The paper is cleared while a slow answer is awaited: no sentence about the server appears."""
+    held = []
+    page.route("**/inspect*", lambda route: held.append(route))
+    page.clock.install()
+    with page.expect_request("**/inspect*"):
+        draw(page, [[(0.5, 0.5)]])
+    page.locator("#clear").click()
+    page.clock.run_for(5000)
+    assert "Draw on the white square" in page.locator("#reason").inner_text()
+    for route in held:
+        route.continue_()
+
+
 def test_the_page_opens_while_the_server_is_away(browser, server):
     """Model, histogram and detectors are loaded when it is back."""
     with Proxy(server) as proxy, opened(browser, proxy.url, expected=NETWORK) as page:
@@ -59,10 +73,22 @@ def test_a_key_is_asked_for_and_kept_in_the_tab(browser, tiny_store, tmp_path):
         draw(page, DIGITS[7])
         page.locator("#trouble-text").get_by_text("only with a key").wait_for()
         state(page, "error")
-        for key in ("wrong", KEY):
-            page.locator("#key").fill(key)
-            page.locator("#key").press("Enter")
+        held = []
+        page.route("**/readyz", lambda route: held.append(route))
+        with page.expect_response("**/models"):
+            page.get_by_role("link", name="Monitor", exact=True).click()
+        with page.expect_response("**/readyz"):
+            held[0].continue_()
+        page.unroute("**/readyz")
+        page.evaluate("fetch('readyz')")
+        assert page.locator("#key-form").is_visible()  # an answer that needs no key leaves the form
+        page.locator("#key").fill("wrong")
+        page.locator("#key").press("Enter")
+        page.locator("#trouble-text").get_by_text("does not accept the key").wait_for()
+        page.locator("#key").fill(KEY)
+        page.locator("#key").press("Enter")
         page.locator("#trouble").wait_for(state="hidden")
+        page.get_by_role("link", name="Draw", exact=True).click()
         assert final_state(page) in ("normal", "anomaly")
         page.locator("#model").filter(has_text="mnist/1").wait_for()
         page.reload()
@@ -113,3 +139,28 @@ def test_the_page_works_under_a_prefix(browser, server, samples):
             page.get_by_role("link", name=view, exact=True).click()
             page.locator(mark).first.wait_for(state="attached")
         assert all(url.startswith((proxy.url, "blob:", "data:")) for url in page.sent)
+
+
+def test_a_drawing_that_cannot_be_sent_is_told(page, samples):
+    """A browser without CompressionStream cannot send strokes, and still sends files."""
+    page.evaluate("delete window.CompressionStream")
+    draw(page, DIGITS[7])
+    assert final_state(page) == "error"
+    assert "CompressionStream" in page.locator("#reason").inner_text()
+    page.set_input_files("#file", samples / "seven.png")
+    state(page, "normal")
+
+
+def test_a_file_that_is_no_image_is_told_in_words(browser, server, samples, tmp_path):
+    """A text file gets the server's sentence, and nothing is left of the answer before it."""
+    (tmp_path / "notes.txt").write_text("no image")
+    with opened(browser, server.url, expected=["415", "400"]) as page:
+        page.set_input_files("#file", samples / "cat.png")
+        state(page, "anomaly")
+        page.set_input_files("#file", tmp_path / "notes.txt")
+        state(page, "error")
+        page.locator("#alpha").press("ArrowRight")
+        state(page, "error")
+        assert "not accepted" in page.locator("#reason").inner_text()
+        assert page.locator("#error_map").get_attribute("aria-label") == "Error map: nothing yet"
+        assert page.locator("#histogram .yours").get_attribute("visibility") == "hidden"

@@ -41,6 +41,20 @@ def test_alpha_moves_the_threshold_and_the_verdict(page, client):
     assert page.locator("#alpha-text").inner_text() == "Of 1,000 normal digits about 10 would be flagged."
 
 
+def test_a_rate_for_which_a_kind_has_too_few_images_gives_no_verdict(page, client, samples):
+    """The score is above the threshold, but no p-value of this kind of upload is as small as the rate."""
+    rates = [rate["alpha"] for rate in client.get("/model/calibration").json()["rates"]]
+    answer = client.post("/inspect", files={"file": (samples / "seven.png").read_bytes()}).json()
+    answer["results"][0] |= {"score": 30, "p_value": 1 / 579}
+    page.route("**/inspect*", lambda route: route.fulfill(json=answer))
+    page.locator("#histogram .bar").first.wait_for()
+    draw(page, DIGITS[2])
+    state(page, "anomaly")
+    set_alpha(page, rates.index(0.001))
+    state(page, "error")
+    assert "too few images of its kind" in page.locator("#reason").inner_text()
+
+
 def test_the_error_map_is_read_by_pointing(page):
     """A pixel's value in times of the usual error, by arrow keys too; the overlay mixes the map with the drawing."""
     draw(page, DIGITS[5])
@@ -135,7 +149,9 @@ def place_at(page, x, y):
 
 
 def test_a_test_image_is_named_under_the_pointer(page):
-    """Pointing at a numeral of the map finds a test image nearby and says its class."""
+    """Pointing at a numeral of the map finds a test image nearby and says its class, also where the browser refuses storage."""
+    page.add_init_script("Object.defineProperty(window, 'localStorage', { get() { throw new Error('refused'); } })")
+    page.reload()
     page.locator("#map").scroll_into_view_if_needed()
     find_test_image(page)
 

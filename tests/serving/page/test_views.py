@@ -3,6 +3,8 @@
 import csv
 import io
 import json
+import shutil
+from pathlib import Path
 
 import httpx
 import pytest
@@ -26,7 +28,7 @@ def downloaded(page, button):
 
 def test_many_files_are_scored_sorted_filtered_and_downloaded(browser, server, samples, tmp_path):
     """Good and broken files: each has a row; the downloads say what the server says."""
-    broken = {"name": "broken.png", "mimeType": "image/png", "buffer": b"no image"}
+    broken = {"name": "-2+3.png", "mimeType": "image/png", "buffer": b"no image"}
     files = [
         *images(120),
         *[{"name": file.name, "mimeType": "", "buffer": file.read_bytes()} for file in samples.glob("*.*g")],
@@ -45,19 +47,55 @@ def test_many_files_are_scored_sorted_filtered_and_downloaded(browser, server, s
         assert scores == sorted(scores, reverse=True)
         records = json.loads(downloaded(page, "#files-json"))
         rows = list(csv.DictReader(io.StringIO(downloaded(page, "#files-csv"))))
-        assert [record["name"] for record in records] == [row["name"] for row in rows]
+        names = [record["name"] for record in records]
+        assert [name.replace("-2", "'-2") for name in names] == [row["name"] for row in rows]  # text that looks like a formula
         cat = next(record for record in records if record["name"] == "cat.png")
         sent = httpx.post(f"{server.url}/score?watch=0", files={"file": (samples / "cat.png").read_bytes()}).json()["results"][
             0
         ]
         assert cat["score"] == pytest.approx(sent["score"], rel=1e-6)  # sums differ in the last bit between batches
         assert (cat["p_value"], cat["is_anomaly"]) == (pytest.approx(sent["p_value"]), sent["is_anomaly"])
-        page.locator("#files-search").fill("broken")
+        page.locator("#files-search").fill("-2")
         assert page.locator("#files-rows tr").count() == 1
         assert page.locator("#files-rows").get_by_text("not readable").count() == 1
         page.locator("#files-search").fill("seven")
         page.locator("#files-rows .thumbnail").click()
         state(page, "normal")
+
+
+def test_files_that_fail_together_are_sent_again(browser, server, samples, tmp_path):
+    """After an answer that was cut off, the form is sent again; after the limit on decoding, each file alone. Files that a
+    proxy refuses, or that cannot be read any more, get a sentence."""
+    copies = [shutil.copy(samples / name, tmp_path) for name in ("seven.png", "three.png", "cat.png")]
+    limited = {"error": {"type": "/problems/decoding-limit", "detail": "send fewer at once"}}
+    answers = iter([{"body": '{"results": ['}, {"json": {"results": 3 * [limited]}}, None, {"status": 413, "body": "<h1>"}])
+
+    def answer(route):
+        """The next of the answers; None and after them: the server's."""
+        made = next(answers, None)
+        route.fulfill(**made) if made else route.continue_()
+
+    with opened(browser, f"{server.url}/#files", expected=["Failed to load resource"]) as page:
+        page.route("**/inspect*", answer)
+        page.locator("#many").set_input_files(copies)
+        page.locator("#files-summary").get_by_text("3 of 3 done").wait_for()
+        assert page.locator("#files-rows .word").all_inner_texts() == ["digit", "not readable", "not a digit"]
+        page.locator("#files-rows").get_by_text("(status 413)").wait_for()
+        page.unroute("**/inspect*")
+        Path(copies[0]).unlink()
+        page.select_option("#models", "mnist-vae")
+        page.locator("#files-rows").get_by_text("seven.png cannot be read on this computer.").wait_for()
+        page.locator("#files-summary").get_by_text("3 of 3 done, 1 flagged at p ≤ 0.01, 1 not readable").wait_for()
+
+
+def test_a_view_that_does_not_load_leaves_the_others(browser, server):
+    """The reader is told, and the other views open."""
+    with opened(browser, f"{server.url}/", expected=["Failed to load resource"]) as page:
+        page.route("**/page/monitor.js", lambda route: route.abort())
+        page.get_by_role("link", name="Monitor", exact=True).click()
+        page.get_by_text("This view could not be loaded").wait_for()
+        page.get_by_role("link", name="Files", exact=True).click()
+        page.locator("#files-summary").wait_for()
 
 
 def test_false_discoveries_over_all_files_are_those_of_the_server(browser, server):
@@ -111,13 +149,31 @@ def test_the_monitor_follows_the_traffic(browser, server, samples):
 
 
 def test_the_model_is_shown_with_its_report(browser, server, client):
-    """The card in words, every picture of the report, and epochs behind a slider where there are several."""
+    """The card in words, the report without a picture that is refused, and epochs behind a slider where there are several."""
     card = client.get("/model").json()
-    with opened(browser, f"{server.url}/#model") as page:
+    with opened(browser, server.url, expected=["404"]) as page:
+        page.route("**/p_values.png", lambda route: route.fulfill(status=404, content_type="application/json", body="{}"))
+        page.get_by_role("link", name="Model", exact=True).click()
         page.locator(".report img").first.wait_for()
+        assert page.get_by_alt_text("p-values of test images").count() == 0
         facts = page.locator(".facts").inner_text()
         assert f"{card['name']}/{card['version']}, published" in facts
         assert f"{card['name']}/{card['version']} (in service)" in facts
         assert page.locator(".report img").evaluate_all("all => all.every(one => one.complete && one.naturalWidth > 28)")
         for name in ("errors.png", "latent.png", "loss.png"):
             assert any(url.endswith(name) for url in page.sent)
+
+
+def test_late_pictures_do_not_bring_another_model_back(browser, server):
+    """The report of a detector that arrives after another one was chosen is not shown."""
+    with opened(browser, server.url) as page:
+        held = []
+        page.route("**/errors.png", lambda route: held.append(route))
+        with page.expect_request("**/errors.png"):
+            page.get_by_role("link", name="Model", exact=True).click()
+        page.select_option("#models", "mnist-vae")
+        page.locator(".facts").get_by_text("mnist-vae/").first.wait_for()
+        with page.expect_response("**/errors.png"):
+            held[0].continue_()
+        page.evaluate("fetch('model')")
+        assert "mnist-vae/" in page.locator(".facts").inner_text()

@@ -34,10 +34,10 @@ export function showFailure(failure) {
 
 // `result` of /inspect at the limit `alpha` with its `threshold`.
 export function showVerdict(result, alpha, threshold) {
-  const isAnomaly = result.p_value <= alpha, decided = decidingWarning(result.warnings);
-  setVerdict(isAnomaly || decided ? "anomaly" : "normal");
+  const isAnomaly = result.p_value <= alpha, isAbove = result.score > threshold, decided = decidingWarning(result.warnings);
+  setVerdict(isAnomaly || decided ? "anomaly" : isAbove ? "error" : "normal");
   if (decided) $("verdict").textContent = decided;
-  const side = isAnomaly ? "above" : "not above";
+  const side = isAnomaly ? "above" : isAbove ? "too few images of its kind were calibrated for this rate to compare it with" : "not above";
   $("reason").textContent = `${raritySentence(result.p_value).slice(0, -1)}: p-value ${pValue(result.p_value)}. Score ${number(result.score)}, ${side} the threshold ${number(threshold)}.`;
   $("warnings").replaceChildren(...result.warnings.map((warning) => Object.assign(document.createElement("li"), { textContent: warningSentence(warning) })));
 }

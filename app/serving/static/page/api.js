@@ -7,7 +7,7 @@ let model = "";  // name of the chosen model, "" for the server's default
 let trouble = null;
 const isStatic = document.querySelector("meta[name=oddigit-static]") !== null;  // `oddigit page` wrote this page: there is no server
 
-export const events = new EventTarget();  // "key": a key was entered; "recovered": the server answers again; "model": another model
+export const events = new EventTarget();  // "key": a key was entered; "model": another model
 export const chosenModel = () => model;
 
 export function chooseModel(name) {
@@ -38,22 +38,19 @@ export function address(path, options = {}) {
   return text ? `${path}?${text}` : path;
 }
 
-// The response to a request. Raises Failure; `quiet`: without telling the reader.
-export async function ask(path, { quiet = false, ...options } = {}) {
+// The body of the response to a request, read as `as`: json, text or blob. Raises Failure; `quiet`: the reader is told nothing.
+export async function ask(path, { quiet = false, as = "json", ...options } = {}) {
   try {
-    const response = await send(path, options);
-    if (trouble) {
-      tell(null);
-      events.dispatchEvent(new Event("recovered"));
-    }
-    return response;
+    const body = await (await send(path, options))[as]().catch(() => {
+      throw new Failure("proxy", "The server's answer was cut off. The page tries again by itself.", 1);
+    });
+    if (trouble && !quiet) tell(null);
+    return body;
   } catch (failure) {
     if (!quiet && failure.kind !== "refused") tell(failure);
     throw failure;
   }
 }
-
-export const askJson = async (path, options) => (await ask(path, options)).json();
 
 async function send(path, { headers = {}, ...options }) {
   const sentKey = key;
@@ -62,21 +59,24 @@ async function send(path, { headers = {}, ...options }) {
     if (isStatic) response = await (await import("./local.js")).respond(path, options);
     else response = await fetch(path, { ...options, headers: sentKey ? { ...headers, "X-API-Key": sentKey } : headers });
   } catch {
+    for (const file of options.body instanceof FormData ? options.body.getAll("file") : []) {
+      await file.slice(0, 1).arrayBuffer().catch(() => { throw new Failure("refused", `${file.name} cannot be read on this computer.`); });
+    }
     throw new Failure("offline", "The server does not answer. The page tries again by itself.", 1);
   }
   if (response.ok) return response;
-  const failure = await failureOf(response);
+  const failure = await failureOf(response, sentKey);
   if (failure.kind === "key" && key !== sentKey) return send(path, { headers, ...options });  // another key was entered meanwhile
   throw failure;
 }
 
-async function failureOf(response) {
+async function failureOf(response, sentKey) {
   const isProblem = /json/.test(response.headers.get("content-type") || "");
   const problem = isProblem ? await response.json().catch(() => ({})) : {};
   const pause = Number(response.headers.get("retry-after")) || null;
-  if (response.status === 401) return new Failure("key", "This server answers only with a key.");
+  if (response.status === 401) return new Failure("key", sentKey ? "The server does not accept the key that was entered." : "This server answers only with a key.");
   if (!isProblem) {
-    const isFinal = response.status === 404, again = isFinal ? "" : " The page tries again by itself.";
+    const isFinal = response.status < 500 && ![408, 425, 429].includes(response.status), again = isFinal ? "" : " The page tries again by itself.";
     const sentence = `Something between this page and the server answered with an error page (status ${response.status}).${again}`;
     return new Failure("proxy", sentence, isFinal ? null : pause || 2);
   }
@@ -86,14 +86,14 @@ async function failureOf(response) {
   return new Failure("refused", problem.detail || problem.title || `The server refused this (status ${response.status}).`);
 }
 
-// Call `work` until it succeeds, with growing pauses. A missing key is waited for; a refusal is final.
-export async function persistently(work) {
+// `ask` until it succeeds, with growing pauses. A missing key is waited for; a refusal is final.
+export async function askPersistently(path, options) {
   for (let attempt = 0; ; attempt++) {
     try {
-      return await work();
+      return await ask(path, options);
     } catch (failure) {
       if (failure.kind === "key") await new Promise((resolve) => { events.addEventListener("key", resolve, { once: true }); });
-      else if (failure.retryAfter !== undefined && failure.retryAfter !== null) await wait(pauseBefore(attempt, failure));
+      else if (failure.retryAfter) await wait(pauseBefore(attempt, failure));
       else throw failure;
     }
   }
@@ -103,8 +103,12 @@ const cards = new Map();  // name of a detector -> promise of its card
 
 // The card of the chosen detector.
 export function modelCard() {
-  if (!cards.has(model)) cards.set(model, persistently(() => askJson(address("model"))));
-  return cards.get(model);
+  const name = model;
+  if (!cards.has(name)) {
+    cards.set(name, askPersistently(address("model")));
+    cards.get(name).catch(() => cards.delete(name));
+  }
+  return cards.get(name);
 }
 
 // Milliseconds before the next attempt: the server's own Retry-After, or 1, 2, 4 ... s.
@@ -124,6 +128,7 @@ export function startKeyForm() {
   $("key-form").addEventListener("submit", (event) => {
     event.preventDefault();
     key = $("key").value.trim();
+    $("trouble-text").textContent = "";  // the same sentence again is announced again
     store("sessionStorage", "key", key);
     $("key").value = "";
     events.dispatchEvent(new Event("key"));

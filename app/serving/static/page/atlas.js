@@ -1,5 +1,5 @@
 // The map of the latent plane: decoded digits behind the test images, and a ring that can be dragged.
-import { address, ask, askJson, chosenModel, events, modelCard, persistently } from "./api.js";
+import { address, ask, askPersistently, chosenModel, events, modelCard } from "./api.js";
 import { DecodedGrid, decode } from "./decoded.js";
 import { $, bitmapOf, clamp, cssColour, reducedMotion } from "./dom.js";
 import { followPointers } from "./gestures.js";
@@ -61,7 +61,7 @@ async function load() {
   article.hidden = !("report/latent.npz" in card.files);
   $("sample").hidden = !("report/latent_images.png" in card.files);
   if (article.hidden) return;
-  const latent = await persistently(() => askJson(address("latent")));
+  const latent = await askPersistently(address("latent"));
   if (name !== chosenModel()) return;
   plane = new Plane(latent);
   if (embedding && embedding.length === card.architecture.latent_dim) placeRing(embedding);
@@ -78,8 +78,8 @@ async function load() {
 
 // The test images themselves, in the order of the points, fifty in a row.
 async function loadSprite(name) {
-  const response = await ask(address("model/report/latent_images.png"), { quiet: true }).catch(() => null);
-  const bitmap = response && await createImageBitmap(await response.blob());
+  const picture = await ask(address("model/report/latent_images.png"), { quiet: true, as: "blob" }).catch(() => null);
+  const bitmap = picture && await createImageBitmap(picture);
   if (name !== chosenModel() || !bitmap) return;
   sprite = bitmap;
   showSample(plane.nearest(ring || [0.5, 0.5]));

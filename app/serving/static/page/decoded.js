@@ -1,5 +1,5 @@
 // What the network draws at the places of a grid over the plane: asked for once, then interpolated without a request.
-import { address, askJson, chosenModel, modelCard, persistently } from "./api.js";
+import { address, askPersistently, chosenModel, modelCard } from "./api.js";
 import { bitmapOf, cssColour, store, stored } from "./dom.js";
 
 const GRID = 14;  // cells a side
@@ -10,12 +10,11 @@ export class DecodedGrid {
   constructor(pixels) { this.pixels = pixels; }
 
   static async load(plane) {
-    const name = chosenModel(), card = await modelCard(), cached = `grid-${card.name}-${card.version}-${card.created}`;
-    let images = JSON.parse(stored("localStorage", cached) || "null");
-    if (!images) {
+    const name = chosenModel(), card = await modelCard(), version = `${card.version}-${card.created}`;
+    let [cached, images] = JSON.parse(stored("localStorage", `grid-${card.name}`) || "[]");
+    if (cached !== version) {
       images = await decode(gridPlaces().map((place) => plane.embeddingAt(place)));
-      for (const old of Object.keys(localStorage).filter((entry) => entry.startsWith(`oddigit-grid-${card.name}-`))) localStorage.removeItem(old);
-      store("localStorage", cached, JSON.stringify(images));
+      store("localStorage", `grid-${card.name}`, JSON.stringify([version, images]));
     }
     return name === chosenModel() ? new DecodedGrid(await pixelsOf(images)) : null;
   }
@@ -58,7 +57,7 @@ export class DecodedGrid {
 // PNGs in base64 of what the network draws for embeddings.
 export async function decode(embedding, options = {}) {
   const request = { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ embedding }) };
-  return (await persistently(() => askJson(address("decode"), { ...request, ...options }))).images;
+  return (await askPersistently(address("decode"), { ...request, ...options })).images;
 }
 
 function gridPlaces() {

@@ -1,5 +1,5 @@
 // Many files: a row for each, scored in small forms, sorted, filtered, judged together on request, and downloaded.
-import { Failure, address, askJson, events, persistently } from "./api.js";
+import { Failure, address, askPersistently, events } from "./api.js";
 import { $, make } from "./dom.js";
 import { rate } from "./histogram.js";
 import { count, decidingWarning, number, warningSentence } from "./words.js";
@@ -119,8 +119,12 @@ async function score(batch) {
   const form = new FormData();
   for (const { file, name } of batch) form.append("file", file, name);
   try {
-    const { results } = await persistently(() => askJson(address("inspect", { watch: "0" }), { method: "POST", body: form }));
-    batch.forEach((entry, index) => take(entry, results[index]));
+    const { results } = await askPersistently(address("inspect", { watch: "0" }), { method: "POST", body: form });
+    for (const [index, entry] of batch.entries()) {
+      const isLimited = batch.length > 1 && results[index].error?.type?.endsWith("decoding-limit");
+      if (isLimited) await score([entry]);  // the files of a form share the time for decoding
+      else take(entry, results[index]);
+    }
   } catch (failure) {
     if (!(failure instanceof Failure)) throw failure;
     if (batch.length === 1) batch[0].error = failure.message;
@@ -224,7 +228,7 @@ function records() {
 function csv() {
   const cell = (value) => {
     const text = Array.isArray(value) ? value.join(" ") : String(value ?? "");
-    return `"${(/^[=+@\t\r]|^-(?!\d)/.test(text) ? `'${text}` : text).replaceAll('"', '""')}"`;
+    return `"${(typeof value !== "number" && /^[-=+@\t\r]/.test(text) ? `'${text}` : text).replaceAll('"', '""')}"`;
   };
   const rows = records();
   return [Object.keys(rows[0] || {}).map(cell).join(","), ...rows.map((record) => Object.values(record).map(cell).join(","))].join("\r\n");

@@ -1,5 +1,5 @@
 // The scores of the calibration images, the threshold for the chosen rate of false alarms, and the mark of the drawing.
-import { address, askJson, events, modelCard, persistently } from "./api.js";
+import { address, askPersistently, events, modelCard } from "./api.js";
 import { $, clamp, makeSvg } from "./dom.js";
 import { alphaSentence, count, number } from "./words.js";
 
@@ -34,7 +34,7 @@ export function showScore(value) {
 async function load(onRate) {
   calibration = null;
   const path = address("model/calibration");
-  const found = await persistently(() => askJson(path));
+  const found = await askPersistently(path);
   const { alpha } = await modelCard();
   if (path !== address("model/calibration")) return;
   calibration = found;

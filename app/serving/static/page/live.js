@@ -51,8 +51,13 @@ export class Live {
   async send() {
     this.dirty = false;
     this.busy = true;
-    const { turn } = this, picture = await this.take();
-    if (picture && picture.id !== this.lastId && turn === this.turn) await this.exchange(picture, turn);
+    const { turn } = this;
+    try {
+      const picture = await this.take();
+      if (picture && picture.id !== this.lastId && turn === this.turn) await this.exchange(picture, turn);
+    } catch (failure) {
+      if (turn === this.turn) this.recover(failure instanceof Failure ? failure : new Failure("refused", `The page has an error: ${failure.message}.`));
+    }
     this.busy = false;
     this.next();
   }
@@ -60,16 +65,15 @@ export class Live {
   async exchange(picture, turn) {
     this.lastId = picture.id;
     this.lastStart = performance.now();
-    const slow = setTimeout(this.slow, SLOW_MS);
+    const slow = setTimeout(() => { if (turn === this.turn) this.slow(); }, SLOW_MS);
     try {
       const options = { method: "POST", body: picture.body, headers: picture.type ? { "Content-Type": picture.type } : {} };
-      const answer = await (await ask(address("inspect", { watch: "0" }), options)).json();
+      const answer = await ask(address("inspect", { watch: "0" }), options);
       this.failures = 0;
       if (turn === this.turn) this.show(answer, picture);
-    } catch (failure) {
-      if (turn === this.turn) this.recover(failure instanceof Failure ? failure : new Failure("proxy", "The answer cannot be read.", 2));
+    } finally {
+      clearTimeout(slow);
     }
-    clearTimeout(slow);
   }
 
   recover(failure) {

@@ -1,5 +1,5 @@
 // The card of the chosen detector as a page, with the pictures of its report; those over the epochs behind a slider.
-import { address, ask, askJson, chosenModel, events, modelCard, persistently } from "./api.js";
+import { address, askPersistently, events, modelCard } from "./api.js";
 import { lineChart, short } from "./chart.js";
 import { make } from "./dom.js";
 import { count, number } from "./words.js";
@@ -14,7 +14,7 @@ const SIZE = 28;
 
 const titleOf = (file) => TITLES[file] || (file.startsWith("reconstructions_") ? "Test images above their reconstructions" : file.slice(0, -4).replaceAll("_", " "));
 
-let view, urls = [];
+let view;
 
 export function start(element) {
   view = element;
@@ -24,10 +24,8 @@ export function start(element) {
 }
 
 async function draw() {
-  const name = chosenModel(), [card, versions] = await Promise.all([modelCard(), storedVersions()]);
-  if (name !== chosenModel()) return;
-  for (const url of urls) URL.revokeObjectURL(url);
-  urls = [];
+  const card = await modelCard(), [versions, report] = await Promise.all([storedVersions(), pictures(card)]);
+  if (card !== await modelCard()) return;  // another detector was chosen, or another version is in service
   const { architecture: net, training, data } = card;
   const layers = [net.image_size ** 2, ...net.hidden, net.latent_dim].join(" – ");
   const facts = {
@@ -44,13 +42,13 @@ async function draw() {
     make("dl", { className: "facts" }, ...Object.entries(facts).flatMap(([term, text]) => [make("dt", { textContent: term }), make("dd", { textContent: text })])),
     make("div", { className: "tiles" }, ...lossTile(card.losses), metricsTile(card.metrics)),
     make("details", {}, make("summary", { textContent: "The whole card" }), make("pre", { tabIndex: 0, textContent: JSON.stringify(card, null, 1) })),
-    make("h3", { textContent: "Report" }), ...await pictures(card),
+    make("h3", { textContent: "Report" }), report,
   );
 }
 
 // A function from the card to the versions in the store as text, the newest first, each with its state.
 async function storedVersions() {
-  const [{ models }, { refused_versions: refused }] = await persistently(() => Promise.all([askJson("models"), askJson("readyz")]));
+  const [{ models }, { refused_versions: refused }] = await Promise.all([askPersistently("models"), askPersistently("readyz", { quiet: true })]);
   return ({ name, version: served }) => {
     const reasons = new Map(refused.filter(({ model }) => model === name).map(({ version, reason }) => [version, reason]));
     const state = (version) => (version === served ? " (in service)" : reasons.has(version) ? ` (refused: ${reasons.get(version)})` : "");
@@ -83,16 +81,19 @@ async function pictures(card) {
   const files = Object.keys(card.files).filter((file) => /^report\/.*\.png$/.test(file)).map((file) => file.slice(7)).sort();
   const last = files.findLast((file) => /_\d{3}\.png$/.test(file));  // older versions have one for each tenth epoch
   const shown = files.filter((file) => !HIDDEN.has(file) && (file === last || !/_\d{3}\.png$/.test(file)));
-  const figures = await Promise.all(shown.map(async (file) => figure(titleOf(file), await load(file))));
-  if (files.includes("epoch_images.png")) figures.unshift(await slider(card.training));
-  return figures.length ? [make("div", { className: "report" }, ...figures)] : [make("p", { textContent: "This version has no report." })];
+  const figures = [...(files.includes("epoch_images.png") ? [slider(card.training)] : []), ...shown.map(figure)];
+  const loaded = (await Promise.allSettled(figures)).flatMap(({ value }) => value ?? []);  // without those that are refused
+  return loaded.length ? make("div", { className: "report" }, ...loaded) : make("p", { textContent: "This version has no report." });
 }
 
-const figure = (title, url) => make("figure", {}, make("img", { src: url, alt: title }), make("figcaption", { textContent: title }));
+async function figure(file) {
+  const alt = titleOf(file), src = URL.createObjectURL(await load(file));
+  return make("figure", {}, make("img", { src, alt, onload: () => URL.revokeObjectURL(src) }), make("figcaption", { textContent: alt }));
+}
 
 // The sheet's first row are test images; a row for each epoch that was recorded follows.
 async function slider({ picture_every: every = 1, epochs = 0 }) {
-  const sheet = await createImageBitmap(await (await ask(address("model/report/epoch_images.png"))).blob());
+  const sheet = await createImageBitmap(await load("epoch_images.png"));
   const rows = sheet.height / SIZE - 1, range = make("input", { type: "range", min: 0, max: rows - 1, value: rows - 1, "aria-label": "Epoch" });
   const canvas = make("canvas", { width: sheet.width, height: 2 * SIZE, className: "sheet", role: "img" }), context = canvas.getContext("2d"), caption = make("figcaption");
   const show = () => {
@@ -109,8 +110,4 @@ async function slider({ picture_every: every = 1, epochs = 0 }) {
 }
 
 // Fetched, because a picture's address cannot carry an API key.
-async function load(file) {
-  const url = URL.createObjectURL(await (await ask(address(`model/report/${file}`))).blob());
-  urls.push(url);
-  return url;
-}
+const load = (file) => askPersistently(address(`model/report/${file}`), { as: "blob" });

@@ -1,5 +1,5 @@
 // For operators: requests, latency, flagged share, drift and versions, from the server's own metrics, every two seconds.
-import { address, ask, askJson, chosenModel } from "./api.js";
+import { address, ask, chosenModel } from "./api.js";
 import { lineChart, short } from "./chart.js";
 import { $, make } from "./dom.js";
 import { count } from "./words.js";
@@ -41,7 +41,7 @@ function leave() {
 async function poll() {
   try {
     const [text, drift, ready, models] = await Promise.all(
-      [ask("metrics").then((response) => response.text()), askJson(address("drift")), askJson("readyz"), askJson("models")]);
+      [ask("metrics", { as: "text" }), ask(address("drift")), ask("readyz", { quiet: true }), ask("models")]);
     const now = read(parse(text), performance.now(), drift.model.name);
     if (previous) samples = [...samples, { ...difference(previous, now), capital: drift.capital }].slice(-KEPT);
     previous = now;

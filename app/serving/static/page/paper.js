@@ -4,6 +4,7 @@ import { greyPng } from "./png.js";
 import { PEN_WIDTH, SIDE, drawStroke } from "./strokes.js";
 
 const CELLS = 28;  // of the keyboard's pen, a side
+const KEYS = "keys";  // the keyboard in place of a pointer
 const PALM_PX = 60;  // contacts wider than this are no fingertips
 const PALM_MS = 1500;  // after a pen was used, touches are the hand that holds it
 const STEPS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
@@ -21,7 +22,7 @@ export class Paper {
     this.revision = 0;
     this.width = PEN_WIDTH;
     this.stroke = null;
-    this.pointer = null;
+    this.pointer = null;  // that draws the stroke: its id, or KEYS; null while an example is drawn
     this.cursor = null;  // cell of the keyboard's pen
     this.penSeen = -Infinity;
     this.listen();
@@ -30,6 +31,7 @@ export class Paper {
 
   get state() { return this.states[this.at]; }
   get strokes() { return this.stroke ? [...this.state.strokes, this.stroke] : this.state.strokes; }
+  get isKeyed() { return this.pointer === KEYS; }
   get isEmpty() { return !this.strokes.length && !this.state.picture; }
 
   // The drawing as {body, type, file, id}; an opened file without strokes is sent as it is, in a form. Null while the paper is empty.
@@ -117,13 +119,13 @@ export class Paper {
     }
     canvas.addEventListener("contextmenu", (event) => event.preventDefault());
     canvas.addEventListener("keydown", (event) => this.key(event));
-    canvas.addEventListener("blur", () => { this.endStroke(); this.cursor = null; this.redraw(); });
+    canvas.addEventListener("blur", () => { if (this.isKeyed) this.endStroke(); this.cursor = null; this.redraw(); });
     new ResizeObserver(() => this.redraw()).observe(canvas);
   }
 
   down(event) {
     if (event.pointerType === "pen") this.penSeen = event.timeStamp;
-    if (this.pointer !== null || event.button !== 0 || this.isPalm(event)) return;
+    if (![null, KEYS].includes(this.pointer) || event.button !== 0 || this.isPalm(event)) return;
     event.preventDefault();
     this.onTouch();
     this.endStroke();
@@ -156,7 +158,7 @@ export class Paper {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
     if (event.key in STEPS) this.moveCursor(STEPS[event.key], event.shiftKey ? 4 : 1);
     else if (event.key === " " || event.key === "Enter") this.togglePen();
-    else if (event.key === "Escape" && this.stroke) this.lift();
+    else if (event.key === "Escape" && this.isKeyed) this.lift();
     else return;
     event.preventDefault();
   }
@@ -164,17 +166,19 @@ export class Paper {
   moveCursor(step, times) {
     this.cursor ??= [CELLS / 2, CELLS / 2];
     this.cursor = this.cursor.map((cell, axis) => clamp(cell + times * step[axis], 0, CELLS - 1));
-    if (this.stroke) this.extend([this.cell()]);
+    if (this.isKeyed) this.extend([this.cell()]);
     this.redraw();
   }
 
   togglePen() {
-    if (this.stroke) {
+    if (this.isKeyed) {
       this.lift();
       return;
     }
     this.onTouch();
+    this.endStroke();
     this.cursor ??= [CELLS / 2, CELLS / 2];
+    this.pointer = KEYS;
     this.beginStroke(this.cell());
     this.redraw();
     this.say(`Pen down at column ${this.cursor[0] + 1}, row ${this.cursor[1] + 1} of ${CELLS}.`);
@@ -201,7 +205,7 @@ export class Paper {
       this.view.strokeStyle = colour;
       this.view.lineWidth = width;
       this.view.beginPath();
-      this.view.arc(x, y, this.stroke ? 6 : 10, 0, 2 * Math.PI);
+      this.view.arc(x, y, this.isKeyed ? 6 : 10, 0, 2 * Math.PI);
       this.view.stroke();
     }
   }

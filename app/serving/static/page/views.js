@@ -23,7 +23,11 @@ async function show(actions) {
 }
 
 function open(name, actions) {
-  opened[name] ??= LOADERS[name]().then(({ start }) => start($(`view-${name}`), actions));
+  const view = $(`view-${name}`);
+  opened[name] ??= LOADERS[name]().then(({ start }) => start(view, actions), () => {
+    view.textContent = "This view could not be loaded. Reload the page.";  // browsers do not import again what failed
+    return {};
+  });
   return opened[name];
 }
 
@@ -34,7 +38,7 @@ async function takeFiles(files, actions) {
     actions.openFile(files[0]);
   } else if (files.length) {
     location.hash = "files";
-    (await open("files", actions)).add(files);
+    (await open("files", actions)).add?.(files);
   }
 }
 

@@ -85,7 +85,8 @@ def gpu_load() -> Iterator[list[float]]:
     if not shutil.which("nvidia-smi"):
         yield shares
         return
-    command = ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", "--loop-ms=100"]
+    gpu = f"GPU-{torch.cuda.get_device_properties(0).uuid}"
+    command = ["nvidia-smi", f"--id={gpu}", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", "--loop-ms=100"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as sampler:
         try:
             yield shares

@@ -4,6 +4,7 @@ import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -152,6 +153,16 @@ def test_the_framework_reads_no_body_by_itself():
     routes = [route for router in (framework, *included) for route in router.routes if isinstance(route, APIRoute)]
     assert len(routes) > 30
     assert not [route.path for route in routes if route.body_field is not None]
+
+
+def test_a_process_whose_device_has_failed_ends(monkeypatch, caplog):
+    """Every further answer would be an error; a new process may be able to use the device."""
+    engine = main._Engine(read_settings({"ODDIGIT_DECODERS": "1"}))
+    monkeypatch.setattr(engine, "models", [SimpleNamespace(inference=SimpleNamespace(detector=SimpleNamespace(is_lost=True)))])
+    monkeypatch.setattr(main.os, "_exit", sys.exit)
+    with pytest.raises(SystemExit, match="1"):
+        asyncio.run(engine._work_each_second())
+    assert "the device has failed" in caplog.text
 
 
 def test_an_error_does_not_end_the_work_of_each_second(monkeypatch, caplog):

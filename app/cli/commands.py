@@ -55,4 +55,7 @@ def main() -> None:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     if sys.stderr is None:  # closed; libraries ask whether it is a terminal
         sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - until the end
-    cli()
+    try:
+        cli()
+    except KeyboardInterrupt:  # before a command began, which would have said that it stops
+        sys.exit(130)

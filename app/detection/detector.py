@@ -103,6 +103,11 @@ class Detector:
             error_maps=out.error_map if error_maps else None,
         )
 
+    @property
+    def is_lost(self) -> bool:
+        """Whether the device has failed, so that this process cannot use it any more."""
+        return self._runtime.is_lost
+
     def decode(self, embeddings: Floats) -> Floats:
         """Embeddings [N, latent_dim] -> images [N, S, S] in [0, 1]."""
         return self._runtime.decode(embeddings)

@@ -5,8 +5,11 @@ This is the only file of `detection` that imports `app.network`.
 """
 
 import ctypes
+import logging
 import os
 import sys
+import threading
+from contextlib import AbstractContextManager, nullcontext
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -24,12 +27,18 @@ from app.detection.bundle import (
 )
 
 if TYPE_CHECKING:
+    import torch
     from onnxruntime import InferenceSession
 
     from app.network.detector_network import DetectorNetwork
 
 Images = NDArray[np.uint8]
 Floats = NDArray[np.float32]
+
+logger = logging.getLogger(__name__)
+
+_MPS = threading.Lock()  # two threads that use MPS at the same time may end the process
+_logged: set[str] = set()  # why `auto` does not take CUDA
 
 WEIGHTS_SHA256 = "autoencoder_pth_sha256"  # metadata key, as in app/network/detector_network.py
 
@@ -51,7 +60,7 @@ class NetworkOutputs(NamedTuple):
 class OnnxRuntime:
     """The exported models in ONNX Runtime, on the CPU. Safe to call from several threads."""
 
-    name, device = "onnx", "cpu"
+    name, device, is_lost = "onnx", "cpu", False
     # Images of a forward pass that large arrays are best cut into: 2 ms. 512 are 8 % faster, but keep 33 MiB.
     chunk_size = 128
 
@@ -88,6 +97,7 @@ class TorchRuntime:
 
     name = "torch"
     chunk_size = 512
+    is_lost = False  # True once the device has failed: the process cannot use it any more
 
     def __init__(self, bundle: Bundle, device: str, threads: int = 1) -> None:
         """Load the weights onto `device`. Raises BundleError, DeviceError."""
@@ -99,26 +109,34 @@ class TorchRuntime:
         torch.set_num_threads(threads)
         torch.set_float32_matmul_precision("highest")  # no TF32: scores must agree between devices
         network = load_network(bundle)
+        self._turn: AbstractContextManager[object] = _MPS if device.startswith("mps") else nullcontext()
         try:
-            self._network = network.to(device).eval()
+            with self._turn:
+                self._network = network.to(device).eval()
             self._cuda_network = CudaNetwork(self._network, torch.device(device)) if device.startswith("cuda") else None
         except torch.OutOfMemoryError as error:
             raise DeviceError(f"{device} has too little free memory: {first_line(error)}") from error
+        except RuntimeError as error:  # of the driver, or of CUDA's libraries
+            raise DeviceError(f"{device} cannot be used: {first_line(error)}") from error
 
     def run(self, images: Images, *, with_maps: bool) -> NetworkOutputs:
         import torch
 
-        if self._cuda_network is not None:
-            return NetworkOutputs(*self._cuda_network.run(images, with_maps=with_maps))
-        with torch.inference_mode():
-            batch = torch.tensor(images).to(self.device)  # copied, because it may be a read-only view of a request
-            outputs = self._network(batch) if with_maps else self._network.score(batch)
-            return NetworkOutputs(*(output.cpu().numpy() for output in outputs))
+        try:
+            if self._cuda_network is not None:
+                return NetworkOutputs(*self._cuda_network.run(images, with_maps=with_maps))
+            with self._turn, torch.inference_mode():
+                batch = torch.tensor(images).to(self.device)  # copied, because it may be a read-only view of a request
+                outputs = self._network(batch) if with_maps else self._network.score(batch)
+                return NetworkOutputs(*(output.cpu().numpy() for output in outputs))
+        except torch.AcceleratorError:
+            self.is_lost = True
+            raise
 
     def decode(self, embeddings: Floats) -> Floats:
         import torch
 
-        with torch.inference_mode():
+        with self._turn, torch.inference_mode():
             images: Floats = self._network.decode(torch.from_numpy(embeddings).to(self.device)).cpu().numpy()
             return images
 
@@ -148,7 +166,7 @@ def make_runtime(bundle: Bundle, device: str = "auto", runtime: str = "auto", th
 
 
 def choose_device(device: str = "auto", runtime: str = "auto") -> str:
-    """The device to run on: `cpu`, `cuda`, `cuda:N` or `mps`. `auto` takes CUDA where it is available, else the CPU.
+    """The device to run on: `cpu`, `cuda`, `cuda:N` or `mps`. `auto` takes CUDA where torch can use it, else the CPU.
 
     Raises:
         DeviceError: the device or runtime is not available; the message says what to install or to choose.
@@ -159,13 +177,12 @@ def choose_device(device: str = "auto", runtime: str = "auto") -> str:
         if device not in ("auto", "cpu"):
             raise DeviceError(f"ONNX Runtime serves on the CPU only, but {device} was asked for; use runtime auto or torch.")
         return "cpu"
+    if (device not in ("auto", "cpu") or runtime == "torch") and find_spec("torch") is None:
+        raise DeviceError(f"{device} with PyTorch was asked for, but it is not installed; run: {_install('gpu')}")
     if device == "auto":
-        return "cuda" if _cuda_driver_present() and find_spec("torch") and _check_torch_device("cuda") is None else "cpu"
-    if device != "cpu" or runtime == "torch":
-        if find_spec("torch") is None:
-            raise DeviceError(f"{device} with PyTorch was asked for, but it is not installed; run: {_install('gpu')}")
-        if problem := _check_torch_device(device):
-            raise DeviceError(problem)
+        return "cuda" if _cuda_driver_present() and find_spec("torch") and _can_use_cuda() else "cpu"
+    if device != "cpu" and (problem := _check_torch_device(device)):
+        raise DeviceError(problem)
     return device
 
 
@@ -220,6 +237,15 @@ def _cuda_driver_present() -> bool:
     return True
 
 
+def _can_use_cuda() -> bool:
+    """Whether torch can use CUDA here. The log says once why not."""
+    problem = _check_torch_device("cuda")
+    if problem and problem not in _logged:
+        _logged.add(problem)
+        logger.warning("the CPU is used: %s", problem)
+    return problem is None
+
+
 def _check_torch_device(name: str) -> str | None:
     """A sentence that says why torch cannot use the device, or None if it can."""
     import torch
@@ -228,12 +254,30 @@ def _check_torch_device(name: str) -> str | None:
         device = torch.device(name)
     except RuntimeError:
         return f"{name!r} is not a device; use auto, cpu, cuda, cuda:N or mps."
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        return f"{name} was asked for, but torch sees {torch.cuda.device_count()} CUDA devices; use auto or cpu."
+    if device.type == "cuda":
+        return _check_cuda_device(device)
     if device.type == "mps" and not torch.backends.mps.is_available():
         return "mps was asked for, but torch sees no Apple GPU; use auto or cpu."
     if device.type not in ("cpu", "cuda", "mps"):
         return f"{name!r} is not supported; use auto, cpu, cuda, cuda:N or mps."
+    return None
+
+
+def _check_cuda_device(device: "torch.device") -> str | None:
+    """As `_check_torch_device`, for a CUDA device. torch counts devices that it cannot use."""
+    import torch
+
+    count = torch.cuda.device_count()
+    if torch.version.cuda is None:
+        return f"this PyTorch is built without CUDA; use cpu, or install the other: {_install('gpu')}"
+    if (device.index or 0) >= count:
+        return f"{device} was asked for, but torch sees {count} CUDA devices; use auto or cpu."
+    if not torch.cuda.is_available():
+        return f"{device} is there, but its driver is too old for CUDA {torch.version.cuda} or not ready; use auto or cpu."
+    supported = [int("".join(filter(str.isdigit, name))) for name in torch.cuda.get_arch_list()]
+    major, minor = torch.cuda.get_device_capability(device)
+    if supported and 10 * major + minor < min(supported):
+        return f"{device} has the compute capability {major}.{minor}, too old for this PyTorch; use auto or cpu."
     return None
 
 

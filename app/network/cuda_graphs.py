@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 import torch
@@ -23,7 +24,8 @@ from app.network.detector_network import DetectorNetwork
 
 SIZES = (1, 8, 16, 32, 64, 128, 256, 512, 2048)  # images
 
-_ONE_CAPTURE = threading.Lock()
+_ONE_CAPTURE, _ONE_CHOICE = threading.Lock(), threading.Lock()
+_STREAMS = 32  # that torch hands out in turn
 
 Forward = Callable[[Tensor], Sequence[Tensor]]
 Floats = NDArray[np.float32]
@@ -41,9 +43,13 @@ class CudaNetwork:
         side, pool = network.autoencoder.config.image_size, torch.cuda.graph_pool_handle()  # shared: graphs never run together
         self._lock = threading.Lock()
         with torch.cuda.device(device), torch.inference_mode():
-            stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            with _ONE_CHOICE:
+                self.stream = unused_stream()
+                _networks.add(self)
             self._graphs = {
-                with_maps: [_Graph(forward, torch.zeros(size, side, side, dtype=torch.uint8), stream, pool) for size in SIZES]
+                with_maps: [
+                    _Graph(forward, torch.zeros(size, side, side, dtype=torch.uint8), self.stream, pool) for size in SIZES
+                ]
                 for with_maps, forward in ((False, network.score), (True, network.forward))
             }
 
@@ -57,6 +63,19 @@ class CudaNetwork:
         graph = next(graph for graph in self._graphs[with_maps] if graph.size >= len(images))
         with self._lock:
             return graph.run(images)
+
+
+_networks = WeakSet[CudaNetwork]()  # those that are in use
+
+
+def unused_stream() -> torch.cuda.Stream:
+    """A stream on which no network in use was captured.
+
+    The memory in which libraries work belongs to a stream, and is freed with any graph that was captured on it.
+    """
+    taken = [network.stream for network in _networks]
+    offered = [torch.cuda.Stream() for _ in range(_STREAMS)]  # type: ignore[no-untyped-call]
+    return next((stream for stream in offered if stream not in taken), offered[0])
 
 
 class _Graph:

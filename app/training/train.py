@@ -174,7 +174,7 @@ def run_epoch(training: Training, config: TrainConfig, images: Tensor, progress:
 def mean_error(model: Autoencoder, images: Tensor) -> float:
     """The mean squared error of the reconstructions of images [N, pixels]."""
     sums = [nn.functional.mse_loss(model(chunk), chunk, reduction="sum") for chunk in torch.split(images, CHUNK)]
-    return float(torch.stack(sums).double().sum() / images.numel())
+    return float(torch.stack(sums).cpu().double().sum() / images.numel())
 
 
 def record_epoch(training: Training, config: TrainConfig, fit: Tensor, test: Tensor, progress: Progress) -> None:

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from strokes import stroke_images
 from app.detection import runtimes, store
 from app.detection.detector import Detector
 from app.detection.runtimes import DeviceError, OnnxRuntime, TorchRuntime, choose_device, load_network
+from app.network import cuda_graphs
 
 IMAGES = stroke_images(40, seed=21)
 
@@ -71,6 +73,8 @@ def test_a_gpu_without_torch_is_refused_with_the_command_that_installs_it(monkey
     monkeypatch.setattr(runtimes, "find_spec", lambda name: None)
     with pytest.raises(DeviceError, match=r"pip install \"oddigit\[gpu\]\""):
         choose_device("cuda")
+    with pytest.raises(DeviceError, match=r"pip install \"oddigit\[gpu\]\""):
+        choose_device("auto", "torch")
     assert choose_device("auto") == "cpu"
 
 
@@ -78,6 +82,67 @@ def test_auto_takes_cuda_where_torch_sees_it():
     """Else the CPU."""
     assert choose_device() == ("cuda" if torch.cuda.is_available() else "cpu")
     assert choose_device("cpu") == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("torch_version", "is_available", "capability", "reason"),
+    [
+        (None, False, (9, 0), "built without CUDA"),
+        ("13.0", False, (9, 0), "driver is too old for CUDA 13.0"),
+        ("13.0", True, (7, 0), "compute capability 7.0, too old"),
+        ("13.0", True, (9, 0), None),
+    ],
+)
+def test_auto_takes_the_cpu_where_torch_cannot_use_the_gpu(
+    monkeypatch, caplog, torch_version, is_available, capability, reason
+):
+    """torch counts GPUs whose driver or generation is too old for it. The log says once why the CPU is used."""
+    monkeypatch.setattr(runtimes, "_cuda_driver_present", lambda: True)
+    monkeypatch.setattr(runtimes, "_logged", set())
+    monkeypatch.setattr(torch.version, "cuda", torch_version)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: is_available)
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_120"])
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert choose_device() == choose_device() == ("cpu" if reason else "cuda")
+    if reason:
+        assert caplog.text.count("the CPU is used") == 1 and reason in caplog.text
+        with pytest.raises(DeviceError, match=reason):
+            choose_device("cuda:0")
+
+
+def test_a_device_that_failed_is_lost(shipped, monkeypatch):
+    """Each further call would fail too: the server has to know."""
+
+    def fail(batch):
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    detector = Detector(shipped, "cpu", "torch")
+    assert not detector.is_lost and not Detector(shipped, "cpu").is_lost
+    monkeypatch.setattr(detector._runtime._network, "score", fail)
+    with pytest.raises(torch.AcceleratorError):
+        detector.detect(IMAGES)
+    assert detector.is_lost
+
+
+def test_a_device_that_cannot_be_used_is_an_error_in_words(shipped, monkeypatch):
+    """Whatever torch raises while the weights are moved there."""
+
+    def fail(network, device):
+        raise RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED\nsecond line")
+
+    monkeypatch.setattr(torch.nn.Module, "to", fail)
+    with pytest.raises(DeviceError, match=r"^cpu cannot be used: CUDA error: CUBLAS_STATUS_NOT_INITIALIZED$"):
+        TorchRuntime(shipped, "cpu")
+
+
+def test_a_network_takes_a_stream_that_no_other_uses(monkeypatch):
+    """torch hands out the same streams again and again."""
+    offered = iter([0, 1, 2, 3] * 100)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda: next(offered))
+    networks = [SimpleNamespace(stream=number) for number in (0, 1, 3)]
+    monkeypatch.setattr(cuda_graphs, "_networks", networks)
+    assert cuda_graphs.unused_stream() == 2
 
 
 def test_the_runtime_can_be_chosen(tiny_bundle):

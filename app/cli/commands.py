@@ -52,7 +52,7 @@ cli.command()(serve)  # reports its own errors, and prints nothing on standard o
 def main() -> None:
     """Run the `oddigit` command."""
     if os.getpid() == 1:  # of a container, where SIGTERM has no effect without a handler; `serve` has its own
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     if sys.stderr is None:  # closed; libraries ask whether it is a terminal
         sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - until the end
     try:

@@ -24,6 +24,7 @@ PART_IMAGES = 2000
 _MAX_FILE_BYTES = 256 * 2**20  # of one image file
 _HEADER_BYTES = 4096  # of a .npy file, more than numpy writes
 _ROWS_AT_A_TIME = 100  # of a Parquet file, in memory
+_GROUP_PARTS = 16  # parts of a row group at most: the rows before a part are read too
 _COLUMN_BYTES_AT_A_TIME = 2**20  # of a Parquet file: a row group may be larger than memory
 
 
@@ -86,7 +87,8 @@ def read(part: Iterable[Slice], size: int) -> Iterator[Item]:
             except Exception as error:
                 if not _is_expected(error, piece.path):
                     raise
-                yield Item(piece.path, None, _error_text(error), is_unread=True)
+                is_unread = "://" in piece.path or isinstance(error, OSError)
+                yield Item(piece.path, None, _error_text(error), is_unread=is_unread)
                 opened = ""
 
 
@@ -96,6 +98,7 @@ def _read_slice(piece: Slice, file: BinaryIO, size: int) -> Iterator[Item]:
     elif piece.kind == "rows":
         yield from _read_rows(piece, file)
     elif piece.kind == "array":
+        file.seek(0)
         with _open_array(piece.path, file) as array:
             yield from _read_array(piece, array, size)
     else:
@@ -225,8 +228,9 @@ def _row_slices(path: str) -> Iterator[Slice]:
         groups = pq.ParquetFile(file).metadata
         for group in range(groups.num_row_groups):
             count = groups.row_group(group).num_rows
-            for start in range(0, count, PART_IMAGES):
-                yield Slice("rows", path, start, min(start + PART_IMAGES, count), str(group))
+            step = max(PART_IMAGES, -(-count // _GROUP_PARTS))
+            for start in range(0, count, step):
+                yield Slice("rows", path, start, min(start + step, count), str(group))
 
 
 def _read_rows(piece: Slice, file: BinaryIO) -> Iterator[Item]:
@@ -234,7 +238,7 @@ def _read_rows(piece: Slice, file: BinaryIO) -> Iterator[Item]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    parquet = pq.ParquetFile(file, buffer_size=_COLUMN_BYTES_AT_A_TIME)
+    parquet = pq.ParquetFile(file, buffer_size=_COLUMN_BYTES_AT_A_TIME, pre_buffer=False)
     column = _image_column(parquet.schema_arrow, pa)
     batches = parquet.iter_batches(_ROWS_AT_A_TIME, row_groups=[int(piece.name)], columns=[column])
     arrays = (batch.column(0) for batch in batches)

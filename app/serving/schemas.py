@@ -54,7 +54,7 @@ class _Result(ResponsePart):
 
 
 class Score(_Result):
-    """The verdict on one image: `p_value <= alpha` and `is_anomaly` say the same, as `score > threshold` does.
+    """The verdict on one image: `is_anomaly` is `p_value <= alpha`, which without `fdr` is the same as `score > threshold`.
 
     With `fdr`, an image whose kind has few calibration images may score above the threshold without being an anomaly.
     """

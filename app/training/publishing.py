@@ -31,7 +31,7 @@ from app.training.datasets import DataError, DataSet, LabelledImages, load_datas
 from app.training.progress import SILENT, Progress
 from app.training.reporting.report import Report
 from app.training.scorer_fitting import fit_scorer
-from app.training.splits import Splits, split
+from app.training.splits import SMALLEST_CLASS, Splits, split_again
 from app.training.upload_fitting import fit_upload_scorer, uploads_of
 
 _UPLOADS, _UPLOADS_SEED = 1_000, 20  # drawn from test images for a picture of the report, in 4 s
@@ -122,6 +122,7 @@ def describe_data(source: str, dataset: DataSet, parts: Splits, seed: int, calib
         "labels_sha256": dataset.labels_digest,
         "split_seed": seed,
         "calibration_share": calibration_share,
+        "smallest_class": SMALLEST_CLASS,
         "fit_images": len(parts.fit),
         "calibration_images": len(parts.calibration),
         "test_images": len(parts.test),
@@ -139,7 +140,7 @@ def own_splits(
     dataset = load_dataset(data["source"], data_dir=data_dir, preprocess=preprocess, progress=progress)
     if not dataset.is_described_by(data):
         raise DataError(f"{data['source']} holds other images or labels than the model was trained on.")
-    return split(dataset, data["split_seed"], data["calibration_share"])
+    return split_again(dataset, data)
 
 
 def trained_on(card: Card) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from app.training.datasets import DataError, DataSet, LabelledImages, load_datas
 from app.training.progress import SILENT, Progress
 from app.training.publishing import check_writable, describe_data, fit_and_publish, publish_measured, trained_on
 from app.training.scorer_fitting import score_images
-from app.training.splits import split
+from app.training.splits import split, split_again
 
 logger = logging.getLogger(__name__)
 
@@ -174,7 +174,7 @@ def _unseen(bundle: Bundle, dataset: DataSet) -> tuple[LabelledImages, LabelledI
                 dataset.name,
             )
         return dataset.train, dataset.test
-    parts = split(dataset, origin["split_seed"], origin["calibration_share"])
+    parts = split_again(dataset, origin)
     return parts.calibration, parts.test
 
 

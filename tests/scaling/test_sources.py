@@ -113,6 +113,31 @@ def test_a_parquet_file_of_one_row_group_is_divided(tmp_path, monkeypatch):
     ]
 
 
+def test_a_large_row_group_is_not_read_into_memory_whole(tmp_path, monkeypatch):
+    """Its first rows are read in pieces of a megabyte, up to the last of them."""
+    pixels = np.random.default_rng(0).bytes(8_000_000)
+    table = pa.table({"image": [pixels[start : start + 2000] for start in range(0, len(pixels), 2000)]})
+    pq.write_table(table, tmp_path / "a.parquet", compression="none", use_dictionary=False)
+    sizes = []
+
+    class Counted(io.BytesIO):
+        def read(self, size=-1):
+            sizes.append(len(data := super().read(size)))
+            return data
+
+    first = next(iter(divide([str(tmp_path / "a.parquet")])))
+    monkeypatch.setattr(sources, "open_file", lambda path: Counted((tmp_path / "a.parquet").read_bytes()))
+    assert sum(1 for _ in read(first, 28)) == 2000
+    assert max(sizes) < 3_000_000 and sum(sizes) < 6_000_000
+
+
+def test_an_array_that_is_named_twice_is_read_twice(tmp_path):
+    """The file stays open between the two."""
+    (tmp_path / "a.npy").write_bytes(npy(stroke_images(3, seed=0)))
+    parts = divide([str(tmp_path / "a.npy")] * 2)
+    assert [item.error for part in parts for item in read(part, 28)] == [""] * 6
+
+
 @pytest.mark.parametrize("other", [7, "text"])
 def test_a_column_of_other_structs_with_bytes_is_no_column_of_images(tmp_path, other):
     """A size or a description may be called `bytes` too."""

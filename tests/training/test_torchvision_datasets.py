@@ -1,13 +1,10 @@
 """The named sets are read by torchvision."""
 
-import sys
-
 import numpy as np
 import pytest
 from strokes import stroke_images
 
 from app.training.datasets import DataError, load_dataset
-from app.training.optional import MissingExtra
 
 IMAGES = stroke_images(12, seed=3)
 
@@ -23,13 +20,6 @@ def test_failed_download(tmp_path, monkeypatch):
     with pytest.raises(DataError, match="--data-dir"):
         load_dataset("kmnist", data_dir=tmp_path / "data")
     assert not (tmp_path / "data").exists()
-
-
-def test_missing_torchvision(tmp_path, monkeypatch):
-    """Without torchvision the user reads how to install it."""
-    monkeypatch.setitem(sys.modules, "torchvision", None)
-    with pytest.raises(MissingExtra, match=r'pip install "oddigit\[train\]"'):
-        load_dataset("mnist", data_dir=tmp_path)
 
 
 def test_emnist_is_turned_upright(monkeypatch, tmp_path):

@@ -4,14 +4,15 @@ With several stores, the first one with a good version is used. Removing the hig
 """
 
 import logging
-import math
 import os
 import stat
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from app.detection import store
 from app.detection.bundle import BundleError
@@ -30,6 +31,14 @@ Fingerprint = tuple[int, int]  # size and time of the last change of a version's
 _MAX_LISTED = 1_000  # files of a version; the shipped one has 20
 
 
+class _Attempt(NamedTuple):
+    """An attempt to load a version that was refused."""
+
+    fingerprint: Fingerprint
+    loading: Future[Detector]
+    again: float  # time of the clock at which to try it again
+
+
 @dataclass
 class Versions:
     """The versions of one detector in a store, and which of them were refused."""
@@ -42,7 +51,7 @@ class Versions:
     clock: Callable[[], float] = time.monotonic
     rejected: dict[Path, str] = field(default_factory=dict)  # folder -> why, without the store's path: clients can read it
     stored: list[int] = field(default_factory=list)  # all versions, ascending, when the store was last read
-    _tried: dict[Path, tuple[Fingerprint, float]] = field(default_factory=dict)  # and when to try it again
+    _tried: dict[Path, _Attempt] = field(default_factory=dict)  # of the refused ones
     _loaded: Path | None = None
 
     def best(self, serving: int | None = None) -> Detector | None:
@@ -68,23 +77,26 @@ class Versions:
 
     def _try(self, folder: Path) -> Detector | None:
         fingerprint = _fingerprint(folder)
-        if folder in self.rejected and self._tried[folder][0] == fingerprint and self.clock() < self._tried[folder][1]:
+        if folder in self.rejected and self._tried[folder].fingerprint == fingerprint and not self._is_due(self._tried[folder]):
             return None
+        loading = start_daemon(self.load, folder)
         try:
-            detector = start_daemon(self.load, folder).result(self.load_timeout_s)
+            detector = loading.result(self.load_timeout_s)
         except Exception as error:  # no defect of a version may stop the server
             reason = str(error) if isinstance(error, BundleError) else f"{folder} cannot be loaded: {error!r}"
-            again = self.clock() + RETRY_S
-            if isinstance(error, TimeoutError):
+            if not loading.done():
                 reason = f"{folder} could not be loaded within {self.load_timeout_s:g} s."
-                again = math.inf  # another thread would hang
-            self._tried[folder] = fingerprint, again
+            self._tried[folder] = _Attempt(fingerprint, loading, self.clock() + RETRY_S)
             if self.rejected.get(folder) != (public := self._without_path(reason)):
                 self.rejected[folder] = public
                 logger.error("version %s/%s is refused: %s", self.name, folder.name, reason)
             return None
         self.rejected.pop(folder, None)
         return detector
+
+    def _is_due(self, attempt: _Attempt) -> bool:
+        """Whether to try a version again. Not while a thread still loads it: another one would hang too."""
+        return attempt.loading.done() and self.clock() >= attempt.again
 
     def _without_path(self, reason: str) -> str:
         """`reason` with paths relative to the store."""

@@ -178,8 +178,9 @@ def _tail_bounds(scores: Scores, error: float, mapped_to: Scores | None = None) 
     p-value of a mapped score exceeds the exact one by less than 1 / (n + 1) + 1 / (len(mapped_to) + 1), which can move at most
     `margin` of the n + 1 possible p-values into an upper tail.
 
-    Images with equal scores have equal p-values, so an upper tail holds all or none of them: its rank is that of the last one,
-    and the bound holds for all ranks at once.
+    Images with equal scores have equal p-values, so an upper tail holds all or none of them: its probability is at most that of
+    the rank above the last one. Where this is the next rank, as without equal scores, the bound uses half of the error; the
+    other half is for all other ranks at once.
     """
     n, bounds = len(scores), {}
     for tail, is_lower in _BOUNDED_TAILS:
@@ -189,7 +190,7 @@ def _tail_bounds(scores: Scores, error: float, mapped_to: Scores | None = None) 
                 others, margin = len(mapped_to) + 1, 2 + (n + 1) // (len(mapped_to) + 1)
                 rank = max(rank, _last_equal(mapped_to, _rank(others - 1, tail)) * (n + 1) // others) + margin
             last = _last_equal(scores, rank)
-            rank, allowed = (last + 1, allowed / n) if last > rank else (rank, allowed)
+            rank, allowed = last + 1, allowed / (2 if last <= rank else 2 * n)
         bounds[tail, is_lower] = largest_tail_probability(rank, n, allowed)
     return bounds
 

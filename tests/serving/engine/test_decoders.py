@@ -99,11 +99,12 @@ def test_a_process_that_is_told_to_end_is_not_the_images_fault():
     stopped = []
 
     async def run():
-        async with decoders(stopped) as found:
-            task = asyncio.create_task(decode(found, LARGE))
-            while not (running := [pid for pid in decoder_processes() if state(pid) == "R"]):
+        async with decoders(stopped, processes=1) as found:
+            (process,) = decoder_processes()
+            before, task = cpu_ticks(process), asyncio.create_task(decode(found, LARGE))
+            while cpu_ticks(process) < before + 10:
                 await asyncio.sleep(0.01)
-            os.kill(running[0], signal.SIGTERM)
+            os.kill(process, signal.SIGTERM)
             with pytest.raises(Overloaded):
                 await task
 
@@ -111,8 +112,9 @@ def test_a_process_that_is_told_to_end_is_not_the_images_fault():
     assert stopped == ["killed"]
 
 
-def state(pid):
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+def cpu_ticks(pid):
+    """The CPU time of a process, in hundredths of a second."""
+    return sum(map(int, Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]))
 
 
 def expected(found, data):

@@ -9,7 +9,8 @@ import logging
 import os
 import sys
 import threading
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -122,23 +123,31 @@ class TorchRuntime:
     def run(self, images: Images, *, with_maps: bool) -> NetworkOutputs:
         import torch
 
-        try:
+        with self._noticing_failures():
             if self._cuda_network is not None:
                 return NetworkOutputs(*self._cuda_network.run(images, with_maps=with_maps))
             with self._turn, torch.inference_mode():
                 batch = torch.tensor(images).to(self.device)  # copied, because it may be a read-only view of a request
                 outputs = self._network(batch) if with_maps else self._network.score(batch)
                 return NetworkOutputs(*(output.cpu().numpy() for output in outputs))
-        except torch.AcceleratorError:
-            self.is_lost = True
-            raise
 
     def decode(self, embeddings: Floats) -> Floats:
         import torch
 
-        with self._turn, torch.inference_mode():
+        with self._noticing_failures(), self._turn, torch.inference_mode():
             images: Floats = self._network.decode(torch.from_numpy(embeddings).to(self.device)).cpu().numpy()
             return images
+
+    @contextmanager
+    def _noticing_failures(self) -> Iterator[None]:
+        """Set `is_lost` if the device fails inside of the block."""
+        import torch
+
+        try:
+            yield
+        except torch.AcceleratorError:
+            self.is_lost = True
+            raise
 
 
 Runtime = OnnxRuntime | TorchRuntime

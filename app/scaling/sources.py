@@ -24,7 +24,7 @@ PART_IMAGES = 2000
 _MAX_FILE_BYTES = 256 * 2**20  # of one image file
 _HEADER_BYTES = 4096  # of a .npy file, more than numpy writes
 _ROWS_AT_A_TIME = 100  # of a Parquet file, in memory
-_GROUP_PARTS = 16  # parts of a row group at most: the rows before a part are read too
+_GROUP_PARTS, _LONGEST_PART = 16, 20_000  # parts and rows: a large row group has few long ones, each reads all before it too
 _COLUMN_BYTES_AT_A_TIME = 2**20  # of a Parquet file: a row group may be larger than memory
 
 
@@ -228,7 +228,7 @@ def _row_slices(path: str) -> Iterator[Slice]:
         groups = pq.ParquetFile(file).metadata
         for group in range(groups.num_row_groups):
             count = groups.row_group(group).num_rows
-            step = max(PART_IMAGES, -(-count // _GROUP_PARTS))
+            step = min(max(PART_IMAGES, -(-count // _GROUP_PARTS)), _LONGEST_PART)
             for start in range(0, count, step):
                 yield Slice("rows", path, start, min(start + step, count), str(group))
 

@@ -68,19 +68,19 @@ class InvalidJson(Problem):
 
 
 class InvalidBody(Problem):
-    """The image or array is truncated, damaged or empty, or the array has another type or shape than images have."""
+    """The image or array is truncated or damaged, or the array has another type or shape than images have."""
 
     status, type, title = 400, "undecodable-image", "The image could not be decoded"
 
 
 class NotAnImage(Problem):
-    """The content is no image of an accepted type: text, a file name, a web page, noise."""
+    """The content is no image of an accepted type: text, a file name, a web page, noise, nothing."""
 
     status, type, title = 400, "not-an-image", "The upload is not an image"
 
 
 class InvalidForm(Problem):
-    """The body is not valid multipart/form-data, or its boundary is not the one that the Content-Type names."""
+    """The body is not valid multipart/form-data or ends too early, or its boundary is not that of the Content-Type."""
 
     status, type, title = 400, "invalid-form", "The form cannot be read"
 

@@ -39,20 +39,30 @@ class Settings(BaseModel):
     runtime: Literal["auto", "onnx", "torch"] = Field("auto", description="auto, onnx (CPU) or torch.")
     max_version_bytes: int = Field(256 * MIB, ge=1, description="Most bytes of a version's files together.")
     threads: int = Field(1, ge=1, le=256, description="Threads for one forward pass on the CPU.")
-    max_body_bytes: int = Field(10 * MIB, ge=1, description="Largest request body; arrays have their own limit.")
-    max_array_bytes: int = Field(128 * MIB, ge=1, description="Largest application/x-npy body.")
+    max_body_bytes: int = Field(
+        10 * MIB, ge=1, description="Largest request body; arrays have their own limit. At most max_bodies_bytes."
+    )
+    max_array_bytes: int = Field(128 * MIB, ge=1, description="Largest application/x-npy body; at most max_bodies_bytes.")
     max_bodies_bytes: int = Field(
         128 * MIB, ge=1, description="Most bytes of all request bodies together, without the first 16 KiB of each."
     )
     max_answers_bytes: int = Field(
-        64 * MIB, ge=1, description="Most bytes of all response bodies larger than 64 KiB; a larger one is sent alone."
+        64 * MIB,
+        ge=1,
+        description="Most bytes of all response bodies over 64 KiB; a larger one is sent alone, pictures as .npy are refused.",
     )
-    max_images: int = Field(64, ge=1, description="Most images in one multipart request.")
+    max_images: int = Field(64, ge=1, description="Most parts of a form, images or not; most images of a BYTES tensor.")
     max_array_images: int = Field(100_000, ge=1, description="Most images in one array.")
     max_pictures: int = Field(
-        1_000, ge=1, description="Most images that /reconstruct answers in JSON; one picture holds max_images."
+        1_000,
+        ge=1,
+        description="Most images with pictures in a JSON response (/reconstruct, /inspect, /v2); one picture holds max_images.",
     )
-    max_pixels: int = Field(25_000_000, ge=784, description="Most pixels in one image, read from its header; 65,535 on a side.")
+    max_pixels: int = Field(
+        25_000_000,
+        ge=784,
+        description="Most pixels in one image, read from its header; half as many in a WebP. 65,535 on a side.",
+    )
     decoders: int = Field(2, ge=1, le=256, description="Processes of each worker that decode images.")
     max_batch_size: int = Field(64, ge=1, description="Most images in one forward pass of waiting requests.")
     max_waiting: int = Field(512, ge=1, description="Most requests in progress at once; more are refused with 503.")
@@ -111,6 +121,10 @@ class Settings(BaseModel):
         if not re.fullmatch(r"(/[^/?#\s]+)*", value):
             raise ValueError("it must begin with a slash and not end with one, for instance /digits")
         return value
+
+    def body_limit(self, *, is_array: bool = False) -> int:
+        """The largest body that is received: no larger than all bodies together, or it would never be received."""
+        return min(self.max_array_bytes if is_array else self.max_body_bytes, self.max_bodies_bytes)
 
     def serves(self, name: str) -> bool:
         """Whether the detector `name` of the store is to be served."""

@@ -111,7 +111,8 @@ def test_auto_takes_the_cpu_where_torch_cannot_use_the_gpu(
             choose_device("cuda:0")
 
 
-def test_a_device_that_failed_is_lost(shipped, monkeypatch):
+@pytest.mark.parametrize("method", ["score", "decode"])
+def test_a_device_that_failed_is_lost(shipped, monkeypatch, method):
     """Each further call would fail too: the server has to know."""
 
     def fail(batch):
@@ -119,9 +120,9 @@ def test_a_device_that_failed_is_lost(shipped, monkeypatch):
 
     detector = Detector(shipped, "cpu", "torch")
     assert not detector.is_lost and not Detector(shipped, "cpu").is_lost
-    monkeypatch.setattr(detector._runtime._network, "score", fail)
+    monkeypatch.setattr(detector._runtime._network, method, fail)
     with pytest.raises(torch.AcceleratorError):
-        detector.detect(IMAGES)
+        detector.detect(IMAGES) if method == "score" else detector.decode(np.zeros((1, 2), np.float32))
     assert detector.is_lost
 
 

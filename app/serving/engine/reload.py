@@ -7,6 +7,7 @@ import logging
 import os
 import stat
 import time
+import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
@@ -35,7 +36,7 @@ class _Attempt(NamedTuple):
     """An attempt to load a version that was refused."""
 
     fingerprint: Fingerprint
-    loading: Future[Detector]
+    hanging: weakref.ref[Future[Detector]] | None  # the load, if it had not ended
     again: float  # time of the clock at which to try it again
 
 
@@ -79,24 +80,30 @@ class Versions:
         fingerprint = _fingerprint(folder)
         if folder in self.rejected and self._tried[folder].fingerprint == fingerprint and not self._is_due(self._tried[folder]):
             return None
-        loading = start_daemon(self.load, folder)
+        loading = None
         try:
+            loading = start_daemon(self.load, folder)
             detector = loading.result(self.load_timeout_s)
         except Exception as error:  # no defect of a version may stop the server
             reason = str(error) if isinstance(error, BundleError) else f"{folder} cannot be loaded: {error!r}"
-            if not loading.done():
+            hanging = weakref.ref(loading) if loading is not None and not loading.done() else None
+            if hanging:
                 reason = f"{folder} could not be loaded within {self.load_timeout_s:g} s."
-            self._tried[folder] = _Attempt(fingerprint, loading, self.clock() + RETRY_S)
+            self._tried[folder] = _Attempt(fingerprint, hanging, self.clock() + RETRY_S)
             if self.rejected.get(folder) != (public := self._without_path(reason)):
                 self.rejected[folder] = public
                 logger.error("version %s/%s is refused: %s", self.name, folder.name, reason)
             return None
+        finally:
+            loading = None  # the error refers to this function's variables: a cycle would keep all that was loaded
         self.rejected.pop(folder, None)
+        self._tried.pop(folder, None)
         return detector
 
     def _is_due(self, attempt: _Attempt) -> bool:
         """Whether to try a version again. Not while a thread still loads it: another one would hang too."""
-        return attempt.loading.done() and self.clock() >= attempt.again
+        loading = attempt.hanging() if attempt.hanging else None
+        return (loading is None or loading.done()) and self.clock() >= attempt.again
 
     def _without_path(self, reason: str) -> str:
         """`reason` with paths relative to the store."""

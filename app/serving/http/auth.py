@@ -3,7 +3,7 @@
 import hashlib
 import hmac
 import re
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
 
 from app.serving.errors import Unauthorized
@@ -23,7 +23,7 @@ class ApiKeyAuth:
         self._digests = [(name, _digest(key)) for name, key in keys.items()]
         self.disabled = not keys  # every request is allowed
 
-    def authenticate(self, headers: Iterable[tuple[bytes, bytes]]) -> str:
+    def authenticate(self, headers: Mapping[bytes, bytes]) -> str:
         """The name of the key in X-API-Key or `Authorization: Bearer`. Raises Unauthorized if it is missing or wrong.
 
         Compares every key, each in constant time, so that the duration reveals nothing about the keys.
@@ -70,13 +70,11 @@ def _reason(error: OSError | UnicodeDecodeError) -> str:
     return error.strerror or "" if isinstance(error, OSError) else "it is not text"
 
 
-def _key(headers: Iterable[tuple[bytes, bytes]]) -> str:
-    for name, value in headers:
-        if name == b"x-api-key":
-            return value.strip().decode("latin-1")
-        if name == b"authorization" and value[:7].lower() == b"bearer ":
-            return value[7:].strip().decode("latin-1")
-    return ""
+def _key(headers: Mapping[bytes, bytes]) -> str:
+    """The key that was sent; X-API-Key precedes, because a gateway may need Authorization for itself."""
+    scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
+    key = headers.get(b"x-api-key", b"").strip() or (token.strip() if scheme.lower() == b"bearer" else b"")
+    return key.decode("latin-1")
 
 
 def _digest(key: str) -> bytes:

@@ -46,6 +46,8 @@ def parse_form(body: bytes, content_type: str, *, max_parts: int) -> list[Part]:
         parser.finalize()
     except (FormParserError, ValueError):
         raise InvalidBody("The form is malformed, or its boundary is not the one that the content type names.") from None
+    if reader.parts and not reader.is_complete:
+        raise InvalidBody("The form ends before its last boundary; send it whole.")
     if not reader.parts:
         raise InvalidBody("The form has no part named 'file'; send one as `curl -F file=@seven.png`.")
     return reader.parts
@@ -56,6 +58,7 @@ class _FormReader:
 
     def __init__(self, max_parts: int) -> None:
         self.parts: list[Part] = []
+        self.is_complete = False  # the last boundary was read
         self._max_parts = max_parts
         self._part_count = 0
         self._headers: dict[bytes, bytes] = {}
@@ -71,6 +74,7 @@ class _FormReader:
             "on_header_end": self._header_end,
             "on_part_data": self._part_data,
             "on_part_end": self._end,
+            "on_end": self._complete,
         }
 
     def _begin(self) -> None:
@@ -100,6 +104,9 @@ class _FormReader:
         name = printable_name(_file_name(disposition, options)) or f"file {len(self.parts) + 1}"
         content_type = self._headers.get(b"content-type", b"").decode("latin-1")
         self.parts.append(Part(name, media_type(content_type), b"".join(self._data)))
+
+    def _complete(self) -> None:
+        self.is_complete = True
 
 
 _EXTENDED_NAME = re.compile(rb";\s*filename\*\s*=\s*utf-8'[^']*'([^;\s]*)", re.IGNORECASE)

@@ -97,7 +97,7 @@ class RequestMiddleware:
                 await context.respond(Response(status_code=308, headers={"location": f"{path}/"}))
                 return
             if not self._auth.disabled and route not in PUBLIC_PATHS and not route.startswith(_PUBLIC_PREFIXES):
-                context.key_name = self._auth.authenticate(scope["headers"])
+                context.key_name = self._auth.authenticate(context.headers)
             if endpoint is not None:
                 await context.respond(await endpoint(Request(scope, body)))
             else:

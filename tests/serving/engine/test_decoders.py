@@ -102,7 +102,7 @@ def test_a_process_that_is_told_to_end_is_not_the_images_fault():
         async with decoders(stopped, processes=1) as found:
             (process,) = decoder_processes()
             before, task = cpu_ticks(process), asyncio.create_task(decode(found, LARGE))
-            while cpu_ticks(process) < before + 10:
+            while not task.done() and cpu_ticks(process) < before + 10:
                 await asyncio.sleep(0.01)
             os.kill(process, signal.SIGTERM)
             with pytest.raises(Overloaded):

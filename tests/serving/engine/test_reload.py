@@ -1,8 +1,10 @@
+import gc
 import json
 import os
 import shutil
 import threading
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
@@ -338,13 +340,15 @@ def test_a_store_without_a_good_version_gives_way_to_the_next_one(bundles, root,
 
 def test_a_refused_version_is_tried_again_after_a_minute(bundles, root, caplog):
     """It may have been refused for want of memory. It is logged once; a change of its permissions has it tried at once."""
-    folder, now, broken, tried = add(bundles[1], root), [0.0], [True], []
+    folder, now, broken, tried, loaded = add(bundles[1], root), [0.0], [True], [], []
 
     def load(each):
         tried.append(each.name)
+        detector = Detector(store.load(each), "cpu")
         if broken and each == folder:
+            loaded.append(weakref.ref(detector))
             raise OSError(24, "Too many open files")
-        return Detector(store.load(each), "cpu")
+        return detector
 
     known = Versions(root, "mnist", None, load, clock=lambda: now[0])
     assert known.best().bundle.card.version == 1
@@ -352,6 +356,8 @@ def test_a_refused_version_is_tried_again_after_a_minute(bundles, root, caplog):
     now[0] += RETRY_S
     assert known.best(serving=1) is None
     assert (tried, caplog.text.count("is refused")) == (["2", "1", "2"], 1)
+    gc.collect()
+    assert [each() for each in loaded] == [None, None]  # what it had loaded is free again
     (folder / WEIGHTS).chmod(0o600)
     assert known.best(serving=1) is None
     assert tried == ["2", "1", "2", "2"]
@@ -420,9 +426,9 @@ def test_reasons_for_clients_name_no_path_of_the_server(bundles, root):
 
 
 def test_a_version_that_hangs_while_it_is_loaded_is_passed_over(bundles, root):
-    """After the timeout the next version serves, and the one that hangs is not tried again."""
+    """After the timeout the next version serves, and the one that hangs is not tried again before its thread has ended."""
     add(bundles[1], root)
-    tried, hanging = [], threading.Event()
+    tried, hanging, now = [], threading.Event(), [0.0]
 
     def load(folder):
         tried.append(folder.name)
@@ -430,12 +436,17 @@ def test_a_version_that_hangs_while_it_is_loaded_is_passed_over(bundles, root):
             hanging.wait(60)
         return Detector(store.load(folder), "cpu")
 
-    known = Versions(root, "mnist", None, load, load_timeout_s=1)
+    known = Versions(root, "mnist", None, load, load_timeout_s=1, clock=lambda: now[0])
     assert known.best().bundle.card.version == 1
     assert "within 1 s" in known.rejected[root / "mnist" / "2"]
+    now[0] += RETRY_S
     assert known.best(serving=1) is None
-    hanging.set()
     assert tried == ["2", "1"]
+    hanging.set()
+    until = time.monotonic() + 20
+    while (found := known.best(serving=1)) is None:
+        assert time.monotonic() < until
+    assert found.bundle.card.version == 2
 
 
 @pytest.mark.parametrize("error", [MemoryError(), SystemExit(3), RecursionError(), KeyboardInterrupt()], ids=repr)

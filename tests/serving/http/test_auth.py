@@ -134,13 +134,14 @@ def test_each_key_is_known_by_its_name_and_no_other_is(keys, other):
     """Whatever the keys: each opens as its own name where keys differ, and any other opens nothing."""
     door = ApiKeyAuth(keys)
     for name, key in keys.items():
-        for headers in ([(b"x-api-key", key.encode())], [(b"authorization", b"Bearer " + key.encode())]):
+        own, bearer = {b"x-api-key": key.encode()}, {b"authorization": b"Bearer " + key.encode()}
+        for headers in (own, bearer, {b"authorization": b"Bearer of-a-gateway", **own}, {b"x-api-key": b"", **bearer}):
             assert keys[door.authenticate(headers)] == keys[name]
     if other not in keys.values():
         with pytest.raises(Unauthorized):
-            door.authenticate([(b"x-api-key", other.encode())])
+            door.authenticate({b"x-api-key": other.encode()})
     with pytest.raises(Unauthorized):
-        door.authenticate([])
+        door.authenticate({})
 
 
 def test_names_and_bare_keys_are_read(tmp_path):

@@ -76,6 +76,15 @@ def test_a_form_without_files_says_how_to_send_one(body):
         parse_form(body, TYPE, max_parts=3)
 
 
+@pytest.mark.parametrize("lost", [1, 4, 6, 20, 60])
+def test_a_form_that_ends_too_early_is_refused(lost):
+    """Its last file would be left out without a word."""
+    body = form(file_part("a.png", b"data"), file_part("b.png", b"data" * 20)).removesuffix(b"\r\n")
+    assert len(parse_form(body, TYPE, max_parts=2)) == 2
+    with pytest.raises(InvalidBody, match="ends before its last boundary"):
+        parse_form(body[:-lost], TYPE, max_parts=2)
+
+
 @pytest.mark.parametrize(
     ("text", "kind"),
     [("Image/PNG; q=1", "image/png"), ("  image/png  ", "image/png"), ("", ""), (";", ""), ("image/png;;", "image/png")],

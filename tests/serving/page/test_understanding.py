@@ -51,8 +51,8 @@ def test_a_rate_for_which_a_kind_has_too_few_images_gives_no_verdict(page, clien
     draw(page, DIGITS[2])
     state(page, "anomaly")
     set_alpha(page, rates.index(0.001))
-    state(page, "error")
-    assert "too few images of its kind" in page.locator("#reason").inner_text()
+    state(page, "unknown")
+    assert "Too few images of this kind" in page.locator("#reason").inner_text()
 
 
 def test_the_error_map_is_read_by_pointing(page):

@@ -2,9 +2,10 @@
 import { $, bitmapOf, clamp } from "./dom.js";
 import { decidingWarning, number, pValue, raritySentence, warningSentence } from "./words.js";
 
-const VERDICTS = { normal: "A digit", anomaly: "Not a digit", empty: "Nothing yet", error: "No answer" };
+const VERDICTS = { normal: "A digit", anomaly: "Not a digit", empty: "Nothing yet", error: "No answer", unknown: "No verdict" };
 const PICTURES = { input: "What the network sees", reconstruction: "Its reconstruction", error_map: "Error map" };
 const HEAT_FULL = 4;  // a white pixel of the error map: this many times the usual error
+const TOO_FEW = " Too few images of this kind were calibrated for a verdict at this rate.";
 const SIZE = 28;
 const STEPS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 
@@ -35,10 +36,10 @@ export function showFailure(failure) {
 // `result` of /inspect at the limit `alpha` with its `threshold`.
 export function showVerdict(result, alpha, threshold) {
   const isAnomaly = result.p_value <= alpha, isAbove = result.score > threshold, decided = decidingWarning(result.warnings);
-  setVerdict(isAnomaly || decided ? "anomaly" : isAbove ? "error" : "normal");
+  setVerdict(isAnomaly || decided ? "anomaly" : isAbove ? "unknown" : "normal");
   if (decided) $("verdict").textContent = decided;
-  const side = isAnomaly ? "above" : isAbove ? "too few images of its kind were calibrated for this rate to compare it with" : "not above";
-  $("reason").textContent = `${raritySentence(result.p_value).slice(0, -1)}: p-value ${pValue(result.p_value)}. Score ${number(result.score)}, ${side} the threshold ${number(threshold)}.`;
+  const side = isAbove || isAnomaly ? "above" : "not above", tooFew = isAbove && !isAnomaly ? TOO_FEW : "";
+  $("reason").textContent = `${raritySentence(result.p_value).slice(0, -1)}: p-value ${pValue(result.p_value)}. Score ${number(result.score)}, ${side} the threshold ${number(threshold)}.${tooFew}`;
   $("warnings").replaceChildren(...result.warnings.map((warning) => Object.assign(document.createElement("li"), { textContent: warningSentence(warning) })));
 }
 

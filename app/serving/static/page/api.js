@@ -41,7 +41,9 @@ export function address(path, options = {}) {
 // The body of the response to a request, read as `as`: json, text or blob. Raises Failure; `quiet`: the reader is told nothing.
 export async function ask(path, { quiet = false, as = "json", ...options } = {}) {
   try {
-    const body = await (await send(path, options))[as]().catch(() => {
+    const response = await send(path, options);
+    if (as === "json" && /html/.test(response.headers.get("content-type"))) throw await failureOf(response);
+    const body = await response[as]().catch(() => {
       throw new Failure("proxy", "The server's answer was cut off. The page tries again by itself.", 1);
     });
     if (trouble && !quiet) tell(null);

@@ -152,7 +152,8 @@ const isScored = (entry) => entry.p !== undefined;
 function verdict(entry, most) {
   if (entry.error !== undefined) return "failed";
   if (!isScored(entry)) return "waiting";
-  return entry.p <= most ? "flagged" : "normal";
+  if (entry.p <= most) return "flagged";
+  return !$("files-fdr").checked && entry.score > rate()?.threshold ? "unknown" : "normal";  // too few calibrated images of its kind
 }
 
 function chosenRows(most) {
@@ -197,7 +198,7 @@ function draw() {
   $("files-more").textContent = `Show ${count(Math.min(PAGE_ROWS, rows.length - shown))} of ${count(rows.length - shown)} more`;
 }
 
-const WORDS = { failed: "not readable", waiting: "waiting", flagged: "not a digit", normal: "digit" };
+const WORDS = { failed: "not readable", waiting: "waiting", flagged: "not a digit", normal: "digit", unknown: "no verdict" };
 
 function row(entry, most) {
   const state = verdict(entry, most), picture = make("td");
@@ -219,7 +220,7 @@ function row(entry, most) {
 function records() {
   const most = limit();
   return chosenRows(most).map((entry) => ({
-    name: entry.name, score: entry.score ?? null, p_value: entry.p ?? null, is_anomaly: isScored(entry) ? entry.p <= most : null,
+    name: entry.name, score: entry.score ?? null, p_value: entry.p ?? null, is_anomaly: { flagged: true, normal: false }[verdict(entry, most)] ?? null,
     reconstruction_error: entry.error_of ?? null, warnings: entry.warnings || [], error: entry.error ?? null,
   }));
 }

@@ -65,7 +65,7 @@ export class Live {
   async exchange(picture, turn) {
     this.lastId = picture.id;
     this.lastStart = performance.now();
-    const slow = setTimeout(() => { if (turn === this.turn) this.slow(); }, SLOW_MS);
+    const slow = setTimeout(() => { if (turn === this.turn || this.dirty) this.slow(); }, SLOW_MS);
     try {
       const options = { method: "POST", body: picture.body, headers: picture.type ? { "Content-Type": picture.type } : {} };
       const answer = await ask(address("inspect", { watch: "0" }), options);

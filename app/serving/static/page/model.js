@@ -1,5 +1,5 @@
 // The card of the chosen detector as a page, with the pictures of its report; those over the epochs behind a slider.
-import { address, askPersistently, events, modelCard } from "./api.js";
+import { address, ask, askPersistently, events, modelCard } from "./api.js";
 import { lineChart, short } from "./chart.js";
 import { make } from "./dom.js";
 import { count, number } from "./words.js";
@@ -48,7 +48,7 @@ async function draw() {
 
 // A function from the card to the versions in the store as text, the newest first, each with its state.
 async function storedVersions() {
-  const [{ models }, { refused_versions: refused }] = await Promise.all([askPersistently("models"), askPersistently("readyz", { quiet: true })]);
+  const [{ models }, { refused_versions: refused }] = await Promise.all([askPersistently("models"), ask("readyz", { quiet: true }).catch(() => ({ refused_versions: [] }))]);
   return ({ name, version: served }) => {
     const reasons = new Map(refused.filter(({ model }) => model === name).map(({ version, reason }) => [version, reason]));
     const state = (version) => (version === served ? " (in service)" : reasons.has(version) ? ` (refused: ${reasons.get(version)})` : "");
@@ -82,7 +82,7 @@ async function pictures(card) {
   const last = files.findLast((file) => /_\d{3}\.png$/.test(file));  // older versions have one for each tenth epoch
   const shown = files.filter((file) => !HIDDEN.has(file) && (file === last || !/_\d{3}\.png$/.test(file)));
   const figures = [...(files.includes("epoch_images.png") ? [slider(card.training)] : []), ...shown.map(figure)];
-  const loaded = (await Promise.allSettled(figures)).flatMap(({ value }) => value ?? []);  // without those that are refused
+  const loaded = (await Promise.allSettled(figures)).flatMap(({ value }) => value ?? []);  // without those that do not come
   return loaded.length ? make("div", { className: "report" }, ...loaded) : make("p", { textContent: "This version has no report." });
 }
 
@@ -110,4 +110,4 @@ async function slider({ picture_every: every = 1, epochs = 0 }) {
 }
 
 // Fetched, because a picture's address cannot carry an API key.
-const load = (file) => askPersistently(address(`model/report/${file}`), { as: "blob" });
+const load = (file) => ask(address(`model/report/${file}`), { as: "blob", quiet: true });

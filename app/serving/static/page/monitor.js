@@ -41,7 +41,7 @@ function leave() {
 async function poll() {
   try {
     const [text, drift, ready, models] = await Promise.all(
-      [ask("metrics", { as: "text" }), ask(address("drift")), ask("readyz", { quiet: true }), ask("models")]);
+      [ask("metrics", { as: "text" }), ask(address("drift")), ask("readyz", { quiet: true }).catch(() => ({ refused_versions: [] })), ask("models")]);
     const now = read(parse(text), performance.now(), drift.model.name);
     if (previous) samples = [...samples, { ...difference(previous, now), capital: drift.capital }].slice(-KEPT);
     previous = now;
@@ -110,7 +110,7 @@ function drawVersions({ models, memory_bytes: memory }, ready) {
   $("served").replaceChildren(
     make("thead", {}, make("tr", {}, ...head.map((text) => make("th", { scope: "col", textContent: text })))),
     make("tbody", {}, ...models.map((model) => make("tr", {}, ...row(model).map((value) => make("td", { textContent: value }))))));
-  $("memory").textContent = memory ? `This process takes ${count(memory / 2 ** 20)} MiB. ${chosenModel() ? "" : `${ready.model.name} answers where a request names no detector.`}` : "";
+  $("memory").textContent = memory ? `This process takes ${count(memory / 2 ** 20)} MiB. ${chosenModel() || !ready.model ? "" : `${ready.model.name} answers where a request names no detector.`}` : "";
   const refused = ready.refused_versions.map(({ model, version, reason }) => make("li", { textContent: `${model}/${version}: ${reason}` }));
   $("refused").replaceChildren(...(refused.length ? [make("h3", { textContent: "Refused versions" }), make("ul", {}, ...refused)] : []));
 }

@@ -24,7 +24,7 @@ PART_IMAGES = 2000
 _MAX_FILE_BYTES = 256 * 2**20  # of one image file
 _HEADER_BYTES = 4096  # of a .npy file, more than numpy writes
 _ROWS_AT_A_TIME = 100  # of a Parquet file, in memory
-_GROUP_PARTS, _LONGEST_PART = 16, 20_000  # parts and rows: a large row group has few long ones, each reads all before it too
+_GROUP_PARTS = 16  # parts of a row group at most: each part also reads all rows of the group before it
 _COLUMN_BYTES_AT_A_TIME = 2**20  # of a Parquet file: a row group may be larger than memory
 
 
@@ -56,7 +56,7 @@ class Item(NamedTuple):
 def divide(paths: Iterable[str], destination: str = "", size: int = 28) -> Iterator[list[Slice]]:
     """The slices of all sources, in parts of about PART_IMAGES images, without the results in the folder `destination`.
 
-    `size` is the side of the images in arrays. Raises SourceError.
+    A large row group of a Parquet file has longer parts. `size` is the side of the images in arrays. Raises SourceError.
     """
     part: list[Slice] = []
     images = 0
@@ -228,7 +228,7 @@ def _row_slices(path: str) -> Iterator[Slice]:
         groups = pq.ParquetFile(file).metadata
         for group in range(groups.num_row_groups):
             count = groups.row_group(group).num_rows
-            step = min(max(PART_IMAGES, -(-count // _GROUP_PARTS)), _LONGEST_PART)
+            step = max(PART_IMAGES, -(-count // _GROUP_PARTS))
             for start in range(0, count, step):
                 yield Slice("rows", path, start, min(start + step, count), str(group))
 

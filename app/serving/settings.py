@@ -49,7 +49,7 @@ class Settings(BaseModel):
     max_answers_bytes: int = Field(
         64 * MIB,
         ge=1,
-        description="Most bytes of all response bodies over 64 KiB; a larger one is sent alone, pictures as .npy are refused.",
+        description="Most bytes of all response bodies over 64 KiB; a larger one is sent alone, larger .npy pictures are not.",
     )
     max_images: int = Field(64, ge=1, description="Most parts of a form, images or not; most images of a BYTES tensor.")
     max_array_images: int = Field(100_000, ge=1, description="Most images in one array.")

@@ -71,7 +71,7 @@ def _reason(error: OSError | UnicodeDecodeError) -> str:
 
 
 def _key(headers: Mapping[bytes, bytes]) -> str:
-    """The key that was sent; X-API-Key precedes, because a gateway may need Authorization for itself."""
+    """The key that was sent. If there are two, that in X-API-Key: a gateway may need Authorization for itself."""
     scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
     key = headers.get(b"x-api-key", b"").strip() or (token.strip() if scheme.lower() == b"bearer" else b"")
     return key.decode("latin-1")

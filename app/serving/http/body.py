@@ -94,6 +94,7 @@ class LimitedReceive:
 
         Raises:
             RequestTimeout: the client sent nothing for `timeout_s` seconds, or sent more slowly than _MIN_RATE for _SLOW_S.
+            TooLarge: the body is larger than the whole budget.
             Unavailable: the budget is exhausted.
         """
         if self.complete:  # what follows is the disconnect, however long that takes
@@ -146,7 +147,11 @@ class LimitedReceive:
         self._reserved = 0
 
     def _reserve(self) -> None:
-        size = max(0, self.received - _SMALL_BODY_BYTES) + self._head_bytes
+        size = max(0, self.received - _SMALL_BODY_BYTES)
+        if size > self._budget.size:  # it could not be received later either
+            self.release()
+            raise too_large(self._budget.size)
+        size += self._head_bytes
         if not self._budget.acquire(size - self._reserved):
             self.release()
             raise Unavailable("Too many large bodies are being received.", {"retry-after": "1"})

@@ -9,6 +9,7 @@ from starlette.requests import ClientDisconnect
 from app.serving.errors import RequestTimeout, TooLarge, Unavailable
 from app.serving.http import body as body_module
 from app.serving.http.body import ByteBudget, ByteRate, LimitedReceive, read_body
+from app.serving.settings import read_settings
 
 CHUNKS = st.lists(st.binary(max_size=40), min_size=1, max_size=8)
 
@@ -156,6 +157,17 @@ def test_large_bodies_share_a_budget():
     second.release()
     assert budget.acquire(100_000)
     assert not budget.acquire(1)
+
+
+def test_a_body_that_is_larger_than_the_budget_is_too_large():
+    """To try again later would not help."""
+    receive = limited(sending(b"x" * 60_000, b"x" * 60_000), budget=ByteBudget(100_000))
+    with pytest.raises(TooLarge, match="100,000 bytes"):
+        read_all(receive)
+    settings = read_settings(
+        {"ODDIGIT_MAX_ARRAY_BYTES": "2000", "ODDIGIT_MAX_BODIES_BYTES": "1000", "ODDIGIT_MAX_BODY_BYTES": "10"}
+    )
+    assert (settings.body_limit(is_array=True), settings.body_limit()) == (1000, 10)
 
 
 def test_a_large_head_whose_body_is_awaited_takes_a_share_of_the_budget():

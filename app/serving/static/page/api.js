@@ -78,7 +78,7 @@ async function failureOf(response, sentKey) {
   const pause = Number(response.headers.get("retry-after")) || null;
   if (response.status === 401) return new Failure("key", sentKey ? "The server does not accept the key that was entered." : "This server answers only with a key.");
   if (!isProblem) {
-    const isFinal = response.status < 500 && ![408, 425, 429].includes(response.status), again = isFinal ? "" : " The page tries again by itself.";
+    const isFinal = response.status >= 300 && response.status < 500 && ![408, 425, 429].includes(response.status), again = isFinal ? "" : " The page tries again by itself.";
     const sentence = `Something between this page and the server answered with an error page (status ${response.status}).${again}`;
     return new Failure("proxy", sentence, isFinal ? null : pause || 2);
   }
@@ -89,11 +89,12 @@ async function failureOf(response, sentKey) {
 }
 
 // `ask` until it succeeds, with growing pauses. A missing key is waited for; a refusal is final.
-export async function askPersistently(path, options) {
+export async function askPersistently(path, { attempts = Infinity, ...options } = {}) {
   for (let attempt = 0; ; attempt++) {
     try {
       return await ask(path, options);
     } catch (failure) {
+      if (attempt + 1 >= attempts) throw failure;
       if (failure.kind === "key") await new Promise((resolve) => { events.addEventListener("key", resolve, { once: true }); });
       else if (failure.retryAfter) await wait(pauseBefore(attempt, failure));
       else throw failure;

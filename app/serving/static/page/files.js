@@ -26,7 +26,7 @@ export function start(view, actions) {
       make("button", { type: "button", id: "files-json", textContent: "Download JSON", disabled: true }),
       make("button", { type: "button", id: "files-clear", textContent: "Remove all", disabled: true })),
     make("div", { className: "row" },
-      make("label", {}, "Show ", select("files-filter", { all: "all", flagged: "flagged", normal: "not flagged", warned: "with remarks", failed: "not readable" })),
+      make("label", {}, "Show ", select("files-filter", { all: "all", flagged: "flagged", normal: "digits", unknown: "without verdict", warned: "with remarks", failed: "not readable" })),
       make("label", {}, "Name has ", make("input", { id: "files-search", type: "search" })),
       make("label", {}, make("input", { id: "files-fdr", type: "checkbox" }), " Judge them together: of those flagged, at most ",
         select("files-rate", { 0.01: "1 %", 0.05: "5 %", 0.1: "10 %", 0.2: "20 %" }, "0.05"), " are false")),

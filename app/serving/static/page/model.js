@@ -83,7 +83,7 @@ async function pictures(card) {
   const shown = files.filter((file) => !HIDDEN.has(file) && (file === last || !/_\d{3}\.png$/.test(file)));
   const figures = [...(files.includes("epoch_images.png") ? [slider(card.training)] : []), ...shown.map(figure)];
   const loaded = (await Promise.allSettled(figures)).flatMap(({ value }) => value ?? []);  // without those that do not come
-  return loaded.length ? make("div", { className: "report" }, ...loaded) : make("p", { textContent: "This version has no report." });
+  return loaded.length ? make("div", { className: "report" }, ...loaded) : make("p", { textContent: figures.length ? "The pictures of the report did not come." : "This version has no report." });
 }
 
 async function figure(file) {
@@ -110,4 +110,4 @@ async function slider({ picture_every: every = 1, epochs = 0 }) {
 }
 
 // Fetched, because a picture's address cannot carry an API key.
-const load = (file) => ask(address(`model/report/${file}`), { as: "blob", quiet: true });
+const load = (file) => askPersistently(address(`model/report/${file}`), { as: "blob", quiet: true, attempts: 3 });

@@ -542,16 +542,25 @@ def test_any_number_of_upgrades_is_answered(server):
 
 
 def test_large_bodies_have_room_for_so_many(impatient_server):
-    """A body beyond the room there is for all is refused while it comes; small ones are not, and the room comes back."""
-    whole, first = 8 * 2**20, 4_000_000
-    with connected(impatient_server) as line:
-        line.sendall(head("/score", content_type=NPY, content_length=whole))
-        line.sendall(bytes(first))
-        assert httpx.post(f"{impatient_server.url}/score", content=GOOD, headers={"content-type": PNG}).status_code == 200
-        line.sendall(bytes(whole - first))
-        answer = received(line, 1)
+    """A body beyond the room there is for all is refused while it comes; small ones are not, and the room comes back.
+
+    One that would never have room is refused at once.
+    """
+    whole, first = 8 * 2**20, 3_000_000
+    with connected(impatient_server) as line, connected(impatient_server) as other:
+        line.sendall(head("/score", content_type=NPY, content_length=first + 1) + bytes(first))
+        for _ in range(20):  # meanwhile all of the first body is read
+            answer = httpx.post(f"{impatient_server.url}/score", content=GOOD, headers={"content-type": PNG})
+            assert answer.status_code == 200
+        other.sendall(head("/score", content_type=NPY, content_length=first) + bytes(first))
+        answer = received(other, 1)
         assert statuses(answer) == [503]
         assert b"retry-after: 1" in answer
+        line.sendall(bytes(1))
+        assert statuses(received(line, 1)) == [400]
+    with connected(impatient_server) as line:
+        line.sendall(head("/score", content_type=NPY, content_length=whole))
+        assert statuses(received(line, 1)) == [413]
     with connected(impatient_server) as line:  # what is dropped takes no room
         line.sendall(head("/livez", "GET", content_length=whole))
         assert statuses(received(line, 1)) == [200]

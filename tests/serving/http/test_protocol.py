@@ -547,15 +547,16 @@ def test_large_bodies_have_room_for_so_many(impatient_server):
     One that would never have room is refused at once.
     """
     whole, first = 8 * 2**20, 3_000_000
-    with connected(impatient_server) as line, connected(impatient_server) as other:
+    with connected(impatient_server) as line:
         line.sendall(head("/score", content_type=NPY, content_length=first + 1) + bytes(first))
         for _ in range(20):  # meanwhile all of the first body is read
             answer = httpx.post(f"{impatient_server.url}/score", content=GOOD, headers={"content-type": PNG})
             assert answer.status_code == 200
-        other.sendall(head("/score", content_type=NPY, content_length=first) + bytes(first))
-        answer = received(other, 1)
-        assert statuses(answer) == [503]
-        assert b"retry-after: 1" in answer
+        with connected(impatient_server) as other:
+            other.sendall(head("/score", content_type=NPY, content_length=first) + bytes(first))
+            answer = received(other, 1)
+            assert statuses(answer) == [503]
+            assert b"retry-after: 1" in answer
         line.sendall(bytes(1))
         assert statuses(received(line, 1)) == [400]
     with connected(impatient_server) as line:

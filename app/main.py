@@ -145,7 +145,7 @@ class _Engine:
                 supervisor = None
             if any(model.inference.detector.is_lost for model in self.models):
                 logger.critical("the device has failed, and this process cannot use it any more: it ends")
-                os._exit(1)  # whoever watches it starts another
+                os._exit(1)  # the supervisor or the service manager starts another process
             try:
                 await self.health.update_metrics()
                 if second % _TRIM_INTERVAL_S == 0:
@@ -230,7 +230,7 @@ def load_detector(folder: Path, settings: Settings) -> Detector:
         images, features = np.zeros((count, size, size), np.uint8), np.zeros((count, len(FEATURE_NAMES)), np.float32)
         detector.detect(images, features)
         detector.detect(images, reconstructions=True, error_maps=True)
-        detector.decode(np.zeros((count, detector.latent_dim), np.float32))
+    detector.decode(np.zeros((settings.max_batch_size, detector.latent_dim), np.float32))
     return detector
 
 

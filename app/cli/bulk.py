@@ -33,7 +33,7 @@ def score_in_bulk(sources: list[str], job: "Job", size: int, engine: Engine, pro
     `size` is the side of the images in arrays. Returns the number of anomalies in the folder.
     """
     _check_packages(engine)
-    job = job._replace(device="cpu") if job.device == "auto" else job  # decoding takes most of the time, on all cores
+    job = job._replace(device="cpu") if job.device == "auto" else job  # most of the time is decoding, on all cores
     from app.scaling.files import SourceError
     from app.scaling.scoring import remove_others
     from app.scaling.sources import divide

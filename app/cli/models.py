@@ -41,7 +41,7 @@ def models(
 
 
 def _entries(store: Stores) -> list[dict[str, Any]]:
-    """Every version with the fields of its card; one that is not usable, or a name that is not, has the reason instead."""
+    """An entry for each version, with the fields of its card. A version or detector that cannot be used has `error` instead."""
     from app.detection.store import StoreError, find, folders, load_card, names
 
     entries: list[dict[str, Any]] = []

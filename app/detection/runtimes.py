@@ -38,8 +38,8 @@ Floats = NDArray[np.float32]
 
 logger = logging.getLogger(__name__)
 
-_MPS = threading.Lock()  # two threads that use MPS at the same time may end the process
-_logged: set[str] = set()  # why `auto` does not take CUDA
+_MPS_LOCK = threading.Lock()  # two threads that use MPS at the same time may end the process
+_logged: set[str] = set()  # reasons why `auto` does not take CUDA, each logged once
 
 WEIGHTS_SHA256 = "autoencoder_pth_sha256"  # metadata key, as in app/network/detector_network.py
 
@@ -61,7 +61,8 @@ class NetworkOutputs(NamedTuple):
 class OnnxRuntime:
     """The exported models in ONNX Runtime, on the CPU. Safe to call from several threads."""
 
-    name, device, is_lost = "onnx", "cpu", False
+    name, device = "onnx", "cpu"
+    is_lost = False  # a CPU does not fail
     # Images of a forward pass that large arrays are best cut into: 2 ms. 512 are 8 % faster, but keep 33 MiB.
     chunk_size = 128
 
@@ -94,7 +95,7 @@ class OnnxRuntime:
 
 
 class TorchRuntime:
-    """The network itself in torch: on CUDA and MPS, or on a CPU where that is asked for. Its methods are as above."""
+    """The network itself in torch: on CUDA and MPS, or on a CPU where that is asked for. It has the methods of OnnxRuntime."""
 
     name = "torch"
     chunk_size = 512
@@ -110,9 +111,9 @@ class TorchRuntime:
         torch.set_num_threads(threads)
         torch.set_float32_matmul_precision("highest")  # no TF32: scores must agree between devices
         network = load_network(bundle)
-        self._turn: AbstractContextManager[object] = _MPS if device.startswith("mps") else nullcontext()
+        self._lock: AbstractContextManager[object] = _MPS_LOCK if device.startswith("mps") else nullcontext()
         try:
-            with self._turn:
+            with self._lock:
                 self._network = network.to(device).eval()
             self._cuda_network = CudaNetwork(self._network, torch.device(device)) if device.startswith("cuda") else None
         except torch.OutOfMemoryError as error:
@@ -123,10 +124,10 @@ class TorchRuntime:
     def run(self, images: Images, *, with_maps: bool) -> NetworkOutputs:
         import torch
 
-        with self._noticing_failures():
+        with self._detecting_failure():
             if self._cuda_network is not None:
                 return NetworkOutputs(*self._cuda_network.run(images, with_maps=with_maps))
-            with self._turn, torch.inference_mode():
+            with self._lock, torch.inference_mode():
                 batch = torch.tensor(images).to(self.device)  # copied, because it may be a read-only view of a request
                 outputs = self._network(batch) if with_maps else self._network.score(batch)
                 return NetworkOutputs(*(output.cpu().numpy() for output in outputs))
@@ -134,13 +135,13 @@ class TorchRuntime:
     def decode(self, embeddings: Floats) -> Floats:
         import torch
 
-        with self._noticing_failures(), self._turn, torch.inference_mode():
+        with self._detecting_failure(), self._lock, torch.inference_mode():
             images: Floats = self._network.decode(torch.from_numpy(embeddings).to(self.device)).cpu().numpy()
             return images
 
     @contextmanager
-    def _noticing_failures(self) -> Iterator[None]:
-        """Set `is_lost` if the device fails inside of the block."""
+    def _detecting_failure(self) -> Iterator[None]:
+        """Set `is_lost` if the device fails inside the block."""
         import torch
 
         try:

@@ -24,8 +24,9 @@ from app.network.detector_network import DetectorNetwork
 
 SIZES = (1, 8, 16, 32, 64, 128, 256, 512, 2048)  # images
 
-_ONE_CAPTURE, _ONE_CHOICE = threading.Lock(), threading.Lock()
-_STREAMS = 32  # that torch hands out in turn
+_CAPTURE_LOCK = threading.Lock()
+_STREAM_LOCK = threading.Lock()  # while a network chooses its stream
+_STREAMS = 32  # on a device; torch.cuda.Stream() returns them in turn, again and again
 
 Forward = Callable[[Tensor], Sequence[Tensor]]
 Floats = NDArray[np.float32]
@@ -43,7 +44,7 @@ class CudaNetwork:
         side, pool = network.autoencoder.config.image_size, torch.cuda.graph_pool_handle()  # shared: graphs never run together
         self._lock = threading.Lock()
         with torch.cuda.device(device), torch.inference_mode():
-            with _ONE_CHOICE:
+            with _STREAM_LOCK:
                 self.stream = unused_stream()
                 _networks.add(self)
             self._graphs = {
@@ -65,13 +66,14 @@ class CudaNetwork:
             return graph.run(images)
 
 
-_networks = WeakSet[CudaNetwork]()  # those that are in use
+_networks = WeakSet[CudaNetwork]()  # those in use
 
 
 def unused_stream() -> torch.cuda.Stream:
-    """A stream on which no network in use was captured.
+    """A CUDA stream on which no network in use was captured; any stream if there is none.
 
-    The memory in which libraries work belongs to a stream, and is freed with any graph that was captured on it.
+    The workspaces of cuBLAS belong to a stream. Freeing a graph frees the workspaces of the stream on which it was captured,
+    and graphs of another network on the same stream would use freed memory.
     """
     taken = [network.stream for network in _networks]
     offered = [torch.cuda.Stream() for _ in range(_STREAMS)]  # type: ignore[no-untyped-call]
@@ -114,7 +116,7 @@ def capture(graph: torch.cuda.CUDAGraph, **options: Any) -> Iterator[None]:  # n
     Other threads may use the device meanwhile: a server scores images on one version while it loads another. Captures run one
     after the other. Garbage is not collected inside, because no older graph may be freed during a capture.
     """
-    with _ONE_CAPTURE:
+    with _CAPTURE_LOCK:
         enabled = gc.isenabled()
         gc.disable()
         try:

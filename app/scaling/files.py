@@ -37,13 +37,13 @@ def open_file(path: str) -> BinaryIO:
 
 def walk(folder: str, onerror: Callable[[OSError], object]) -> Iterator[str]:
     """The files below a folder, one folder at a time, so that memory stays small. Links are followed, each folder once."""
-    seen = set()
+    visited = set()
     for root, folders, files in os.walk(folder, onerror=onerror, followlinks=True):
         status = os.stat(root)  # noqa: PTH116 - a Path takes longer
-        if (status.st_dev, status.st_ino) in seen:
+        if (status.st_dev, status.st_ino) in visited:
             folders.clear()
             continue
-        seen.add((status.st_dev, status.st_ino))
+        visited.add((status.st_dev, status.st_ino))
         folders.sort()
         yield from (str(Path(root) / name) for name in sorted(files))
 

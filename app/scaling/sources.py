@@ -198,7 +198,7 @@ def _read_array(piece: Slice, file: IO[bytes], size: int) -> Iterator[Item]:
 def _member_slices(path: str) -> Iterator[Slice]:
     """The images of a tar file, or of several that are joined. Raises ReadError where it is damaged or truncated."""
     with open_file(path) as file:
-        block = b"first"
+        block = b"first"  # not empty: there is a first archive
         while block:
             with tarfile.open(fileobj=file, mode="r:") as archive:
                 for member in archive:

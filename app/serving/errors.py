@@ -74,7 +74,7 @@ class InvalidBody(Problem):
 
 
 class NotAnImage(Problem):
-    """The content is no image of an accepted type: text, a file name, a web page, noise, nothing."""
+    """The content is no image of an accepted type: text, a file name, a web page, noise, or empty."""
 
     status, type, title = 400, "not-an-image", "The upload is not an image"
 

@@ -40,16 +40,18 @@ class Settings(BaseModel):
     max_version_bytes: int = Field(256 * MIB, ge=1, description="Most bytes of a version's files together.")
     threads: int = Field(1, ge=1, le=256, description="Threads for one forward pass on the CPU.")
     max_body_bytes: int = Field(
-        10 * MIB, ge=1, description="Largest request body; arrays have their own limit. At most max_bodies_bytes."
+        10 * MIB, ge=1, description="Largest request body, but for arrays; never more than max_bodies_bytes."
     )
-    max_array_bytes: int = Field(128 * MIB, ge=1, description="Largest application/x-npy body; at most max_bodies_bytes.")
+    max_array_bytes: int = Field(
+        128 * MIB, ge=1, description="Largest application/x-npy body; never more than max_bodies_bytes."
+    )
     max_bodies_bytes: int = Field(
         128 * MIB, ge=1, description="Most bytes of all request bodies together, without the first 16 KiB of each."
     )
     max_answers_bytes: int = Field(
         64 * MIB,
         ge=1,
-        description="Most bytes of all response bodies over 64 KiB; a larger one is sent alone, larger .npy pictures are not.",
+        description="Most bytes of all response bodies over 64 KiB. A larger one is sent alone; larger pictures as .npy: 413.",
     )
     max_images: int = Field(64, ge=1, description="Most parts of a form, images or not; most images of a BYTES tensor.")
     max_array_images: int = Field(100_000, ge=1, description="Most images in one array.")
@@ -123,7 +125,7 @@ class Settings(BaseModel):
         return value
 
     def body_limit(self, *, is_array: bool = False) -> int:
-        """The largest body that is received: no larger than all bodies together, or it would never be received."""
+        """The largest request body in bytes. It is at most max_bodies_bytes: a larger body could never be received."""
         return min(self.max_array_bytes if is_array else self.max_body_bytes, self.max_bodies_bytes)
 
     def serves(self, name: str) -> bool:

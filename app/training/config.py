@@ -8,6 +8,7 @@ from typing import Any, get_args
 
 from app.detection.imaging.decode import Preprocess
 
+ALPHA = 0.01  # default false-alarm rate
 CALIBRATION_SHARE = 1 / 3  # of MNIST's 60,000 training images: 40,000 fit, 20,000 calibrate
 
 _LOCAL_PATHS = {"data_dir", "root"}  # paths of this machine: neither in the card nor in the digest
@@ -32,7 +33,7 @@ class TrainConfig:
     learning_rate: float = 1e-3
     weight_decay: float = 1e-5
     seed: int = 0
-    alpha: float = 0.01
+    alpha: float = ALPHA
     calibration_share: float = CALIBRATION_SHARE
     scorer: str = "residual"
     preprocess: Preprocess = "auto"  # auto: chosen by the images

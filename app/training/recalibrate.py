@@ -25,7 +25,7 @@ from app.training.calibration import (
     make_bundle,
     with_card,
 )
-from app.training.config import CALIBRATION_SHARE, check_common
+from app.training.config import ALPHA, CALIBRATION_SHARE, check_common
 from app.training.datasets import DataError, DataSet, LabelledImages, load_dataset
 from app.training.progress import SILENT, Progress
 from app.training.publishing import check_writable, describe_data, fit_and_publish, publish_measured, trained_on
@@ -43,7 +43,7 @@ class CalibrateConfig:
     data_dir: Path = Path("data")
     root: Path = Path("model_store")
     name: str | None = None  # of the new version: the model's, or the data set's for imported weights
-    alpha: float | None = None  # None: the detector's, 0.01 for imported weights
+    alpha: float | None = None  # None: the detector's, ALPHA for imported weights
     seed: int = 0
     calibration_share: float = CALIBRATION_SHARE
     scorer: str = "residual"
@@ -52,7 +52,7 @@ class CalibrateConfig:
 
     def __post_init__(self) -> None:
         """Raise TrainingError if a value is not acceptable."""
-        check_common(self.name, 0.01 if self.alpha is None else self.alpha, self.calibration_share)
+        check_common(self.name, ALPHA if self.alpha is None else self.alpha, self.calibration_share)
 
 
 class PreparationError(ValueError):
@@ -74,7 +74,7 @@ def import_weights(weights: Path, config: CalibrateConfig, progress: Progress = 
     model = load_foreign_weights(weights).to(device).eval()
     dataset = load_dataset(config.data, data_dir=config.data_dir, preprocess=config.preprocess, progress=progress)
     splits = split(dataset, config.seed, config.calibration_share)
-    alpha = 0.01 if config.alpha is None else config.alpha
+    alpha = ALPHA if config.alpha is None else config.alpha
     check_images(alpha, len(splits.calibration))
     provenance = Provenance(
         name=config.name or dataset.name,

@@ -255,4 +255,4 @@ def _k_means(points: Tensor, k: int, g: Generator, rounds: int = 25) -> Tensor:
         nearest = torch.cdist(points, centres).argmin(1)
         count = torch.bincount(nearest, minlength=len(centres)).clamp(min=1)
         centres = torch.zeros_like(centres).index_add_(0, nearest, points) / count[:, None]
-    return centres[torch.bincount(nearest, minlength=k) > 0]  # where many points are equal, some centres have none
+    return centres[torch.bincount(nearest, minlength=len(centres)) > 0]  # where many points are equal, some centres have none

@@ -28,6 +28,8 @@ def split(
 ) -> Splits:
     """Split by `seed`, equally on every machine. If the set has no test part, TEST_SHARE of its images becomes the test part.
 
+    Each class is divided by the shares; classes of fewer than `smallest_class` images are divided as one class.
+
     Raises:
         DataError: there are too few images for three parts.
     """

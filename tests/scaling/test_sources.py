@@ -1,4 +1,4 @@
-"""The images of each kind of source: none is left out in silence, and a file is opened once for many of them."""
+"""The images of each kind of source: each has a row, and a file is opened once for many images."""
 
 import io
 import tarfile
@@ -51,7 +51,7 @@ def damaged(data):
     ids=["header", "within a header", "before a header", "without an end", "more after the end", "second of two"],
 )  # fmt: skip
 def test_a_damaged_tar_file_is_a_row_with_an_error(tmp_path, change, images):
-    """The images before the damage are read; without the error those after it would be missing in silence."""
+    """The images before the damage are read, and the error says that others follow which cannot be."""
     (tmp_path / "a.tar").write_bytes(change(tar(*FILES)))
     found = read_source(tmp_path / "a.tar")
     assert [item.content for item in found] == [*(FILES * 2)[:images], None]

@@ -31,8 +31,8 @@ _FAST_CPU_LIMIT_S = 0.25  # for an image in the fast lane
 _SLOW_CPU_LIMIT_S = 2.0  # 25 million pixels of PNG with transparency take 0.9 s
 _REQUEST_CPU_LIMIT_S = 2.0  # for all images of a request; they take up to _FAST_CPU_LIMIT_S more
 _MAX_WAIT = 0.3  # of the deadline: the longest wait in a lane before uploads are refused
-# Exit codes of decoder processes. The library that runs them answers SIGTERM with an exit code.
-_ENDS = {-signal.SIGPROF: "cpu-limit", -signal.SIGKILL: "killed", signal.SIGTERM: "killed"}
+# Exit code of a decoder process -> reason. pebble handles SIGTERM in its processes, and exits with the signal's number.
+_STOP_REASONS = {-signal.SIGPROF: "cpu-limit", -signal.SIGKILL: "killed", signal.SIGTERM: "killed"}
 
 Result = PreprocessedImage | ImageError
 
@@ -161,7 +161,7 @@ class Decoders:
             try:
                 decoded = await asyncio.wrap_future(self._schedule(arguments))
             except ProcessExpired as error:
-                reason = _ENDS.get(error.exitcode or 0, "crash")
+                reason = _STOP_REASONS.get(error.exitcode or 0, "crash")
                 self._on_stopped(reason)
                 if reason == "killed":  # not by the image, as far as is known
                     raise Overloaded(1) from None

@@ -33,8 +33,8 @@ class UnknownModel(LookupError):
     """No model of this name is in service; the message lists those that are."""
 
 
-class _Verdicts(NamedTuple):
-    """What is counted of the images [N] of a forward pass whose responses have verdicts."""
+class _ScoredImages(NamedTuple):
+    """The N images of a forward pass whose responses have verdicts, as metrics and drift need them."""
 
     bundle: Bundle
     scores: NDArray[np.float32]  # [N]
@@ -55,7 +55,7 @@ class TrafficMonitor:
         self._bundle: Bundle | None = None  # the bundle in service
         self._drift = DriftMonitor(np.zeros(1), level)
         self._batches: list[int] = []  # numbers of images
-        self._verdicts: list[_Verdicts] = []
+        self._scored: list[_ScoredImages] = []
 
     def set_model(self, bundle: Bundle, device: str) -> None:
         """Start a new stream of p-values for a bundle that goes into service on `device`."""
@@ -69,22 +69,22 @@ class TrafficMonitor:
         self._batches.append(images)
         if with_verdicts is not None:
             scores, p_values, sizes = with_verdicts.scores, with_verdicts.p_values, with_verdicts.calibration_sizes
-            self._verdicts.append(_Verdicts(bundle, scores, p_values, sizes))
+            self._scored.append(_ScoredImages(bundle, scores, p_values, sizes))
         if len(self._batches) >= _BUFFER_SIZE:
             self.flush()
 
     def flush(self) -> None:
         """Count everything that is buffered. The server calls it once a second, before each scrape, and at its end."""
         batches, self._batches = self._batches, []
-        verdicts, self._verdicts = self._verdicts, []
+        scored, self._scored = self._scored, []
         self._metrics.record_batches(batches)
-        if verdicts:
-            self._metrics.record_verdicts(
-                np.concatenate([each.scores for each in verdicts]),
-                np.concatenate([each.p_values for each in verdicts]),
-                sum(int((each.p_values <= each.bundle.card.alpha).sum()) for each in verdicts),
+        if scored:
+            self._metrics.record_scores(
+                np.concatenate([each.scores for each in scored]),
+                np.concatenate([each.p_values for each in scored]),
+                sum(int((each.p_values <= each.bundle.card.alpha).sum()) for each in scored),
             )
-        for each in verdicts:
+        for each in scored:
             if each.bundle is self._bundle:  # a long array may finish after its version was replaced
                 self._drift.observe(each.p_values, each.calibration_sizes)
 

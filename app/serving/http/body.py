@@ -1,4 +1,4 @@
-"""Bodies. Of requests: an ASGI `receive` in, complete bytes out, under limits of size, memory and time. Of responses: bytes."""
+"""Request bodies: an ASGI `receive` in, complete bytes out, under limits of size, memory and time. Responses made of bytes."""
 
 import asyncio
 import io

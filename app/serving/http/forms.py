@@ -46,7 +46,7 @@ def parse_form(body: bytes, content_type: str, *, max_parts: int) -> list[Part]:
         parser.finalize()
     except (FormParserError, ValueError):
         raise InvalidBody("The form is malformed, or its boundary is not the one that the content type names.") from None
-    if reader.has_begun and not reader.is_complete:
+    if reader.part_count and not reader.is_complete:
         raise InvalidBody("The form ends before its last boundary; send it whole.")
     if not reader.parts:
         raise InvalidBody("The form has no part named 'file'; send one as `curl -F file=@seven.png`.")
@@ -58,18 +58,13 @@ class _FormReader:
 
     def __init__(self, max_parts: int) -> None:
         self.parts: list[Part] = []
+        self.part_count = 0  # of all parts, files or not
         self.is_complete = False  # whether the last boundary was read
         self._max_parts = max_parts
-        self._part_count = 0
         self._headers: dict[bytes, bytes] = {}
         self._field = b""
         self._value = b""
         self._data: list[bytes] = []
-
-    @property
-    def has_begun(self) -> bool:
-        """Whether a part has begun."""
-        return self._part_count > 0
 
     def callbacks(self) -> "MultipartCallbacks":
         return {
@@ -83,8 +78,8 @@ class _FormReader:
         }
 
     def _begin(self) -> None:
-        self._part_count += 1
-        if self._part_count > self._max_parts:
+        self.part_count += 1
+        if self.part_count > self._max_parts:
             raise TooLarge(f"The form has more than {self._max_parts} parts; send the images in several requests.")
         self._headers, self._data = {}, []
 

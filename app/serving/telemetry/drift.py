@@ -76,15 +76,14 @@ class DriftMonitor:
         With `shuffle`, the p-values of one call of `observe` are bet on in random order: neighbours in an array that is sorted
         by writer or class are alike, which is not drift.
         """
-        self._sizes = np.unique([len(each) for each in (scores, *uploads)])  # ascending
         error = _CALIBRATION_SHARE / (level * (1 + len(uploads)))
-        of_each = [
-            (len(scores), _tail_bounds(scores, error)),
-            *((len(own), _tail_bounds(own, error, scores)) for own in uploads),
-        ]
-        bounds = [
-            {tail: max(found[tail] for n, found in of_each if n == size) for tail in _BOUNDED_TAILS} for size in self._sizes
-        ]
+        by_size = {len(scores): _tail_bounds(scores, error)}
+        for own in uploads:  # two calibrations of the same size share the larger bounds
+            found = _tail_bounds(own, error, scores)
+            known = by_size.get(len(own), found)
+            by_size[len(own)] = {tail: max(found[tail], known[tail]) for tail in _BOUNDED_TAILS}
+        self._sizes = np.array(sorted(by_size))
+        bounds = [by_size[size] for size in sorted(by_size)]
         bets = [
             bet
             for bet in (_Bet(*tail, factor) for tail in _BOUNDED_TAILS for factor in _FACTORS)
@@ -231,7 +230,7 @@ def largest_tail_probability(rank: int, n: int, error: float) -> float:
 
     If the scores have no ties, q follows Beta(k, n + 1 - k) over calibration sets, k = rank. P(q > x) is the probability that
     Binomial(n, x) is below k, and Chernoff's bound on it is exp(-n KL((k - 1) / n || x)). The bound fails with a probability
-    of at most `error`. A rank of 0 counts as 1; a rank above n says nothing.
+    of at most `error`. A rank of 0 counts as 1. Above rank n the bound is 1.
     """
     if rank > n:
         return 1.0

@@ -93,8 +93,8 @@ class ModelMetrics:
         if images:
             observe_many(self._batch, _BATCHES, np.array(images))
 
-    def record_verdicts(self, scores: NDArray[np.float32], p_values: NDArray[np.float64], anomalies: int) -> None:
-        """Record the verdicts of N images: scores [N], p-values [N], and how many are anomalies at the model's own alpha."""
+    def record_scores(self, scores: NDArray[np.float32], p_values: NDArray[np.float64], anomalies: int) -> None:
+        """Record N images: scores [N], p-values [N], and the number of anomalies at the model's own alpha."""
         self._anomaly.inc(anomalies)
         self._normal.inc(len(scores) - anomalies)
         observe_many(self._scores, _SCORES, scores)

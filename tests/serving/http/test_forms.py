@@ -79,7 +79,7 @@ def test_a_form_without_files_says_how_to_send_one(body):
 @pytest.mark.parametrize("names", [["a.png"], ["a.png", "b.png"]])
 @pytest.mark.parametrize("lost", [1, 4, 6, 20, 60])
 def test_a_form_that_ends_too_early_is_refused(names, lost):
-    """Its last file would be left out without a word."""
+    """Without the error, the response would leave out the last file."""
     body = form(*(file_part(name, b"data" * 20) for name in names)).removesuffix(b"\r\n")
     assert len(parse_form(body, TYPE, max_parts=2)) == len(names)
     with pytest.raises(InvalidBody, match="ends before its last boundary"):

@@ -29,15 +29,17 @@ def chromium():
 
 
 @contextmanager
-def opened(browser, url, *, expected=(), **options):
+def opened(browser, url, *, expected=(), script="", **options):
     """The page at `url`. On leaving, its console must be silent, but for texts that hold one of `expected`, and every request
-    must have gone to the server of `url`. Motion is reduced: the page draws no example by itself."""
+    must have gone to the server of `url`. Motion is reduced: the page draws no example by itself. `script` runs
+    before the scripts of the page."""
     page = browser.new_page(**{"reduced_motion": "reduce", **options})
     errors, requests = [], []
     page.on("console", lambda message: errors.append(message.text) if message.type in ("error", "warning") else None)
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.on("request", lambda request: requests.append(request.url))
     page.sent = requests
+    page.add_init_script(script)
     page.goto(url)
     yield page
     page.close()
@@ -79,7 +81,8 @@ def traffic(url):
 
 
 class Proxy:
-    """A reverse proxy. `mode` is ok, slow, dropped (no answer), html (an error page) or busy (503 with Retry-After)."""
+    """A reverse proxy. `mode` is ok, slow (no answer before the mode changes), dropped (never an answer), html (an error page)
+    or busy (503 with Retry-After)."""
 
     def __init__(self, server, prefix=""):
         proxy = self
@@ -95,7 +98,8 @@ class Proxy:
                 elif proxy.mode == "busy":
                     self.answer(503, {"content-type": "application/problem+json", "retry-after": "1"}, PROBLEM)
                 else:
-                    time.sleep(3.5 if proxy.mode == "slow" else 0)
+                    while proxy.mode == "slow":
+                        time.sleep(0.02)
                     proxy.forward(self, body)
 
             do_POST = do_GET

@@ -1,13 +1,14 @@
 """Real servers for tests: started as a user starts them, spoken to over real sockets."""
 
 import http.client
+import itertools
 import os
 import select
 import socket
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -91,10 +92,24 @@ def run(*command, **variables):
 
 
 def free_port():
-    """A port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A port that nobody listens on now, not one of those (from 32768) that the system gives to others meanwhile."""
+    for port in _PORTS:
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError
+
+
+_PORTS = itertools.cycle(range(10_000 + os.getpid() % 110 * 200, 32_768))  # test processes that run at once begin apart
+
+
+def wait_until(holds, patience=60):
+    """Wait until the function `holds` returns something true, and return that."""
+    until = time.monotonic() + patience
+    while not (found := holds()):
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    return found
 
 
 def head(path="/score", method="POST", **headers):

@@ -107,17 +107,6 @@ def test_a_version_that_fails_its_self_check_is_not_served(tiny_bundle, tmp_path
     assert "Traceback" not in done.stderr
 
 
-def test_uvicorn_can_serve_the_app_by_its_name(tiny_store, tmp_path):
-    """`uvicorn app.main:app` works, with the settings from the environment."""
-    command = (sys.executable, "-m", "uvicorn", "app.main:app")
-    with serving(
-        tmp_path / "log", command=command, ends=(0, -15), ODDIGIT_STORE=str(tiny_store), ODDIGIT_DRAIN_S="0"
-    ) as server:
-        body = (ROOT / "tests" / "samples" / "seven.png").read_bytes()
-        answer = httpx.post(f"{server.url}/score", content=body, headers={"content-type": "image/png"}, timeout=30)
-    assert answer.json()["model"] == {"name": "mnist", "version": 1}
-
-
 def test_options_win_over_variables(tiny_bundle, tmp_path):
     """`--version` and `--store` of the command line are served, whatever the environment says."""
     for _ in range(2):

@@ -148,12 +148,15 @@ import os, random, signal, sys, time
 from pathlib import Path
 from app.detection import store
 
+def write_report(folder):
+    (folder / "picture.png").write_bytes(bytes(200_000))
+
 bundle, root, moments = store.load(Path(sys.argv[1], "mnist", "1")), Path(sys.argv[2]), random.Random(0)
 for _ in range(50):
     child = os.fork()
     if child == 0:
         while True:
-            store.publish(bundle, root)
+            store.publish(bundle, root, write_report)
     time.sleep(moments.uniform(0, 0.06))
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
@@ -370,8 +373,11 @@ def test_the_shipped_weights_are_the_tutorials(shipped_store):
 
 def test_every_shipped_version_is_whole_and_checks_itself(shipped_store):
     """Each version in the repository passes its checksums and its self-check."""
-    for number in store.versions(shipped_store, "mnist"):
-        Detector(store.load(shipped_store / "mnist" / str(number)), "cpu").self_check()
+    names = store.names(shipped_store)
+    assert {"mnist", "mnist-vae"} <= set(names)
+    for name in names:
+        for number in store.versions(shipped_store, name):
+            Detector(store.load(shipped_store / name / str(number)), "cpu").self_check()
 
 
 def test_the_shipped_network_has_learnt_mnist(shipped_store, data_root):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from live import head, serving, speak
+from live import head, serving, speak, wait_until
 from strokes import npy, png, stroke_images
 
 from app.serving import schemas
@@ -144,8 +144,7 @@ def full_server(small_server):
 
         pool.submit(occupy)
         try:
-            while "oddigit_in_flight 1.0" not in client.get("/metrics").text:
-                pass
+            wait_until(lambda: "oddigit_in_flight 1.0" in client.get("/metrics").text)
             yield server
         finally:
             done.set()

@@ -101,15 +101,21 @@ def test_a_process_that_is_told_to_end_is_not_the_images_fault():
     async def run():
         async with decoders(stopped, processes=1) as found:
             (process,) = decoder_processes()
-            before, task = cpu_ticks(process), asyncio.create_task(decode(found, LARGE))
-            while not task.done() and cpu_ticks(process) < before + 10:
-                await asyncio.sleep(0.01)
+            task = asyncio.create_task(decode(found, LARGE))
+            await begun(task, process)
             os.kill(process, signal.SIGTERM)
             with pytest.raises(Overloaded):
                 await task
 
     asyncio.run(run())
     assert stopped == ["killed"]
+
+
+async def begun(task, process):
+    """Wait until the process works on the task, or the task has ended."""
+    before = cpu_ticks(process)
+    while not task.done() and cpu_ticks(process) < before + 10:
+        await asyncio.sleep(0.01)
 
 
 def cpu_ticks(pid):
@@ -246,7 +252,7 @@ def test_the_wait_counts_the_time_that_processes_wait_for_the_processor():
         async with decoders(processes=1) as found:
             (process,) = decoder_processes()
             waiting = asyncio.create_task(decode(found, LARGE))
-            await asyncio.sleep(0.1)
+            await begun(waiting, process)
             os.kill(process, signal.SIGSTOP)
             await asyncio.sleep(2)
             os.kill(process, signal.SIGCONT)
@@ -275,9 +281,12 @@ def test_a_deadline_frees_the_process():
 
     async def run():
         async with decoders(processes=1) as found:
+            (busy,) = decoder_processes()
             with pytest.raises(TimeoutError):
                 await decode(found, LARGE, seconds=0.1)
-            return (await decode(found, PHOTO))[0]
+            result = (await decode(found, PHOTO))[0]
+            assert busy not in decoder_processes()
+            return result
 
     assert isinstance(asyncio.run(run()), PreprocessedImage)
 

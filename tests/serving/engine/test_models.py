@@ -2,7 +2,6 @@ import asyncio
 import base64
 import shutil
 import threading
-import time
 from dataclasses import replace
 from functools import partial
 
@@ -10,7 +9,7 @@ import httpx
 import numpy as np
 import pytest
 from conftest import make_bundle
-from live import serving
+from live import serving, wait_until
 from strokes import npy, png, stroke_images
 
 from app.detection import store
@@ -49,13 +48,6 @@ def client(root, tmp_path):
         httpx.Client(base_url=server.url, timeout=60) as client,
     ):
         yield client
-
-
-def wait_until(holds):
-    until = time.monotonic() + 10
-    while not holds():
-        assert time.monotonic() < until
-        time.sleep(0.05)
 
 
 def score(client, model=None, images=IMAGES):
@@ -284,11 +276,17 @@ def test_a_model_that_hangs_while_it_is_loaded_delays_no_other(root):
         await found.load(timeout_s=0)
         early = [model.name for model in found]
         may_load.set()
-        while len(list(found)) < 2:
-            await asyncio.sleep(0.01)
+        await both(found)
         return early, [model.name for model in found]
 
     assert asyncio.run(start()) == (["mnist"], ["mnist", "other"])
+
+
+async def both(found):
+    """Wait until both models are loaded."""
+    async with asyncio.timeout(60):
+        while len(list(found)) < 2:
+            await asyncio.sleep(0.01)
 
 
 def test_a_model_that_the_start_did_not_wait_for_takes_up_new_versions(root):
@@ -305,8 +303,7 @@ def test_a_model_that_the_start_did_not_wait_for_takes_up_new_versions(root):
         watching = asyncio.create_task(found.watch())
         await asyncio.sleep(0.1)  # it has begun, and looks for new models after POLL_S
         may_list.set()
-        while len(list(found)) < 2:
-            await asyncio.sleep(0.01)
+        await both(found)
         store.publish(make_bundle(1, "other"), root)
         for _ in range(500):
             await asyncio.sleep(0.02)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_bundle
-from live import WATCHFUL, serving
+from live import WATCHFUL, serving, wait_until
 from strokes import npy, png, stroke_images
 
 from app.detection import store
@@ -58,8 +58,8 @@ class Watched:
         return self.ready.model.version
 
     def until(self, holds, patience=2.0):
-        """Wait for what must come to be within the two seconds of the contract; a machine under load gets three times that."""
-        until = time.monotonic() + 3 * patience
+        """Wait for what must come to be within the two seconds of the contract; a machine under load gets ten times that."""
+        until = time.monotonic() + 10 * patience
         while not holds():
             assert time.monotonic() < until, self.server.log.read_text()[-2000:]
             time.sleep(0.05)
@@ -230,28 +230,22 @@ def test_a_store_that_goes_away_takes_nothing_with_it(watched):
     assert watched.client.post("/score", content=npy(IMAGES), headers=NPY).status_code == 200
 
 
-def test_a_pin_holds(bundles, root, tmp_path):
+def test_a_pin_holds(bundles, root):
     """A server that was told its version takes up no other."""
-    with (
-        serving(tmp_path / "log", "--store", str(root), "--version", "1", command=WATCHFUL, ODDIGIT_DRAIN_S="0") as server,
-        httpx.Client(base_url=server.url, timeout=60) as client,
-    ):
-        store.publish(bundles[1], root)
-        time.sleep(0.4)
-        assert client.get("/readyz").json()["model"]["version"] == 1
+    known = versions(root, pinned=1)
+    assert known.best().bundle.card.version == 1
+    store.publish(bundles[1], root)
+    assert known.best(serving=1) is None
 
 
-def test_reloading_can_be_left_out(bundles, root, tmp_path):
-    """ODDIGIT_RELOAD=false serves what was there at the start."""
-    with (
-        serving(
-            tmp_path / "log", "--store", str(root), ODDIGIT_RELOAD="false", command=WATCHFUL, ODDIGIT_DRAIN_S="0"
-        ) as server,
-        httpx.Client(base_url=server.url, timeout=60) as client,
-    ):
-        store.publish(bundles[1], root)
+def test_reloading_can_be_left_out(bundles, watched, tmp_path):
+    """ODDIGIT_RELOAD=false serves what was there at the start, though another server takes the new version up."""
+    options = ("--store", str(watched.root))
+    with serving(tmp_path / "log2", *options, ODDIGIT_RELOAD="false", command=WATCHFUL, ODDIGIT_DRAIN_S="0") as server:
+        store.publish(bundles[1], watched.root)
+        watched.until(lambda: watched.version == 2)
         time.sleep(0.4)
-        assert client.get("/readyz").json()["model"]["version"] == 1
+        assert httpx.get(f"{server.url}/readyz", timeout=60).json()["model"]["version"] == 1
 
 
 def test_a_bad_version_that_was_there_at_the_start_is_counted_too(bundles, root, tmp_path):
@@ -429,12 +423,13 @@ def test_a_version_that_hangs_while_it_is_loaded_is_passed_over(bundles, root):
     """After the timeout the next version serves, and the one that hangs is not tried again before its thread has ended."""
     add(bundles[1], root)
     tried, hanging, now = [], threading.Event(), [0.0]
+    detectors = {folder.name: Detector(store.load(folder), "cpu") for folder in (root / "mnist").iterdir()}
 
     def load(folder):
         tried.append(folder.name)
         if folder.name == "2":
             hanging.wait(60)
-        return Detector(store.load(folder), "cpu")
+        return detectors[folder.name]
 
     known = Versions(root, "mnist", None, load, load_timeout_s=1, clock=lambda: now[0])
     assert known.best().bundle.card.version == 1
@@ -444,11 +439,7 @@ def test_a_version_that_hangs_while_it_is_loaded_is_passed_over(bundles, root):
     assert tried == ["2", "1"]
     hanging.set()
     known.load_timeout_s = 60
-    until = time.monotonic() + 20
-    while (found := known.best(serving=1)) is None:
-        assert time.monotonic() < until
-        time.sleep(0.01)
-    assert found.bundle.card.version == 2
+    assert wait_until(lambda: known.best(serving=1)).bundle.card.version == 2
 
 
 @pytest.mark.parametrize("error", [MemoryError(), SystemExit(3), RecursionError(), KeyboardInterrupt()], ids=repr)

@@ -264,7 +264,9 @@ def test_requests_on_one_connection_are_answered_in_order(server):
         line.sendall(b"".join(requests))
         text = b""
         while text.count(b"HTTP/1.1 ") < len(paths) or not text.rstrip().endswith(b"}"):
-            text += line.recv(65536)
+            piece = line.recv(65536)
+            assert piece, text
+            text += piece
     answers = text.split(b"HTTP/1.1 ")[1:]
     assert [answer[:3] for answer in answers] == [b"404" if path == "/nowhere" else b"200" for path in paths]
     for number, answer in enumerate(answers):

@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 import uvicorn
-from live import SERVE, free_port, head, run, serving
+from live import SERVE, free_port, head, run, serving, wait_until
 
 from app.serving.http import workers
 from app.serving.http.workers import ReusePortSocket
@@ -38,8 +38,7 @@ def test_connections_that_come_at_once_are_spread_over_the_workers(tiny_store, t
     """Of 100 connections neither of two workers gets fewer than 20 (by chance: once in 10^9), and all are answered."""
     variables = {"ODDIGIT_STORE": str(tiny_store), "ODDIGIT_DRAIN_S": "0"}
     with serving(tmp_path / "log", "--workers", "2", **variables) as server, ExitStack() as stack:
-        while server.log.read_text().count("Application startup complete") < 2:
-            pass
+        wait_until(lambda: server.log.read_text().count("Application startup complete") == 2)
         workers = children(server.pid)
         before = [sockets(worker) for worker in workers]
         lines = [stack.enter_context(socket.create_connection(("127.0.0.1", server.port))) for _ in range(100)]
@@ -262,8 +261,7 @@ def test_a_replacement_that_cannot_start_is_tried_again(supervised):
 def test_a_killed_worker_is_counted_in_the_metrics(tiny_store, tmp_path):
     """The process that starts the workers counts; every worker reports the sum."""
     with serving(tmp_path / "log", "--workers", "2", ODDIGIT_STORE=str(tiny_store), ODDIGIT_DRAIN_S="0") as server:
-        while len(children(server.pid)) < 2:
-            time.sleep(0.1)
+        wait_until(lambda: len(children(server.pid)) == 2)
         _wait_for_deaths(server, 0)
         os.kill(int(children(server.pid)[0]), signal.SIGKILL)
         _wait_for_deaths(server, 1)
@@ -278,10 +276,7 @@ def test_workers_end_after_their_supervisor_was_killed(tiny_store, tmp_path):
         _wait_for_deaths(server, 0)
         left = children(server.pid)
         os.kill(server.pid, signal.SIGKILL)
-        until = time.monotonic() + 30
-        while any(_runs(pid) for pid in left):
-            assert time.monotonic() < until, server.log.read_text()
-            time.sleep(0.1)
+        wait_until(lambda: not any(_runs(pid) for pid in left))
         with pytest.raises(httpx.TransportError):
             httpx.get(f"{server.url}/livez", timeout=5)
 
@@ -295,10 +290,7 @@ def _runs(pid):
 
 
 def _wait_for_deaths(server, count):
-    until = time.monotonic() + 60
-    while not _reports_deaths(server, count):
-        assert time.monotonic() < until, server.log.read_text()
-        time.sleep(0.2)
+    wait_until(lambda: _reports_deaths(server, count))
 
 
 def _reports_deaths(server, count):

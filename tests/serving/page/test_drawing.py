@@ -10,6 +10,11 @@ from PIL import Image
 from strokes import encoded
 
 SEVEN, FOUR = DIGITS[7], DIGITS[4]
+RECORD_STATES = """document.addEventListener("DOMContentLoaded", () => {
+  const verdict = document.getElementById("verdict");
+  window.states = [];
+  new MutationObserver(() => window.states.push(verdict.dataset.state)).observe(verdict, { attributes: true });
+});"""
 IS_BLANK = "canvas => !canvas.getContext('2d').getImageData(0, 0, 28, 28).data.some(Boolean)"
 
 
@@ -80,9 +85,14 @@ def test_clearing_takes_everything_back(page, samples):
     """Verdict, pictures and warnings are those of an empty paper, and no late answer fills them again."""
     page.set_input_files("#file", samples / "cat.png")
     final_state(page)
-    draw(page, SEVEN)
+    held = []
+    page.route("**/inspect*", lambda route: held.append(route))
+    with page.expect_request("**/inspect*"):
+        draw(page, SEVEN)
     page.locator("#clear").click()
     state(page, "empty")
+    for route in held:
+        route.continue_()
     page.wait_for_timeout(300)
     state(page, "empty")
     assert page.locator("#warnings li").count() == 0
@@ -93,8 +103,9 @@ def test_pictures_that_are_decoded_late_do_not_fill_an_empty_paper(page):
     """The verdict is shown before the pictures of the same answer, whose decoding takes a moment."""
     page.evaluate("""() => {
       const decode = window.createImageBitmap;
+      window.released = new Promise((resolve) => { window.release = resolve; });
       window.createImageBitmap = async (...all) => {
-        await new Promise((resolve) => setTimeout(resolve, 500));
+        await window.released;
         return decode(...all);
       };
     }""")
@@ -102,7 +113,8 @@ def test_pictures_that_are_decoded_late_do_not_fill_an_empty_paper(page):
     state(page, "normal")
     page.locator("#clear").click()
     state(page, "empty")
-    page.wait_for_timeout(1000)
+    page.evaluate("release()")
+    page.wait_for_timeout(500)
     assert all(page.locator(f"#{name}").evaluate(IS_BLANK) for name in ("input", "reconstruction", "error_map"))
 
 
@@ -238,8 +250,8 @@ def press(page, event):
 
 def test_the_page_opens_with_an_example_until_it_is_touched(browser, server):
     """A seven draws itself and is a digit; the reader's first stroke replaces it."""
-    with opened(browser, server.url, reduced_motion="no-preference") as page:
-        state(page, "normal")
+    with opened(browser, server.url, reduced_motion="no-preference", script=RECORD_STATES) as page:
+        page.wait_for_function("() => window.states?.includes('normal')")  # the next example may have replaced it
         draw(page, [[(0.5, 0.2), (0.5, 0.8)]])
         page.locator("#share").click()
         drawn = page.locator("#link").input_value().partition("#draw=")[2]
@@ -293,9 +305,10 @@ def test_opened_files_are_shown_and_judged(page, samples):
     with Image.open(samples / "three.png") as image:
         page.set_input_files("#file", {"name": "three.tiff", "mimeType": "image/tiff", "buffer": encoded(image, "TIFF")})
     state(page, "normal")  # the browser cannot show it: the server's picture of it is on the paper
-    page.wait_for_timeout(300)
-    dark = "canvas => canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data[0]"
-    assert page.locator("#paper").evaluate(dark) == 0
+    page.wait_for_function("""() => {
+      const paper = document.getElementById("paper");
+      return paper.getContext("2d").getImageData(0, 0, paper.width, paper.height).data[0] === 0;
+    }""")
     for name, expected in (("cat.png", "anomaly"), ("seven.png", "normal"), ("cat.png", "anomaly"), ("two.jpg", "normal")):
         page.set_input_files("#file", samples / name)
         state(page, expected)

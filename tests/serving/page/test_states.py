@@ -1,11 +1,12 @@
 """What the page does when it gets no good answer: it says so and, where the cause passes, recovers without a reload."""
 
 import pytest
-from browsing import Proxy, draw, final_state, opened, state
+from browsing import PROBLEM, Proxy, draw, final_state, opened, state
 from drawings import DIGITS
 from live import serving
 
 KEY = "x" * 20
+BUSY = {"content-type": "application/problem+json", "retry-after": "1"}
 NETWORK = ["Failed to load resource"]
 
 
@@ -54,22 +55,29 @@ def test_an_empty_paper_waits_for_no_slow_answer(page):
 
 def test_the_page_opens_while_the_server_is_away(browser, server):
     """Model, histogram and detectors are loaded when it is back."""
-    with Proxy(server) as proxy, opened(browser, proxy.url, expected=NETWORK) as page:
-        proxy.mode = "busy"
+    with opened(browser, server.url, expected=NETWORK) as page:
+        for path in ("model", "models", "model/calibration"):
+            page.route(f"**/{path}", lambda route: route.fulfill(status=503, headers=BUSY, body=PROBLEM))
         page.reload()
-        proxy.mode = "ok"
-        page.goto(proxy.url)
+        page.locator("#trouble-text").get_by_text("is busy").wait_for()
+        assert page.locator("#histogram .bar").count() == 0
+        page.unroute_all()
         page.locator("#model").filter(has_text="mnist/").wait_for()
         page.locator("#histogram .bar").first.wait_for()
+        page.locator("#trouble").wait_for(state="hidden")
 
 
-def test_a_key_is_asked_for_and_kept_in_the_tab(browser, tiny_store, tmp_path):
-    """A wrong key is asked for again; the right one lets everything load, also after a reload of the tab."""
+@pytest.fixture(scope="module")
+def keyed_server(tiny_store, tmp_path_factory):
+    """A server that needs a key."""
     variables = {"ODDIGIT_STORE": str(tiny_store), "ODDIGIT_API_KEYS": f"k:{KEY}", "ODDIGIT_DRAIN_S": "0"}
-    with (
-        serving(tmp_path / "log", **variables) as server,
-        opened(browser, server.url, expected=[*NETWORK, "401"]) as page,
-    ):
+    with serving(tmp_path_factory.mktemp("keyed") / "log", **variables) as running:
+        yield running
+
+
+def test_a_key_is_asked_for_and_kept_in_the_tab(browser, keyed_server):
+    """A wrong key is asked for again; the right one lets everything load, also after a reload of the tab."""
+    with opened(browser, keyed_server.url, expected=[*NETWORK, "401"]) as page:
         draw(page, DIGITS[7])
         page.locator("#trouble-text").get_by_text("only with a key").wait_for()
         state(page, "error")
@@ -96,13 +104,9 @@ def test_a_key_is_asked_for_and_kept_in_the_tab(browser, tiny_store, tmp_path):
         assert page.locator("#trouble").is_hidden()
 
 
-def test_a_late_refusal_of_an_old_key_does_not_stop_the_page(browser, tiny_store, tmp_path):
+def test_a_late_refusal_of_an_old_key_does_not_stop_the_page(browser, keyed_server):
     """A request that was sent with a wrong key, and refused after the right one was entered, is sent again with that one."""
-    variables = {"ODDIGIT_STORE": str(tiny_store), "ODDIGIT_API_KEYS": f"k:{KEY}", "ODDIGIT_DRAIN_S": "0"}
-    with (
-        serving(tmp_path / "log", **variables) as server,
-        opened(browser, server.url, expected=[*NETWORK, "401"]) as page,
-    ):
+    with opened(browser, keyed_server.url, expected=[*NETWORK, "401"]) as page:
         page.locator("#key-form").wait_for()
         held = []
 

@@ -9,7 +9,7 @@ import pytest
 from browsing import draw, final_state, opened, state
 from conftest import make_bundle
 from drawings import DIGITS
-from live import serving
+from live import serving, wait_until
 from strokes import png, stroke_images
 
 from app.detection import store
@@ -189,8 +189,7 @@ def test_the_page_asks_the_chosen_model_and_is_not_counted(browser, tmp_path, sa
         find_test_image(page)
         page.locator("#sample").wait_for()
         publish_wide(root)  # the server takes the new version up, and the page follows
-        while httpx.get(f"{server.url}/model", params={"model": "wide"}).json()["version"] == 1:
-            page.wait_for_timeout(100)
+        wait_until(lambda: httpx.get(f"{server.url}/model", params={"model": "wide"}).json()["version"] == 2)
         draw(page, DIGITS[1])
         page.locator("#model").filter(has_text="wide/2").wait_for()
         page.get_by_role("link", name="Model", exact=True).click()

@@ -12,6 +12,7 @@ from browsing import opened, state
 from strokes import png, stroke_images
 
 STROKES = stroke_images(40, seed=5)
+JUDGED = """parseInt((document.getElementById("flagged-now").textContent.split(" of ")[1] ?? "0").replaceAll(",", ""))"""
 
 
 def images(count):
@@ -137,10 +138,12 @@ def test_the_monitor_follows_the_traffic(browser, server, samples):
     with opened(browser, f"{server.url}/#monitor") as page:
         page.locator("#served").get_by_text("mnist-vae").wait_for()
         page.locator("#drift .limit").wait_for(state="attached")
+        page.locator("#requests-now").get_by_text("–").wait_for(state="detached")
+        images = page.evaluate(JUDGED)
         for _ in range(5):
             httpx.post(f"{server.url}/score", files={"file": (samples / "cat.png").read_bytes()})
+        page.wait_for_function(f"least => ({JUDGED}) >= least", arg=images + 5)
         page.locator("#flagged-now").get_by_text("%").wait_for()
-        page.locator("#requests-now").get_by_text("–").wait_for(state="detached")
         page.get_by_role("link", name="Draw", exact=True).click()
         page.wait_for_timeout(500)
         sent = len(page.sent)
@@ -159,7 +162,9 @@ def test_the_model_is_shown_with_its_report(browser, server, client):
         facts = page.locator(".facts").inner_text()
         assert f"{card['name']}/{card['version']}, published" in facts
         assert f"{card['name']}/{card['version']} (in service)" in facts
-        assert page.locator(".report img").evaluate_all("all => all.every(one => one.complete && one.naturalWidth > 28)")
+        page.wait_for_function(
+            "() => [...document.querySelectorAll('.report img')].every((one) => one.complete && one.naturalWidth > 28)"
+        )
         for name in ("errors.png", "latent.png", "loss.png"):
             assert any(url.endswith(name) for url in page.sent)
 

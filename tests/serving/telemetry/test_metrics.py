@@ -17,7 +17,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.parser import text_string_to_metric_families
 from strokes import npy, png, stroke_images
 
-from app.serving.telemetry.metrics import observe_many
+from app.serving.telemetry.metrics import Metrics, observe_many
 
 PNG, NPY = {"content-type": "image/png"}, {"content-type": "application/x-npy"}
 GOOD = png(stroke_images(1, seed=0)[0])
@@ -178,9 +178,12 @@ def test_drift_is_a_gauge(own):
 
 
 def test_what_is_under_way_is_a_gauge(own):
-    """With nothing to do nothing is under way and nothing waits."""
+    """With nothing to do nothing is under way and nothing waits; what waits is the value of the gauge."""
     assert value(own, "oddigit_in_flight") == 0
     assert value(own, "oddigit_queue_images") == 0
+    metrics = Metrics()
+    metrics.for_model("m").set_gauges(queued_images=7, drift_capital=1.0, drifting=False)
+    assert b'oddigit_queue_images{model="m"} 7.0' in metrics.text()
 
 
 def test_routes_are_counted_by_their_templates(busy, own):
@@ -309,7 +312,7 @@ def test_two_workers_count_as_one(tiny_store, tmp_path):
                 wait_for(client, f"oddigit_{name}_total", 40, **labels)
             assert value(client, "oddigit_score_count") == 40
             assert value(client, "oddigit_model_info") == 1
-            assert value(client, "oddigit_in_flight") == 0
+            wait_for(client, "oddigit_in_flight", 0)
             assert workers_with("process_cpu_seconds_total", client) == workers_with("process_open_fds", client)
             assert len(workers_with("process_resident_memory_bytes", client)) == 2
             counters = {name for name, (_, kind, _) in documented().items() if kind != "gauge"}

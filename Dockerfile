@@ -1,7 +1,7 @@
 # syntax=docker/dockerfile:1
 # The server with the shipped detectors.
-#   docker build -t oddigit .                       with PyTorch, for NVIDIA GPUs: docker run --gpus all -p 8000:8000 oddigit
-#   docker build -t oddigit:cpu --target cpu .      with ONNX Runtime alone:       docker run -p 8000:8000 oddigit:cpu
+#   docker build -t oddigit .                       with PyTorch, for NVIDIA GPUs: docker run --gpus all -p 127.0.0.1:8000:8000 oddigit
+#   docker build -t oddigit:cpu --target cpu .      with ONNX Runtime alone:       docker run -p 127.0.0.1:8000:8000 oddigit:cpu
 # BASE is any image with Python 3.11 or newer, its venv module and pip. torch brings its own CUDA libraries; the driver is the host's.
 ARG BASE=python:3.12-slim
 

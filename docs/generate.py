@@ -9,6 +9,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable
+from enum import EnumType
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,10 @@ def _option(parameter: Any) -> tuple[str, str, str]:  # noqa: ANN401 - click's t
     required = "required" if parameter.required else ""
     default = required or ("" if shown is None or shown is False or callable(shown) else str(getattr(shown, "value", shown)))
     name = ", ".join(parameter.opts) if parameter.param_type_name == "option" else parameter.name.upper()
-    return f"`{name}`", default, parameter.help or ""
+    kind, text = parameter.type_descriptor.annotation, parameter.help or ""
+    choices = [choice.value for choice in kind] if isinstance(kind, EnumType) else []
+    missing = choices and not all(choice in text for choice in choices)
+    return f"`{name}`", default, f"{text} One of {', '.join(choices)}." if missing else text
 
 
 PARTS: dict[str, dict[str, Callable[[], str]]] = {

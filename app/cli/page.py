@@ -36,8 +36,8 @@ def page(
 ) -> None:
     """Write the demonstration page as static files for any web server: the detector runs in the browser.
 
-    Images of 28x28 pixels get the scores that the server gives them. Drawings and other images are prepared more simply than
-    by the server, and scored without its networks for uploads.
+    Grey images of 28x28 pixels get the scores that the server gives them. Drawings and other images are prepared more
+    simply than by the server, and scored without its networks for uploads.
     """
     from app.detection.store import find, load
 
@@ -46,6 +46,8 @@ def page(
         raise PageError(f"{runtime} has no {missing[0]}. Run `npm install onnxruntime-web`, or name its folder with --runtime.")
     folder = find(store, model, version)
     bundle = load(folder)
+    if bundle.card.preprocess == "none":
+        raise PageError(f"{bundle.label} is a detector of images that are no digits; the page prepares digits only.")
     _write_page(to)
     for name in _RUNTIME:
         shutil.copy(runtime / name, to / "runtime" / name)

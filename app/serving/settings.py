@@ -34,16 +34,18 @@ class Settings(BaseModel):
     )
     model: str = Field("mnist", description="The detector that answers where a request names no model.")
     models: str = Field("", description="Other detectors to serve, separated by commas; unset, all of the store.")
-    version: int | None = Field(None, ge=1, description="Serve this version of the default detector; unset, the highest.")
+    version: int | None = Field(
+        None, ge=1, description="Serve this version of the default detector; unset, the highest of its first folder."
+    )
     device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps.")
     runtime: Literal["auto", "onnx", "torch"] = Field("auto", description="auto, onnx (CPU) or torch.")
     max_version_bytes: int = Field(256 * MIB, ge=1, description="Most bytes of a version's files together.")
     threads: int = Field(1, ge=1, le=256, description="Threads for one forward pass on the CPU.")
     max_body_bytes: int = Field(
-        10 * MIB, ge=1, description="Largest request body, but for arrays; never more than max_bodies_bytes."
+        10 * MIB, ge=1, description="Largest request body, but for arrays (.npy); at most ODDIGIT_MAX_BODIES_BYTES."
     )
     max_array_bytes: int = Field(
-        128 * MIB, ge=1, description="Largest application/x-npy body; never more than max_bodies_bytes."
+        128 * MIB, ge=1, description="Largest application/x-npy body; at most ODDIGIT_MAX_BODIES_BYTES."
     )
     max_bodies_bytes: int = Field(
         128 * MIB, ge=1, description="Most bytes of all request bodies together, without the first 16 KiB of each."
@@ -51,14 +53,16 @@ class Settings(BaseModel):
     max_answers_bytes: int = Field(
         64 * MIB,
         ge=1,
-        description="Most bytes of all response bodies over 64 KiB. A larger one is sent alone; larger pictures as .npy: 413.",
+        description="Most bytes of all response bodies over 64 KiB together. A larger body is sent when no other one is; "
+        "/reconstruct as .npy refuses it with 413.",
     )
     max_images: int = Field(64, ge=1, description="Most parts of a form, images or not; most images of a BYTES tensor.")
-    max_array_images: int = Field(100_000, ge=1, description="Most images in one array.")
+    max_array_images: int = Field(100_000, ge=1, description="Most images in one array, or in a tensor of /v2.")
     max_pictures: int = Field(
         1_000,
         ge=1,
-        description="Most images with pictures in a JSON response (/reconstruct, /inspect, /v2); one picture holds max_images.",
+        description="Most images with pictures in a JSON response (/reconstruct, /inspect, /v2). "
+        "A response as image/png has at most ODDIGIT_MAX_IMAGES.",
     )
     max_pixels: int = Field(
         25_000_000,
@@ -95,7 +99,11 @@ class Settings(BaseModel):
     api_keys_file: Path | None = Field(None, description="File with a NAME:KEY entry a line, as in ODDIGIT_API_KEYS.")
     cors_origins: str = Field("", description="Origins that browsers may call from, separated by commas; * for all.")
     reload: bool = Field(True, description="Put new versions of the store in service as they appear.")
-    drift_level: float = Field(100.0, gt=1, description="Drift is announced at this capital; false alarms: 1 in this many.")
+    drift_level: float = Field(
+        100.0,
+        gt=1,
+        description="/drift raises an alarm at this capital; normal traffic reaches it with a probability of at most 1 / this.",
+    )
     log_format: Literal["text", "json"] = Field("text", description="text for people, json for machines.")
     access_log: bool = Field(True, description="One log line a request.")
 

@@ -1,6 +1,7 @@
 """The command `page`: which files it writes. tests/serving/page/test_static_page.py opens them in a browser."""
 
 import json
+from dataclasses import replace
 
 import httpx
 import pytest
@@ -35,6 +36,15 @@ def test_the_answers_of_a_server_are_written_as_files(oddigit, runtime, shipped_
     text = (tmp_path / "out" / "index.html").read_text()
     assert "oddigit-static" in text and "wasm-unsafe-eval" in text
     assert "#monitor" not in text and "API</a>" not in text
+
+
+def test_a_detector_of_other_images_is_refused(oddigit, runtime, tiny_bundle, tmp_path):
+    """The page prepares drawings as digits only."""
+    card = tiny_bundle.card.model_copy(update={"preprocess": "none"})
+    store.publish(replace(tiny_bundle, card=card), tmp_path / "store")
+    done = oddigit("page", "--to", tmp_path / "out", "--runtime", runtime, "--store", tmp_path / "store")
+    assert done.exit_code == 2 and "no digits" in done.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_without_the_runtime_the_message_says_how_to_get_it(oddigit, runtime, tiny_store, tmp_path):

@@ -13,7 +13,7 @@ from pathlib import Path
 from pydantic import BaseModel, Field, ValidationError
 
 from app.detection.bundle import MAX_VERSION_BYTES
-from app.detection.store import CARD, StoreError, load, load_card
+from app.detection.store import CARD, StoreError, load, load_card, sync_folder
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)?")  # of a file; no part begins with a dot
 _DATE = (2000, 1, 1, 0, 0, 0)  # the same version gives the same archive
@@ -61,6 +61,7 @@ def unpack(data: bytes, root: Path, max_bytes: int = MAX_VERSION_BYTES) -> Path:
         card = load(folder, max_bytes).card
         if files.keys() != {CARD, *card.files}:
             raise ArchiveError("The archive has other files than those that its card lists.")
+        sync_folder(folder)
         return _move(folder, root / label.name / str(label.version))
 
 
@@ -69,6 +70,8 @@ def _read(data: bytes, max_bytes: int) -> dict[str, bytes]:
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             entries = [entry for entry in archive.infolist() if not entry.is_dir()]
+            if any(entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for entry in entries):
+                raise ArchiveError("The archive is compressed in another way than `oddigit push` does.")
             if sum(entry.file_size for entry in entries) > max_bytes:
                 raise ArchiveError(f"The archive unpacks to more than {max_bytes:,} bytes.")
             files = {entry.filename: archive.read(entry) for entry in entries if _NAME.fullmatch(entry.filename)}
@@ -76,7 +79,7 @@ def _read(data: bytes, max_bytes: int) -> dict[str, bytes]:
         if isinstance(error, ArchiveError):
             raise
         raise ArchiveError("The archive is damaged, or is no zip archive.") from None
-    if len(files) != len(entries):
+    if len(files) != len(entries) or any(name.partition("/")[0] in files for name in files if "/" in name):
         raise ArchiveError("The archive has files with names that no version has.")
     return files
 

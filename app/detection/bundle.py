@@ -119,7 +119,7 @@ def read_calibration(
         if "upload_calibration" not in arrays:
             return calibration, None
         return calibration, UploadCalibration.from_arrays(arrays, calibration, images_needed(alpha))
-    except (KeyError, ValueError, TypeError) as error:
+    except (KeyError, ValueError, TypeError, IndexError) as error:
         raise BundleError(f"{label} does not belong to its card: {error}") from error
 
 

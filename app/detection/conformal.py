@@ -37,7 +37,7 @@ class Calibration:
             raise CalibrationError("Calibration scores must be sorted in ascending order.")
 
     @classmethod
-    def from_scores(cls, scores: NDArray[np.float32]) -> "Calibration":
+    def from_scores(cls, scores: NDArray[np.floating]) -> "Calibration":
         """Sort the scores [n] of held-back normal images."""
         return cls(np.sort(np.asarray(scores, np.float32)))
 
@@ -60,16 +60,7 @@ class Calibration:
         Raises CalibrationError if there are too few calibration images for this alpha.
         """
         check_images(alpha, self.n)
-        return float(self.scores[self.n - self._rank(alpha)])
-
-    def _rank(self, alpha: float) -> int:
-        """Return the largest k <= n with k / (n + 1) <= alpha in floating point, so that threshold and p-values agree."""
-        rank = int(alpha * (self.n + 1))
-        while (rank + 1) / (self.n + 1) <= alpha:
-            rank += 1
-        while rank / (self.n + 1) > alpha:
-            rank -= 1
-        return min(rank, self.n)
+        return float(self.scores[self.n - largest_rank(alpha, self.n)])
 
 
 def benjamini_hochberg(p_values: NDArray[np.float64], fdr: float) -> float:
@@ -83,6 +74,16 @@ def benjamini_hochberg(p_values: NDArray[np.float64], fdr: float) -> float:
     limits = fdr * np.arange(1, count + 1) / count
     (kept,) = np.nonzero(np.sort(p_values) <= limits)
     return float(limits[kept[-1]] if len(kept) else limits[0])
+
+
+def largest_rank(alpha: float, n: int) -> int:
+    """Return the largest k <= n with k / (n + 1) <= alpha in floating point, so that threshold and p-values agree."""
+    rank = int(alpha * (n + 1))
+    while (rank + 1) / (n + 1) <= alpha:
+        rank += 1
+    while rank / (n + 1) > alpha:
+        rank -= 1
+    return min(rank, n)
 
 
 def check_images(alpha: float, images: int) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.detection.bundle import Bundle, BundleError
+from app.detection.imaging.upload_features import FEATURE_NAMES
 from app.detection.imaging.upload_warnings import UNCALIBRATED
 from app.detection.model_card import self_check_images
 from app.detection.runtimes import make_runtime
@@ -113,16 +114,21 @@ class Detector:
         return self._runtime.decode(embeddings)
 
     def self_check(self) -> None:
-        """Score the card's own images again. Raises SelfCheckError where the scores differ from the card's."""
+        """Score the card's own images again. Raises SelfCheckError: the scores differ from the card's, or uploads have none."""
         card = self.bundle.card
         expected = np.array(card.self_check.scores, np.float32)
-        scores = self.detect(self_check_images(card.self_check.seed, self.image_size)).scores
+        images = self_check_images(card.self_check.seed, self.image_size)
+        scores = self.detect(images).scores
         finite = scores.shape == expected.shape and np.isfinite(scores).all()  # np.allclose takes infinities for equal
         if not finite or not np.allclose(scores, expected, rtol=_SELF_CHECK_RTOL, atol=0):
             raise SelfCheckError(
                 f"{self.bundle.label} scores its self-check images differently on {self.device} than its card says; "
                 "it is not served."
             )
+        try:
+            self.detect(images[:1], np.zeros((1, len(FEATURE_NAMES)), np.float32))
+        except (ValueError, IndexError) as error:
+            raise SelfCheckError(f"{self.bundle.label} cannot score uploads: {error}") from error
 
     def _map_uploads(self, scores: Floats, images: Images, features: Floats | None) -> MappedUploads:
         """Scores [N] of unprepared images stay; those of prepared images are combined with their features [N, K]."""

@@ -228,7 +228,7 @@ def _claim_version(bundle: Bundle, draft: Path, home: Path) -> Path:
         content = card.model_dump(mode="json")
         content[_DIGEST] = _card_digest(content)
         (draft / CARD).write_text(json.dumps(content, indent=2) + "\n")
-        _sync(draft)
+        sync_folder(draft)
         try:
             draft.rename(home / str(version))
         except OSError as error:
@@ -279,7 +279,7 @@ def _read_regular(folder: Path, name: str, max_bytes: int) -> bytes:
         return file.read(max_bytes + 1)[:max_bytes]  # a file that grows meanwhile fails its checksum
 
 
-def _sync(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     for path in [*folder.rglob("*"), folder]:
         _sync_one(path)
 

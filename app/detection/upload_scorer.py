@@ -97,6 +97,8 @@ class UploadScorer:
         count = len(centre)
         if count not in (OLD_FEATURES, len(FEATURE_NAMES)) or sides.shape != (count,) or whitening.shape != (count, count):
             raise ValueError(f"the upload scorer is not for {len(FEATURE_NAMES)} upload features")
+        if units.shape != (2,) or not cap > 0:
+            raise ValueError("the upload scorer has no units, or no largest deviation")
         return cls(centre, sides, whitening, cap, units, UploadNetworks.from_arrays(arrays))
 
 
@@ -212,9 +214,12 @@ class UploadCalibration:
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, NDArray[Any]], calibration: Calibration, min_group: int = 1) -> Self:
-        """Rebuild from `arrays()`, with the same `min_group`. Raises KeyError or CalibrationError."""
+        """Rebuild from `arrays()`, with the same `min_group`. Raises KeyError, ValueError or CalibrationError."""
         groups, scorer = arrays.get("upload_groups", np.zeros(0, np.int8)), UploadScorer.from_arrays(arrays)
-        return cls.calibrated(scorer, arrays["upload_calibration"], groups, calibration, min_group)
+        combined = arrays["upload_calibration"]
+        if combined.ndim != 1 or groups.shape not in ((0,), combined.shape):
+            raise ValueError("the calibration of uploads does not belong to their groups")
+        return cls.calibrated(scorer, combined, groups, calibration, min_group)
 
 
 def _shared_calibrations(groups: Groups, min_group: int) -> list[list[int]]:

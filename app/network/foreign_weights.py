@@ -26,7 +26,7 @@ def load_foreign_weights(path: Path) -> Autoencoder:
     """
     state = _find_state(load_tensors(path, str(path)), path)
     shapes = [tuple(tensor.shape) for tensor in state.values()]
-    latent_dim = shapes[6][0] if len(shapes) == 2 * _LAYERS and len(shapes[6]) == 2 else 2
+    latent_dim = max(1, shapes[6][0]) if len(shapes) == 2 * _LAYERS and len(shapes[6]) == 2 else 2
     model = Autoencoder(ModelConfig(latent_dim=latent_dim))
     expected = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
     if shapes != list(expected.values()):

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from app.detection.bundle import DECODER_ONNX, DETECTOR_ONNX, SCORER, SCORES_ONNX, WEIGHTS, Bundle, write_npz
-from app.detection.conformal import Calibration, check_images, images_needed
+from app.detection.conformal import Calibration, check_images, images_needed, largest_rank
 from app.detection.detector import Detections, Detector
 from app.detection.imaging.upload_features import GROUPS, upload_groups
 from app.detection.model_card import PREPROCESSING, Architecture, Card, EpochLosses, Preparation, SelfCheck, self_check_images
@@ -34,6 +34,9 @@ CHUNK = 8192  # images in one forward pass: 25 MB of float32 pixels
 RATES = (0.001, 0.01, 0.05, 0.1)  # false-alarm rates that are reported
 COMPARED_IMAGES = 1_000  # calibration images whose scores are compared between ONNX Runtime and torch
 MAX_ONNX_DIFFERENCE = 1e-3  # largest relative difference of a score that is published
+# Calibration scores are raised by this share, so that an image that equals a calibration image never scores higher than it:
+# served scores differ from torch's, and from one batch to another, by up to 2e-6.
+_MARGIN = 1e-5
 _SELF_CHECK_SEED = 28
 _CALIBRATION_UPLOADS_SEED = 1_000_003  # other pens and papers than those that the features were fitted on
 
@@ -79,12 +82,13 @@ def make_bundle(
     """
     check_images(provenance.alpha, len(normal))
     scores = score_images(network, normal.images)
-    calibration = Calibration.from_scores(scores)
+    calibration = Calibration.from_scores(scores + _MARGIN * np.abs(scores))
     uploads = None
     if upload_scorer is not None:
         prepared = uploads_of(normal, _CALIBRATION_UPLOADS_SEED, progress.begin("Drawing calibration uploads", len(normal)))
         combined = upload_scorer.combine(score_images(network, prepared.images), prepared.images, prepared.features)
         groups = upload_groups(prepared.features)
+        combined += _MARGIN * np.maximum(np.abs(combined), 1)  # it is a sum of terms of about 1
         uploads = UploadCalibration.calibrated(upload_scorer, combined, groups, calibration, images_needed(provenance.alpha))
     progress.begin("Exporting to ONNX")
     card = _first_card(network, calibration, provenance)
@@ -174,7 +178,7 @@ def false_alarm_interval(calibration_images: int, alpha: float, *, mapped: bool 
     """
     from app.training.reporting.metrics import beta_quantile
 
-    n, rank = calibration_images, int(alpha * (calibration_images + 1) + 1e-9)
+    n, rank = calibration_images, largest_rank(alpha, calibration_images)
     lowest = rank - mapped
     return beta_quantile(0.05, lowest, n + 1 - lowest) if lowest else 0.0, beta_quantile(0.95, rank, n + 1 - rank)
 

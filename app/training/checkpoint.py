@@ -8,6 +8,8 @@ import hashlib
 import json
 import os
 import tempfile
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,8 @@ class CheckpointError(RuntimeError):
 
 def checkpoint_path(config: TrainConfig, dataset: DataSet) -> Path:
     """The file for this configuration on these images."""
-    content = json.dumps({**config.described(), "sha256": dataset.digest}, sort_keys=True)
+    data = {"sha256": dataset.digest, "labels_sha256": dataset.labels_digest}  # the split depends on the labels
+    content = json.dumps({**config.described(), **data}, sort_keys=True)
     digest = hashlib.sha256(content.encode()).hexdigest()
     return config.root / str(config.name) / FOLDER / f"{digest[:16]}.pth"
 
@@ -62,14 +65,18 @@ def load_checkpoint(path: Path, config: TrainConfig) -> State:
     theirs, ours = _read(others[-1]).get("config", {}), config.described()
     changed = [f"{key} {theirs[key]} (now {ours.get(key)})" for key in theirs if theirs[key] != ours.get(key)]
     raise CheckpointError(
-        f"The interrupted training of {config.name!r} differs in {', '.join(changed) or 'its images'}; "
+        f"The interrupted training of {config.name!r} differs in {', '.join(changed) or 'its images or labels'}; "
         "repeat its own command with --resume, or leave --resume out to start anew."
     )
 
 
 def remove_checkpoint(path: Path) -> None:
-    """Delete the checkpoint of a finished training, and the folder if it is empty then."""
+    """Delete the checkpoint of a finished training, what killed trainings left, and the folder if it is empty then."""
     path.unlink(missing_ok=True)
+    for draft in path.parent.glob(".draft-*"):
+        with suppress(FileNotFoundError):
+            if time.time() - draft.stat().st_mtime > 3600:
+                draft.unlink()
     try:
         path.parent.rmdir()
     except OSError:

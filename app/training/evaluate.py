@@ -15,9 +15,10 @@ from app.detection.model_card import Card, Preparation
 from app.training.calibration import detect_all, reachable_rates
 from app.training.datasets import DataError, LabelledImages, Pixels, load_dataset
 from app.training.progress import SILENT, Progress
-from app.training.publishing import own_splits
+from app.training.publishing import own_splits, trained_on
 from app.training.reporting import plots
 from app.training.reporting.metrics import Ranking, Share, Uniformity, ranking, roc, share, uniformity
+from app.training.splits import split_again
 
 
 @dataclass(frozen=True)
@@ -89,13 +90,20 @@ class Evaluation:
 
 
 def normal_test_images(card: Card, source: str | None, data_dir: Path, progress: Progress = SILENT) -> NamedImages:
-    """Load the images that anomalies are compared with: the test images of `source`, or the model's own if it is None.
+    """Load the images that anomalies are compared with: those of `source`, or the model's own test images if it is None.
+
+    Of a set that the model was trained on, these are the images that were neither fitted nor calibrated on.
 
     Raises:
-        DataError: they cannot be read, or the model has none of its own.
+        DataError: they cannot be read, or all of them calibrated the model.
     """
     if source is not None:
-        return named_images(source, data_dir, card.preprocess, progress)
+        dataset = load_dataset(source, data_dir=data_dir, preprocess=card.preprocess, progress=progress)
+        if dataset.is_described_by(origin := trained_on(card)):
+            return NamedImages(dataset.name, split_again(dataset, origin).test)
+        if dataset.test is None and dataset.digest == card.data["sha256"]:
+            raise DataError(f"All images of {source} served to calibrate; name other normal images with --normal.")
+        return NamedImages(dataset.name, dataset.test_or_all)
     try:
         if "split_seed" in card.data:
             return NamedImages(card.data["name"], own_splits(card.data, data_dir, card.preprocess, progress).test)

@@ -20,6 +20,7 @@ from app.network.autoencoder import Autoencoder, ForwardPass
 from app.network.detector_network import DetectorNetwork, Scorer
 from app.network.mse_scorer import MseScorer
 from app.network.residual_scorer import BANDS, ENERGIES, ResidualScorer, region_weights, shape_inputs
+from app.training.config import TrainingError
 from app.training.progress import SILENT, Advance, Progress, no_steps
 from app.training.synthetic.anomalies import Transform, augment_normal, synthetic_anomaly
 
@@ -90,7 +91,7 @@ def fit_residual_scorer(model: Autoencoder, images: Tensor, *, seed: int, progre
 def forward(model: Autoencoder, images: Tensor) -> ForwardPass:
     """Run the autoencoder on images [N, P]."""
     chunks = [model.run(chunk) for chunk in torch.split(images, CHUNK)]
-    return ForwardPass(*(torch.cat(column).clone() for column in zip(*chunks, strict=True)))
+    return ForwardPass(*(torch.cat(column) for column in zip(*chunks, strict=True)))
 
 
 @torch.inference_mode()
@@ -120,10 +121,12 @@ def _replace(scorer: ResidualScorer, tensors: Tensors) -> ResidualScorer:
 
 
 def _fit_regions(embeddings: Tensor, g: Generator) -> Tensors:
-    """Regions of the latent plane, by k-means."""
-    location, scale = embeddings.mean(0), embeddings.std(0).clamp(min=1e-6)
+    """Regions of the latent plane, by k-means. Raises TrainingError: all embeddings are equal."""
+    location, scale = embeddings.mean(0), embeddings.std(0, correction=min(1, len(embeddings) - 1)).clamp(min=1e-6)
     z = (embeddings - location) / scale
     centres = _k_means(z, min(REGIONS, max(2, len(z) // IMAGES_PER_REGION)), g)
+    if len(centres) < 2:  # also of one image
+        raise TrainingError("The network gives every image the same embedding; use other images or a smaller --learning-rate.")
     distances = torch.cdist(centres, centres).fill_diagonal_(math.inf)
     return {"location": location, "scale": scale, "centres": centres, "widths": distances.amin(1).clamp(min=1e-3)}
 
@@ -244,8 +247,8 @@ def _in_chunks(read: Callable[[ForwardPass], Tensor], fitted: ForwardPass) -> Te
 
 
 def _blend(z: Tensor, centres: Tensor, widths: Tensor) -> tuple[Tensor, Tensor]:
-    """Standardised embeddings [N, 2] -> each region's weight for an image [N, M], each image's share in a region [M, N]."""
-    weights = region_weights(z, centres, widths)
+    """Standardised embeddings [N, L] -> each region's weight for an image [N, M], each image's share in a region [M, N]."""
+    weights = torch.cat([region_weights(part, centres, widths) for part in torch.split(z, CHUNK)])
     return weights, (weights / weights.sum(0)).T
 
 

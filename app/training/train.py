@@ -196,7 +196,7 @@ def _publish(training: Training, config: TrainConfig, dataset: DataSet, splits: 
         name=str(config.name),
         alpha=config.alpha,
         preprocess=dataset.preprocess,
-        training=config.described(),
+        training={**config.described(), "data": dataset.name},
         data=describe_data(config.data, dataset, splits, config.seed, config.calibration_share),
         losses=EpochLosses(fit=tuple(history.fit), test=tuple(history.test)),
     )

@@ -121,6 +121,18 @@ def test_other_files_than_those_of_the_card_are_refused(tiny_store, tmp_path, ch
     assert list(tmp_path.iterdir()) == []
 
 
+def test_names_that_are_folders_of_others_and_other_compressions_are_refused(tiny_store, tmp_path):
+    """Nothing is written for them."""
+    with pytest.raises(ArchiveError, match="names"):
+        unpack(altered(tiny_store, {"report": b"x", "report/y": b"x"}), tmp_path)
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_LZMA) as archive:
+        archive.writestr(CARD, b"{}")
+    with pytest.raises(ArchiveError, match="compressed"):
+        unpack(out.getvalue(), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("data", [b"", b"PK", b"x" * 1000])
 def test_what_is_no_archive_is_refused(tmp_path, data):
     """Empty, cut off, something else."""

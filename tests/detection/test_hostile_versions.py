@@ -13,6 +13,7 @@ from tampering import refused, sign
 
 from app.detection import store
 from app.detection.bundle import DETECTOR_ONNX, ONNX_FILES, SCORER, WEIGHTS, BundleError, read_npz
+from app.detection.detector import Detector
 from app.detection.store import CARD, StoreError
 
 
@@ -104,6 +105,25 @@ def test_what_the_scorer_divides_by_must_be_positive(version, arrays, value):
         np.savez(version / SCORER, **{**arrays, name: np.full_like(arrays[name], value)})
         sign(version)
         assert f"{name} holds numbers that are not positive" in refused(version)
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("upload_groups", lambda array: array[:5]),
+        ("upload_calibration", lambda array: array[None]),
+        ("upload_calibration", lambda array: array[0]),
+        ("evidence_units", lambda array: array[:1]),
+        ("evidence_max_deviation", lambda array: -array),
+        ("evidence_digit0_head_w0", lambda array: array[:-1]),
+    ],
+)
+def test_an_upload_scorer_of_other_shapes_is_refused(version, arrays, name, change):
+    """Its scores of images are right, but each upload would be an error."""
+    np.savez(version / SCORER, **{**arrays, name: change(arrays[name])})
+    sign(version)
+    with pytest.raises(BundleError):
+        Detector(store.load(version), "cpu").self_check()
 
 
 def bomb(count, declared):

@@ -1,8 +1,17 @@
 """Calibration of a trained network."""
 
+import numpy as np
 import pytest
+import torch
+from strokes import stroke_images
 
-from app.training.calibration import false_alarm_interval
+from app.detection.detector import Detector
+from app.detection.model_card import EpochLosses
+from app.network.autoencoder import Autoencoder
+from app.network.detector_network import DetectorNetwork
+from app.network.mse_scorer import MseScorer
+from app.training.calibration import Provenance, false_alarm_interval, make_bundle
+from app.training.datasets import LabelledImages
 
 
 def test_interval_of_the_false_alarm_rate():
@@ -17,3 +26,17 @@ def test_interval_of_a_group_of_uploads():
     low, high = false_alarm_interval(300, 0.01, mapped=True)
     assert (low, high) == pytest.approx((false_alarm_interval(300, 0.0067)[0], false_alarm_interval(300, 0.01)[1]))
     assert false_alarm_interval(99, 0.01, mapped=True)[0] == 0
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_an_image_that_equals_calibration_images_is_not_above_them(seed):
+    """Forty blank fields among 240 images: 40 of 241 score as high as another one, whatever batch it is served in."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        network = DetectorNetwork(Autoencoder(), MseScorer()).eval()
+    normal, field = stroke_images(200, seed=seed), np.indices((28, 28)).sum(0).astype(np.uint8) % 2 * 255
+    images = np.concatenate([normal, np.repeat(field[None], 40, axis=0)])
+    provenance = Provenance(name="a", alpha=0.01, preprocess="none", training={}, data={}, losses=EpochLosses())
+    detector = Detector(make_bundle(network, None, LabelledImages(images), provenance), "cpu")
+    for others in (0, 1, 7, 31, 200):
+        assert detector.detect(np.concatenate([normal[:others], field[None]])).p_values[-1] >= 41 / 241

@@ -6,9 +6,11 @@ import subprocess
 import sys
 from contextlib import nullcontext
 
+import numpy as np
 import pytest
 import torch
 from live import ROOT
+from strokes import stroke_images
 
 from app.detection import store
 from app.training.checkpoint import FOLDER, CheckpointError
@@ -86,6 +88,17 @@ def test_resume_of_another_configuration_is_refused(short, interrupted):
     """Resuming with other settings names the settings that differ; nothing is trained."""
     with pytest.raises(CheckpointError, match=r"seed 0 \(now 5\)"):
         train(short(seed=5), resume=True)
+
+
+def test_resume_with_other_labels_is_refused(short, tmp_path):
+    """They split the images in another way: images that were trained on would calibrate."""
+    images = {"images": stroke_images(420, seed=0)}
+    np.savez(tmp_path / "set.npz", **images, labels=np.arange(420) % 2)
+    with pytest.raises(TrainingInterrupted):
+        train(short(data=str(tmp_path / "set.npz")), progress=InterruptAfter(1))
+    np.savez(tmp_path / "set.npz", **images, labels=np.arange(420) % 3)
+    with pytest.raises(CheckpointError, match="images or labels"):
+        train(short(data=str(tmp_path / "set.npz")), resume=True)
 
 
 def test_resume_without_a_checkpoint_is_refused(short):

@@ -1,5 +1,6 @@
 """Data sets are read whole, split by a seed, and refused with a sentence when something is wrong with them."""
 
+import zipfile
 from io import BytesIO
 from types import SimpleNamespace
 
@@ -80,6 +81,16 @@ def npz(**arrays):
     return out.getvalue()
 
 
+def zipped(name, compression=zipfile.ZIP_STORED, damage=b""):
+    """An archive with a text of this name; `damage` replaces its bytes after the header."""
+    out = BytesIO()
+    with zipfile.ZipFile(out, "w", compression) as archive:
+        archive.writestr(name, "no array" * 20)
+    content = out.getvalue()
+    start = 30 + len(name)
+    return content[:start] + damage + content[start + len(damage) :]
+
+
 PNG = BytesIO()
 Image.fromarray(IMAGES[0]).save(PNG, "PNG")
 LARGE = BytesIO()
@@ -102,6 +113,7 @@ HOSTILE = {
     "mixed sizes": ("set", {"set/a.png": PNG.getvalue(), "set/b.png": LARGE.getvalue()}, "mixes sizes"),
     "empty class folders": ("set", {"set/1/.keep": b"", "set/2/.keep": b""}, "holds no images"),
     "pickled array": ("a.npy", {"a.npy": npy(np.array([{}], object), allow_pickle=True)}, "plain arrays"),
+    "damaged header": ("a.npy", {"a.npy": npy(IMAGES).replace(b"), }", b"    ")}, "plain arrays"),
     "truncated array": ("a.npy", {"a.npy": npy(IMAGES)[:500]}, "plain arrays"),
     "empty file": ("a.npy", {"a.npy": b""}, "plain arrays"),
     "not an archive": ("a.npz", {"a.npz": b"PK\3\4 and no more"}, "plain arrays"),
@@ -109,6 +121,8 @@ HOSTILE = {
     "other size": ("a.npy", {"a.npy": npy(IMAGES[:, :20, :20])}, "must be uint8"),
     "no images": ("a.npy", {"a.npy": npy(IMAGES[:0])}, "holds no images"),
     "archive without images": ("a.npz", {"a.npz": npz(pictures=IMAGES)}, "no array named 'images'"),
+    "archive without arrays": ("a.npz", {"a.npz": zipped("images.npy")}, "no array named 'images'"),
+    "archive with a damaged entry": ("a.npz", {"a.npz": zipped("images.npy", zipfile.ZIP_LZMA, b"\xff" * 40)}, "plain arrays"),
     "too few labels": ("a.npz", {"a.npz": npz(images=IMAGES, labels=np.arange(3))}, "labels"),
 }
 
@@ -123,6 +137,18 @@ def test_unusable_sets_are_refused(tmp_path, source, files, words):
     with pytest.raises(DataError, match=words) as caught:
         load_dataset(str(tmp_path / source), data_dir=tmp_path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"<html>", bytes(1000)])
+def test_damaged_files_of_a_named_set_are_refused(tmp_path, content):
+    """An error page in place of MNIST, or zeros."""
+    names = [f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
+    for name in names:
+        path = tmp_path / "MNIST" / "raw" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    with pytest.raises(DataError, match="mnist is not in"):
+        load_dataset("mnist", data_dir=tmp_path)
 
 
 def test_files_that_cannot_be_read_are_skipped_and_named(tmp_path, caplog):

@@ -57,6 +57,17 @@ def test_own_test_images(trained_version, strokes_file):
         normal_test_images(altered, None, strokes_file.parent)
 
 
+def test_a_set_that_trained_the_model_gives_its_test_images(trained_version, strokes_file):
+    """Named as normal images too, only the images count that were held back; all images of a calibration are refused."""
+    card = load_card(trained_version)
+    own = normal_test_images(card, None, strokes_file.parent)
+    named = normal_test_images(card, str(strokes_file), strokes_file.parent)
+    assert np.array_equal(named.images, own.images)
+    calibrated = {"name": "strokes", "sha256": card.data["sha256"], "trained_on": {"sha256": "0" * 64}}
+    with pytest.raises(DataError, match="served to calibrate"):
+        normal_test_images(card.model_copy(update={"data": calibrated}), str(strokes_file), strokes_file.parent)
+
+
 def test_named_images_takes_the_test_part(data_root):
     """Of a set with a test part, only that is judged."""
     assert len(named_images("mnist", data_root).images) == 10_000

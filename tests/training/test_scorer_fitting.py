@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from app.training.config import TrainingError
 from app.training.scorer_fitting import _blend, _fit_regions
 
 
@@ -15,3 +16,10 @@ def test_equal_images_leave_no_region_without_images(share):
     regions = _fit_regions(embeddings, g)
     _, shares = _blend((embeddings - regions["location"]) / regions["scale"], regions["centres"], regions["widths"])
     assert shares.isfinite().all()
+
+
+@pytest.mark.parametrize("images", [1, 2, 400])
+def test_a_network_that_gives_all_images_one_embedding_is_refused(images):
+    """A large learning rate can lead there; the sentence says what to change."""
+    with pytest.raises(TrainingError, match="learning-rate"):
+        _fit_regions(torch.ones(images, 2), torch.Generator().manual_seed(0))

@@ -268,7 +268,7 @@ def _fitted(image: Image.Image, size: int) -> Image.Image:
     """Resize a grey image to a longest side of `size`; the rest of the square is filled with the median of its border.
 
     A pixel of a smaller result is the mean of the pixels in its area. This restores an image exactly after it was enlarged by
-    an integer factor.
+    an integer factor, unless it is so large that it was reduced before.
     """
     scale = size / max(image.size)
     width, height = (max(1, round(side * scale)) for side in image.size)

@@ -104,29 +104,34 @@ def _without_empty_alpha(image: Image.Image) -> Image.Image:
 
 
 def _to_8bit(image: Image.Image) -> Image.Image:
-    """Scale grey modes of 16 and 32 bits to mode L; the range of 32-bit integers and floats follows from the largest value."""
+    """Scale grey modes of 12, 16 and 32 bits to mode L, or LA where a value means transparent.
+
+    The range of 32-bit integers and floats follows from the largest value.
+    """
     if not image.mode.startswith(("I", "F")):
         return image
     tags = getattr(image, "tag_v2", {})  # of a TIFF
     is_unsigned = image.mode == "I" and (tags.get(_BITS), tags.get(_SAMPLE_FORMAT, (1,))) == ((32,), (1,))  # Pillow has int32
     is_white_zero = tags.get(_PHOTOMETRIC) == 0  # Pillow inverts such images of 8 bits itself
-    full_scale = 65535.0 if image.mode.startswith("I;16") else _full_scale(image, is_unsigned=is_unsigned)
+    if tags.get(_BITS) == (12,):
+        full_scale = 4095.0
+    else:
+        full_scale = 65535.0 if image.mode.startswith("I;16") else _full_scale(image, is_unsigned=is_unsigned)
     transparent = image.info.get("transparency")
-    rows = []
+    rows, opaque = [], []
     for band in _bands(image):
         values = _finite(band, is_unsigned=is_unsigned)
         scaled = np.clip(np.rint(values * (255.0 / full_scale)), 0, 255).astype(np.uint8)
-        if isinstance(transparent, int):
-            scaled[values == transparent] = 255
         rows.append(255 - scaled if is_white_zero else scaled)
-    return Image.fromarray(np.concatenate(rows))
+        if isinstance(transparent, int):
+            opaque.append(np.where(values == transparent, np.uint8(0), np.uint8(255)))
+    grey = Image.fromarray(np.concatenate(rows))
+    return Image.merge("LA", (grey, Image.fromarray(np.concatenate(opaque)))) if opaque else grey
 
 
 def _full_scale(image: Image.Image, *, is_unsigned: bool) -> float:
     """The value that means white: 1, 255 or 65,535, the smallest that no pixel exceeds, else the largest pixel."""
     largest = max(float(_finite(band, is_unsigned=is_unsigned).max()) for band in _bands(image))
-    if image.mode == "I" and largest <= 1:
-        return 255.0
     return next((scale for scale in (1.0, 255.0, 65535.0) if largest <= scale), largest)
 
 

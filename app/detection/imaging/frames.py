@@ -7,6 +7,7 @@ from typing import Literal
 
 from app.detection.imaging.file_headers import gif_header_length
 
+_MAX_PNG_CHUNKS = 1000  # that are followed
 _MAX_PAGES = 1000  # of a TIFF that are counted
 _IMAGE_SEPARATOR, _EXTENSION_INTRODUCER = 0x2C, 0x21  # the first bytes of a GIF's blocks
 _MAX_GIF_BLOCKS = 20_000  # that are followed: 5 MB of pictures in 3 ms
@@ -17,12 +18,24 @@ def count_frames(data: bytes) -> int:
     if data.startswith(b"GIF8"):
         return max(1, _count_gif_frames(data))
     if data.startswith(b"\x89PNG"):
-        position = data.find(b"acTL", 0, 4096)  # APNG: before the first IDAT
-        return max(1, int.from_bytes(data[position + 4 : position + 8])) if position > 0 else 1
+        return max(1, _count_png_frames(data))
     if data.startswith(b"RIFF") and data[12:16] == b"VP8X" and data[20:21] and data[20] & 0x02:
         return max(1, data.count(b"ANMF"))
     if data[:4] in (b"II*\x00", b"MM\x00*"):
         return _count_pages(data)
+    return 1
+
+
+def _count_png_frames(data: bytes) -> int:
+    """Follow the chunks of a PNG before its image data to the acTL chunk of an animation (APNG)."""
+    position = 8
+    for _ in range(_MAX_PNG_CHUNKS):
+        length, kind = int.from_bytes(data[position : position + 4]), data[position + 4 : position + 8]
+        if kind == b"acTL":
+            return int.from_bytes(data[position + 8 : position + 12])
+        if kind in (b"IDAT", b""):
+            break
+        position += 12 + length
     return 1
 
 

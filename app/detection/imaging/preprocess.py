@@ -105,9 +105,10 @@ def _find_glyph(foreground: Foreground) -> Glyph | None:
     if lines_removed:
         kept = ink & ~page
         intensity = np.where((dilate(page.view(np.uint8), 1) > 0) & ~kept, np.float32(0), intensity)
-    if float(intensity.max(initial=0.0)) < floor:
+    found = intensity > max(_otsu(intensity), floor)
+    if not found.any():
         return None
-    components = label_components(intensity > max(_otsu(intensity), floor), intensity)
+    components = label_components(found, intensity)
     return _extract_strokes(foreground, intensity, components, lines_removed)
 
 

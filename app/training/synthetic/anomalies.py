@@ -60,7 +60,7 @@ def _blur(images: Tensor, rng: Generator) -> Tensor:
 
 
 def _lower_resolution(images: Tensor, rng: Generator) -> Tensor:
-    """Resample through a resolution of 0.5 to 0.84 times the side."""
+    """Resample through a resolution of 0.5 to 0.82 times the side."""
     size = images.shape[-1]
     return _apply_one_of(images, [(_resample_to(side), 1) for side in range(size // 2, math.ceil(0.84 * size))], rng)
 

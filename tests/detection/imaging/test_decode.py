@@ -289,6 +289,37 @@ def test_cmyk_is_read():
     assert decode_image(file).image.min() > 248
 
 
+def test_transparent_16_bit_grey_is_read_as_8_bit_grey_is():
+    """A white digit on a transparent black is not lost on white paper."""
+    digit = np.where(seven(100) > 99, 255, 0).astype(np.uint8)
+    few = saved(Image.fromarray(digit), "PNG", transparency=0)
+    many = saved(Image.fromarray(digit.astype(np.uint16) * 257), "PNG", transparency=0)
+    assert Image.open(io.BytesIO(many)).mode.startswith("I")
+    found, expected = decode_image(many), decode_image(few)
+    assert found.preprocess == expected.preprocess and found.preprocess[0] == "composited_on_black"
+    assert np.array_equal(found.image, expected.image)
+
+
+def test_an_integer_mask_of_zeros_and_ones_is_black_and_white():
+    """As a floating-point one is."""
+    mask = np.where(seven(100) > 99, 1, 0)
+    found, expected = (decode_image(saved(Image.fromarray(mask.astype(kind)), "TIFF")) for kind in (np.int32, np.float32))
+    assert "blank" not in found.preprocess and np.array_equal(found.image, expected.image)
+
+
+def test_12_bit_grey_is_scaled_by_its_range():
+    """White is 4,095."""
+    tall = np.repeat(np.arange(28, dtype=np.uint16)[:, None] * 151, 28, axis=1)  # 0 to 4,077
+    packed = np.packbits(np.unpackbits(tall.astype(">u2").view(np.uint8).reshape(-1, 2), axis=1)[:, 4:].reshape(-1)).tobytes()
+    entries = [(256, 28), (257, 28), (258, 12), (259, 1), (262, 1), (273, 8), (277, 1), (278, 28), (279, len(packed))]
+    directory = struct.pack("<H", len(entries)) + b"".join(
+        struct.pack("<HHII", tag, 3 if tag in (258, 259, 262, 277) else 4, 1, value) for tag, value in entries
+    )
+    file = b"II*\0" + struct.pack("<I", 8 + len(packed)) + packed + directory + bytes(4)
+    found = decode_image(file, preprocess="none").image
+    assert found[0].max() == 0 and found[-1].min() > 250
+
+
 # -------------------------------------------------------------------------------------------------- what does not
 
 

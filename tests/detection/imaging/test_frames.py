@@ -1,9 +1,10 @@
 import io
+import struct
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, PngImagePlugin
 from strokes import encoded, stroke_images
 
 from app.detection.imaging.frames import count_frames
@@ -23,6 +24,17 @@ def test_pages_and_frames_are_counted(kind):
     """Three in an animation or a document, one in an ordinary file."""
     assert count_frames(several(kind)) == 3
     assert count_frames(encoded(IMAGES[0], kind)) == 1
+
+
+def test_only_the_chunk_of_an_animation_counts():
+    """Its name in a text is none; a large chunk before it does not hide it."""
+    text, out = PngImagePlugin.PngInfo(), io.BytesIO()
+    text.add_text("Comment", "acTL is the chunk of APNG")
+    IMAGES[0].save(out, "PNG", pnginfo=text)
+    assert count_frames(out.getvalue()) == 1
+    file, header = several("PNG"), 8 + 25
+    large = struct.pack(">I4s", 6000, b"teXt") + bytes(6000 + 4)
+    assert count_frames(file[:header] + large + file[header:]) == 3
 
 
 @pytest.mark.parametrize("size", [28, 120])

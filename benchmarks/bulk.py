@@ -63,7 +63,7 @@ def speed(options: argparse.Namespace) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)  # orphans become children of this process
     used = [cpu_seconds()]
     with ProcessPool(options.processes, context=multiprocessing.get_context("spawn")) as pool:
-        list(pool.map(decode_part, list(divide([str(SOURCE / "0000")]))).result())  # the processes have started
+        warm_up = sum(pool.map(decode_part, list(divide([str(SOURCE / "0000")]))).result())  # the processes have started
         began = time.perf_counter()
         decoded = sum(pool.map(decode_part, list(divide([str(SOURCE)]))).result())
         alone = decoded / (time.perf_counter() - began)
@@ -76,7 +76,8 @@ def speed(options: argparse.Namespace) -> None:
     check_rows(ROWS, options.images)
     size = sum(path.stat().st_size for path in ROWS.iterdir()) / options.images
     print(f"decoding alone {alone:,.0f} images/s, score --to {scored:,.0f}: {scored / alone:.0%}; a row has {size:.0f} bytes")
-    first, second = ((after - before) / options.images * 1e6 for before, after in pairwise(used))
+    counts = (decoded + warm_up, options.images)
+    first, second = ((after - before) / n * 1e6 for (before, after), n in zip(pairwise(used), counts, strict=True))
     print(f"CPU time for an image: decoding alone {first:.0f} us, score --to {second:.0f} us: {first / second:.0%}")
 
 
@@ -101,6 +102,8 @@ def interrupted(options: argparse.Namespace) -> None:
     shutil.rmtree(out, ignore_errors=True)
     process = subprocess.Popen(command(out, options), cwd=ROOT)
     while len(list(out.glob("part-*"))) < options.images // PART_IMAGES // 2:
+        if process.poll() is not None:
+            sys.exit(f"The command ended with exit code {process.returncode} before half of the parts were written.")
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
     print(f"exit code {process.wait()} after {len(list(out.glob('part-*')))} parts")

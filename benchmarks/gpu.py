@@ -8,13 +8,13 @@ Prints the card's name, then
   under anomalies/ of the data folder;
 - speed of `Detector.detect` for several batch sizes, the two runtimes in turn;
 - what `ODDIGIT_DEVICE` makes of the server: an .npy of 10,000 images over HTTP and, where `wrk` is installed, one 28x28 PNG a
-  request with 1, 32 and 256 connections, server and load on one core each;
+  request with 1, 32 and 256 connections, server on core 0 and load on core 1. A server reads large bodies at a limited rate,
+  which is printed as images a second: on a GPU the figure of the arrays is that limit;
 - with --train, the seconds of the tutorial's 100 epochs on 60,000 images.
 "GPU busy" is the share of time in which a kernel ran, as `nvidia-smi` samples it.
 """
 
 import argparse
-import io
 import shutil
 import statistics
 import subprocess
@@ -24,12 +24,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import httpx
 import numpy as np
-import serve
 import torch
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
+from common import BUILD, ROOT, serving, seven_png, usage, wrk
+from scaling import images_a_second, read_limit
 
 from app.detection import store
 from app.detection.detector import Detector
@@ -40,9 +38,8 @@ from app.training.datasets import load_dataset
 from app.training.progress import SILENT
 from app.training.train import Training, run_epoch
 
-ROOT, PORT = Path(__file__).parents[1], 8099
 BATCHES = (1, 8, 16, 32, 64, 256, 2048)
-ARRAYS = 30  # of 10,000 images, sent to a server
+ARRAYS_S = 10.0  # for which arrays of 10,000 images are sent to a server
 ROUNDS = 7  # the two runtimes in turn; the median is printed
 
 
@@ -102,23 +99,18 @@ def in_words(shares: list[float]) -> str:
 
 def served(device: str, images: np.ndarray) -> None:
     """What a server on `device` answers in a second, over HTTP on this machine."""
-    command = ("{python}", "-m", "app", "serve", "--port", "{port}", "--device", device)
-    contender = serve.Contender(f"server on {device}", command, "/score", "raw", PORT, folder=ROOT)
-    body = io.BytesIO()
-    np.save(body, images)
-    headers = {"content-type": "application/x-npy", "accept": "application/x-npy"}
-    with serve.running(contender) as (process, ready_s), httpx.Client(timeout=120, headers=headers) as client:
-        ask = lambda: client.post(f"http://127.0.0.1:{PORT}/score", content=body.getvalue()).raise_for_status()  # noqa: E731
-        ask()
+    log = BUILD / "gpu.log"
+    with serving("--device", device, log=log, cores="0", ODDIGIT_ACCESS_LOG="false") as server:
         with gpu_load() as shares:
-            rates = [f".npy of 10,000 images {ARRAYS * len(images) / seconds(ask, ARRAYS):,.0f} images/s"]
-        rates[0] += in_words(shares)
+            rate = images_a_second(server.port, images, "application/x-npy", ARRAYS_S)
+        rates = [f".npy of {len(images):,} images {rate:,.0f} images/s (it reads {read_limit()}){in_words(shares)}"]
         for connections in (1, 32, 256) if shutil.which("wrk") else ():
             with gpu_load() as shares:
-                load = serve.wrk(contender, connections, seconds=4)
-            told = f"{connections} connections {load.requests_per_s:,.0f} requests/s, p50 {load.p50_ms:.2f} ms"
+                load = wrk(f"{server.url}/score", "image/png", seven_png(), connections=connections, seconds=4)
+            told = f"{connections} connections {load.answers_per_s:,.0f} requests/s, p50 {load.p50_ms:.2f} ms"
             rates.append(told + in_words(shares))
-        print(f"{contender.name}: ready after {ready_s:.1f} s, {serve.resident_mib(process.pid):,.0f} MiB; {'; '.join(rates)}")
+        mib = usage(server.process.pid).mib
+        print(f"server on {device}: ready after {server.ready_s:.1f} s, {mib:,.0f} MiB; {'; '.join(rates)}")
 
 
 def training_seconds(images: np.ndarray, device: torch.device) -> float:
@@ -149,7 +141,6 @@ def main() -> None:
     files = sorted((options.data_dir / "anomalies").glob("*.npz"))
     parity(cpu, other, {"mnist test": mnist.test_or_all.images, **{file.stem: np.load(file)["images"] for file in files}})
     speed({"ONNX Runtime, cpu": cpu, f"torch, {device}": other}, mnist.test_or_all.images)
-    serve.write_requests(serve.BUILD)
     print()
     for name in dict.fromkeys(("cpu", str(device))):
         served(name, mnist.test_or_all.images)

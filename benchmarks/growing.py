@@ -28,12 +28,12 @@ class Way(NamedTuple):
         return max(self.request_bytes, self.result_bytes)
 
 
-# Rates: docs/benchmarks.md; of `score --to`, 246 us of CPU time for an image (benchmarks/bulk.py).
+# Rates: benchmarks/scaling.py, one worker on one core; of `score --to`, 246 us of CPU time for an image (benchmarks/bulk.py).
 # Bytes: MNIST's PNG files have 274 on average, tests/samples/two.jpg 14,591, a row 39; head of a request about 200, answer 500.
 WAYS = (
-    Way("28x28 PNG, one a request", 8_191, 474, 500),
-    Way("arrays of 1,000 images", 78_158, 784, 170, most_time="the network"),
-    Way("photograph, one a request", 93, 14_791, 500, most_time="decoding"),
+    Way("28x28 PNG, one a request", 3_536, 474, 500),
+    Way("arrays of 1,000 images", 43_186, 784, 170, most_time="the network"),
+    Way("photograph, one a request", 63, 14_791, 500, most_time="decoding"),
     Way("`score --to`, 28x28 PNG, one an object", 4_065, 274, 39, objects=1, most_time="decoding"),
     Way("`score --to`, 28x28 PNG, 2,000 an object", 4_065, 274, 39, objects=1 / 2_000, most_time="decoding"),
 )

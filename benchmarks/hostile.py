@@ -1,8 +1,10 @@
 """Can anything a client sends break the server? `python benchmarks/hostile.py`: 200,000 mutated requests, one line of result.
 
 Valid images of every type, arrays, forms, JSON and whole request heads are cut, spliced, flipped and repeated, and sent over
-raw sockets. Every answer must be HTTP, and none a 5xx other than 503 and 504; the server must be alive at the end and no
-larger. The mutations follow a seed, so that a failure can be repeated: what broke it is written to build/hostile/.
+raw sockets to a server with its default settings. Every answer must be HTTP, and none may have a status above 499 other than
+503, and 504 for an upload that takes too long. At the end the server must be alive, and the memory (PSS) of its processes at
+most 10 % more than after a tenth of the requests. Else the exit code is 1. The mutations follow a seed, so that a failure can
+be repeated: what broke it is written to build/hostile/.
 
 `python benchmarks/hostile.py --attack [NAME ...]` plays attacks on time and memory instead (attacks/catalogue.py), each
 against a fresh server beside honest clients. It prints a row an attack, then the CPU time of each upload alone, and the time
@@ -12,18 +14,17 @@ that the server takes to exit during them.
 import argparse
 import asyncio
 import io
-import os
 import random
-import signal
 import sys
 from collections import Counter
-from pathlib import Path
+from collections.abc import Callable
 
 import numpy as np
-from overload import PORT, ROOT, resident_mib, start
+from common import FORM, LOST, PHOTO, ROOT, SAMPLES, BenchmarkError, Server, form, read_answer, serving, usage
 from PIL import Image
 
 CONNECTIONS = 8
+MOST_GROWTH = 0.1  # of the memory
 FOUND = ROOT / "build" / "hostile"
 PATHS = ("/score", "/score", "/score?preprocess=digit", "/score?preprocess=none", "/reconstruct", "/embed", "/score?fdr=0.1")
 QUERIES = ("alpha=", "alpha=1e-400", "fdr=2", "preprocess=auto%00", "alpha=.5&alpha=x", "%ff=%fe", "alpha=0.3", "&" * 200)
@@ -60,8 +61,7 @@ def images() -> list[tuple[str, bytes]]:
                 out = io.BytesIO()
                 Image.fromarray(noise).convert("L" if mode == "I;16" else mode).resize(side).convert(mode).save(out, kind)
                 made.append((f"image/{kind.lower()}", out.getvalue()))
-    samples = ROOT / "tests" / "samples"
-    return [*made, ("image/png", (samples / "seven.png").read_bytes()), ("image/jpeg", (samples / "two.jpg").read_bytes())]
+    return [*made, ("image/png", (SAMPLES / "seven.png").read_bytes()), ("image/jpeg", PHOTO.read_bytes())]
 
 
 def payloads() -> list[tuple[str, str, bytes]]:
@@ -69,11 +69,9 @@ def payloads() -> list[tuple[str, str, bytes]]:
     files = images()
     array = io.BytesIO()
     np.save(array, np.random.RandomState(1).randint(0, 256, (3, 28, 28)).astype(np.uint8))
-    part = b'--X\r\nContent-Disposition: form-data; name="file"; filename="a.png"\r\nContent-Type: image/png\r\n\r\n%s\r\n'
-    form = b"".join(part % data for _, data in files[:3]) + b"--X--\r\n"
     others = [
         ("", "application/x-npy", array.getvalue()),
-        ("", "multipart/form-data; boundary=X", form),
+        ("", FORM, form(*(data for _, data in files[:3]))),
         ("/decode", "application/json", b'{"embedding": [[0.5, -3], [1e3, 2]]}'),
         ("/v2/models/mnist/infer", "application/json", tensor(2, '{"alpha": 0.1}')),
     ]
@@ -129,14 +127,14 @@ def request(known: list[tuple[str, str, bytes]], draw: random.Random) -> tuple[b
     return (head if whole else mutated(head, draw)) + body, whole
 
 
-async def attack(pid: int, total: int, seed: int) -> int:
-    """Send `total` requests; the number of answers that must not be."""
-    known, statuses, broken, sent = payloads(), Counter[int](), 0, 0
+async def attack(server: Server, total: int, seed: int) -> list[str]:
+    """Send `total` requests and print statuses and memory. Returns what is wrong, in sentences."""
+    pid, known, statuses, broken, sent = server.process.pid, payloads(), Counter[int](), 0, 0
 
     async def client(number: int) -> None:
         nonlocal broken, sent
         draw = random.Random(f"{seed}/{number}")
-        reader, writer = await asyncio.open_connection("127.0.0.1", PORT)
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
         while sent < total:
             sent += 1
             message, whole = request(known, draw)
@@ -144,8 +142,9 @@ async def attack(pid: int, total: int, seed: int) -> int:
             try:
                 writer.write(message)
                 async with asyncio.timeout(30 if whole else 0.3):
-                    status, closes = await answer(reader)
-            except (OSError, asyncio.IncompleteReadError, TimeoutError):
+                    answer = await read_answer(reader)
+                status, closes = answer.status, answer.closes
+            except LOST:
                 pass
             statuses[status] += 1
             if (whole and status == 0) or (status >= 500 and status not in (503, 504)):
@@ -153,40 +152,41 @@ async def attack(pid: int, total: int, seed: int) -> int:
                 (FOUND / f"{seed}-{number}-{sent}").write_bytes(message)
             if closes or not whole:
                 writer.close()
-                reader, writer = await asyncio.open_connection("127.0.0.1", PORT)
+                reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
         writer.close()
 
-    before = resident_mib(pid)
-    settled = asyncio.create_task(memory_after(pid, lambda: sent > total // 10))
-    await asyncio.gather(*(client(number) for number in range(CONNECTIONS)))
-    print(f"statuses: {dict(sorted(statuses.items()))} (0: no answer, to a mutated head alone)")
-    print(f"memory: {before:,.0f} MiB before, {await settled:,.0f} after a tenth, {resident_mib(pid):,.0f} at the end")
-    return broken
+    before_mib = usage(pid).mib
+    try:
+        settled_mib, *_ = await asyncio.gather(
+            memory_after(pid, lambda: sent > total // 10), *(client(number) for number in range(CONNECTIONS))
+        )
+    except OSError as error:  # a connection cannot be opened
+        return [f"The server {'takes no connections' if server.is_alive else 'died'}: {error}."]
+    end_mib = usage(pid).mib
+    print(f"statuses: {dict(sorted(statuses.items()))} (0: no answer, allowed for a mutated head)")
+    print(f"memory: {before_mib:,.0f} MiB before, {settled_mib:,.0f} after a tenth, {end_mib:,.0f} at the end")
+    grew = end_mib > (1 + MOST_GROWTH) * settled_mib
+    wrong = [f"{broken} requests broke the server; they are in {FOUND}."] if broken else []
+    return wrong + ([f"The memory grew by more than {MOST_GROWTH:.0%}."] if grew else [])
 
 
-async def answer(reader: asyncio.StreamReader) -> tuple[int, bool]:
-    """Read one answer whole -> its status, and whether the connection ends with it."""
-    head = (await reader.readuntil(b"\r\n\r\n")).lower()
-    await reader.readexactly(int(head.partition(b"content-length:")[2].split(b"\r\n")[0]))
-    return int(head[9:12]), b"connection: close" in head
-
-
-async def memory_after(pid: int, reached) -> float:  # noqa: ANN001 - a condition
+async def memory_after(pid: int, reached: Callable[[], bool]) -> float:
+    """The memory in MiB once `reached` returns True."""
     while not reached():
         await asyncio.sleep(0.1)
-    return resident_mib(pid)
+    return usage(pid).mib
 
 
 def play_attacks(parts: list[str], seconds: float, only: str | None) -> int:
     """Print the tables of the attacks whose names hold one of `parts` (none: all). Returns how many bounds fail."""
     from attacks.catalogue import ATTACKS
-    from attacks.measure import HEADER, cost_alone, exit_time, measure
+    from attacks.measure import HEADER, NOT_PLAYED, cost_alone, exit_time, row
 
     names = [name for name in ATTACKS if not parts or any(part in name for part in parts)]
     uploads = [name for name in names if ATTACKS[name].upload]
     failed = 0
     tables = {
-        "rows": (HEADER, names, lambda name: measure(name, seconds, FOUND).line()),
+        "rows": (HEADER, names, lambda name: row(name, seconds, FOUND)),
         "cost": ("upload alone | bytes | status | CPU s | at most 2.5", uploads, lambda name: cost_alone(name, FOUND)),
         "exit": ("SIGTERM during | exit after s | at most 5", uploads, lambda name: exit_time(name, FOUND)),
     }
@@ -195,7 +195,7 @@ def play_attacks(parts: list[str], seconds: float, only: str | None) -> int:
             print(f"| {header} |\n|{'---|' * (header.count('|') + 1)}", flush=True)
             for name in rows:
                 print(line := play(name), flush=True)
-                failed += not line.endswith("pass |")
+                failed += not line.endswith(("pass |", f"{NOT_PLAYED} |"))
     print(f"{failed} of the rows break a bound.")
     return failed
 
@@ -205,25 +205,20 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=200_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--attack", nargs="*", metavar="NAME", help="attacks to play, or parts of their names; none: all")
-    parser.add_argument("--seconds", type=float, default=30, help="of each attack")
+    parser.add_argument("--seconds", type=float, default=8, help="of each attack")
     parser.add_argument("--only", choices=("rows", "cost", "exit"), help="one of the three tables of the attacks")
     arguments = parser.parse_args()
     FOUND.mkdir(parents=True, exist_ok=True)
     if arguments.attack is not None:
         sys.exit(play_attacks(arguments.attack, arguments.seconds, arguments.only) > 0)
-    server = start()
-    try:
-        broken = asyncio.run(attack(server.pid, arguments.requests, arguments.seed))
-        alive = server.poll() is None
-    finally:
-        server.send_signal(signal.SIGTERM)
-        server.wait(20)
-    print(
-        f"{arguments.requests:,} requests, seed {arguments.seed}: {broken} broke the server" + ("" if alive else ", which died")
-    )
-    sys.exit(broken > 0 or not alive)
+    with serving(log=FOUND / "server.log") as server:
+        wrong = asyncio.run(attack(server, arguments.requests, arguments.seed))
+        if not wrong and not server.is_alive:
+            wrong = ["The server died."]
+    print(f"{arguments.requests:,} requests, seed {arguments.seed}: {' '.join(wrong) or 'nothing broke the server'}")
+    if wrong:
+        raise BenchmarkError(1)
 
 
 if __name__ == "__main__":
-    os.chdir(Path(__file__).parent)
     main()

@@ -1,208 +1,183 @@
 """What the server does with more than it can do: `python benchmarks/overload.py`, one table.
 
 First the capacity: eight connections, each asking again as soon as it is answered, too few for anything to be refused. Then an
-open loop for a minute: requests leave at four times that rate whether answered or not, over connections that are kept open.
-The capacity is measured again after each quarter of the minute, since machines change their pace. Counted are the answers
-(200), the refusals (503 with Retry-After) and their latency, resident memory, and the latency two seconds after. The server
-runs on core 0, the load on core 1. The question is a photograph of a digit as a phone takes it.
+open loop for a minute: requests are due at four times that rate, whether the earlier ones are answered or not, over connections
+that are kept open; a request that finds none of them free is not sent, and counted as such. The capacity is measured again
+after each quarter of the minute, since machines change their pace. Counted are the answers (200), the refusals (503 with
+Retry-After) and their latency from the time at which the request was due; the rates are those until the last answer. Memory
+(PSS) is that of all processes of the server, before and after the overload and at the end. The end is a quarter of the capacity
+for three seconds, as before the overload, after another overload of two seconds and a pause of two. The server runs on core 0,
+the load on core 1. The request is a photograph of a digit as a phone takes it.
 """
 
 import argparse
 import asyncio
-import os
-import signal
-import subprocess
-import sys
 import time
-import urllib.request
 from collections import Counter
 from dataclasses import dataclass, field
-from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+from common import BUILD, LOAD_CORE, LOST, PHOTO, Answer, Server, on_core, post, read_answer, serving, usage
 
-ROOT = Path(__file__).parents[1]
-PORT = 9120
 CONNECTIONS = 512
 QUARTERS = 4  # of the overload, with a measurement of the capacity between them
+REQUEST = post("/score", "image/jpeg", PHOTO.read_bytes())
+
+
+class Outcome(NamedTuple):
+    """The outcome of one request."""
+
+    seconds: float  # from when it was due to the end of its answer
+    status: int  # 0: the connection ended without an answer
+    is_refusal: bool  # a 503 with Retry-After
 
 
 @dataclass
-class Seen:
-    """What came back: (when it was due, how long it took, status, whether it had a Retry-After)."""
+class Results:
+    """The outcomes of the requests of an open loop, or of several in turn."""
 
-    answers: list[tuple[float, float, int, bool]] = field(default_factory=list)
-    late: int = 0  # requests that the load itself could not send in time
+    outcomes: list[Outcome] = field(default_factory=list)
+    taken_s: float = 0.0  # from the first request's due time to the last answer
+    not_sent: int = 0  # requests for which no connection was free
 
-    def seconds(self, *statuses: int) -> np.ndarray:
-        return np.array([took for _, took, status, _ in self.answers if status in statuses] or [np.nan])
+    def add(self, other: "Results") -> None:
+        self.outcomes += other.outcomes
+        self.taken_s += other.taken_s
+        self.not_sent += other.not_sent
+
+    def latency(self, status: int) -> str:
+        seconds = [each.seconds for each in self.outcomes if each.status == status] or [np.nan]
+        p50, p99 = np.percentile(seconds, [50, 99]) * 1000
+        return f"p50 {p50:.1f} ms, p99 {p99:.1f} ms"
 
 
 class Connection:
     """One kept-open connection that sends a request and reads its answer."""
 
-    def __init__(self, request: bytes) -> None:
-        self._request = request
+    def __init__(self, port: int) -> None:
+        self._port = port
 
     async def open(self) -> None:
-        self._reader, self._writer = await asyncio.open_connection("127.0.0.1", PORT)
+        self._reader, self._writer = await asyncio.open_connection("127.0.0.1", self._port)
 
-    async def ask(self) -> tuple[int, bool]:
-        self._writer.write(self._request)
-        head = await self._reader.readuntil(b"\r\n\r\n")
-        lines = head.lower().split(b"\r\n")
-        length = next(int(line[15:]) for line in lines if line.startswith(b"content-length:"))
-        await self._reader.readexactly(length)
-        if b"connection: close" in lines:
-            self._writer.close()
+    async def ask(self) -> Answer:
+        self._writer.write(REQUEST)
+        answer = await read_answer(self._reader)
+        if answer.closes:
+            self.close()
             await self.open()
-        return int(head[9:12]), any(line.startswith(b"retry-after:") for line in lines)
+        return answer
 
     def close(self) -> None:
         self._writer.close()
 
 
-async def capacity(request: bytes, seconds: float) -> float:
+async def capacity(port: int, seconds: float) -> float:
     """Answers a second that eight connections get, each asking as soon as it is answered."""
-    done = 0
-    until = time.perf_counter() + seconds
+    answered, began = 0, time.perf_counter()
 
-    async def go_on() -> None:
-        nonlocal done
-        connection = Connection(request)
+    async def ask_again() -> None:
+        nonlocal answered
+        connection = Connection(port)
         await connection.open()
-        while time.perf_counter() < until:
-            status, _ = await connection.ask()
-            done += status == 200
+        while time.perf_counter() < began + seconds:
+            answer = await connection.ask()
+            answered += answer.status == 200
         connection.close()
 
-    await asyncio.gather(*(go_on() for _ in range(8)))
-    return done / seconds
+    await asyncio.gather(*(ask_again() for _ in range(8)))
+    return answered / (time.perf_counter() - began)
 
 
-async def open_loop(request: bytes, rate: float, seconds: float) -> Seen:
+async def open_loop(port: int, rate: float, seconds: float) -> Results:
     """Send `rate` requests a second, due at even steps, over connections that are free; note what comes back."""
-    seen = Seen()
+    results = Results()
     free: asyncio.Queue[Connection] = asyncio.Queue()
-    connections = [Connection(request) for _ in range(CONNECTIONS)]
+    connections = [Connection(port) for _ in range(CONNECTIONS)]
     await asyncio.gather(*(connection.open() for connection in connections))
     for connection in connections:
         free.put_nowait(connection)
 
-    async def one(connection: Connection, due: float) -> None:
+    async def ask(connection: Connection, due: float) -> None:
         try:
-            status, retry = await connection.ask()
-        except (OSError, asyncio.IncompleteReadError):
-            status, retry = 0, False
+            answer = await connection.ask()
+            status, is_refusal = answer.status, answer.is_refusal
+        except LOST:
+            status, is_refusal = 0, False
+            connection.close()
             await connection.open()
-        seen.answers.append((due, time.perf_counter() - due, status, retry))
+        results.outcomes.append(Outcome(time.perf_counter() - due, status, is_refusal))
         free.put_nowait(connection)
 
-    began, tasks = time.perf_counter(), set()
-    for index in range(int(rate * seconds)):
-        due = began + index / rate
-        if (wait := due - time.perf_counter()) > 0:
-            await asyncio.sleep(wait)
-        elif index % 16 == 0:
-            await asyncio.sleep(0)  # let answers in
-        if free.empty():
-            seen.late += 1
-            continue
-        task = asyncio.create_task(one(free.get_nowait(), time.perf_counter()))
-        tasks.add(task)
-        task.add_done_callback(tasks.discard)
-    await asyncio.gather(*tasks)
+    began = time.perf_counter()
+    async with asyncio.TaskGroup() as tasks:
+        for index in range(int(rate * seconds)):
+            due = began + index / rate
+            if (wait := due - time.perf_counter()) > 0:
+                await asyncio.sleep(wait)
+            elif index % 16 == 0:
+                await asyncio.sleep(0)  # let answers in
+            if free.empty():
+                results.not_sent += 1
+            else:
+                tasks.create_task(ask(free.get_nowait(), due))
+    results.taken_s = time.perf_counter() - began
     for connection in connections:
         connection.close()
-    return seen
+    return results
+
+
+async def measure(server: Server, seconds: float, times: float) -> None:
+    """Print the table."""
+    port, pid = server.port, server.process.pid
+    await capacity(port, 2)
+    capacities = [await capacity(port, 5)]
+    before = await open_loop(port, capacities[0] / 4, 3)
+    memory = [usage(pid).mib]
+    overload = Results()
+    for _ in range(QUARTERS):
+        overload.add(await open_loop(port, capacities[0] * times, seconds / QUARTERS))
+        capacities.append(await capacity(port, 5))
+    memory.append(usage(pid).mib)
+    await open_loop(port, capacities[0] * times, 2)
+    await asyncio.sleep(2)
+    after = await open_loop(port, capacities[0] / 4, 3)
+    memory.append(usage(pid).mib)
+    report(capacities, before, overload, after, memory)
+
+
+def report(capacities: list[float], before: Results, overload: Results, after: Results, memory: list[float]) -> None:
+    statuses = Counter(each.status for each in overload.outcomes)
+    sent, answered = len(overload.outcomes) / overload.taken_s, statuses[200] / overload.taken_s
+    bare = statuses[503] - sum(each.is_refusal for each in overload.outcomes)
+    of_mean, of_largest = answered / np.mean(capacities), answered / max(capacities)
+    rows = {
+        "capacity": " / ".join(f"{each:,.0f}" for each in capacities) + " answers/s",
+        "sent": f"{sent:,.0f} requests/s ({sent / capacities[0]:.1f} times; {overload.not_sent:,} not sent)",
+        "answered": f"{answered:,.0f} answers/s: {of_mean:.0%} of the mean capacity, {of_largest:.0%} of the largest",
+        "refused with 503": f"{statuses[503]:,}, of them {bare} without Retry-After",
+        "deadline passed, 504": f"{statuses[504]:,}",
+        "anything else": f"{sum(n for status, n in statuses.items() if status not in (200, 503, 504)):,}",
+        "a refusal takes": overload.latency(503),
+        "an answer takes": overload.latency(200),
+        "memory before, after, at the end": " / ".join(f"{mib:,.0f} MiB" for mib in memory),
+        "latency at a quarter of the capacity, before": before.latency(200),
+        "the same, 2 s after an overload": after.latency(200),
+    }
+    print("| what | measured |\n|---|---|")
+    for what, measured in rows.items():
+        print(f"| {what} | {measured} |")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--times", type=float, default=4, help="the capacity")
-    arguments = parser.parse_args()
-    os.sched_setaffinity(0, {1 % (os.cpu_count() or 1)})
-    server = start()
-    try:
-        asyncio.run(measure(server.pid, request(), arguments.seconds, arguments.times))
-    finally:
-        server.send_signal(signal.SIGTERM)
-        server.wait(20)
-
-
-async def measure(pid: int, request: bytes, seconds: float, times: float) -> None:
-    await capacity(request, 2)
-    peaks = [await capacity(request, 5)]
-    calm = await open_loop(request, peaks[0] / 4, 3)
-    before = resident_mib(pid)
-    seen = Seen()
-    for _ in range(QUARTERS):
-        quarter = await open_loop(request, peaks[0] * times, seconds / QUARTERS)
-        seen.answers += quarter.answers
-        seen.late += quarter.late
-        after = resident_mib(pid)
-        peaks.append(await capacity(request, 5))
-    await open_loop(request, peaks[0] * times, 2)
-    await asyncio.sleep(2)
-    again = await open_loop(request, peaks[0] / 4, 3)
-    report(peaks, calm, seen, again, seconds, (before, after, resident_mib(pid)))
-
-
-def report(peaks: list[float], calm: Seen, seen: Seen, again: Seen, seconds: float, memory: tuple[float, float, float]) -> None:
-    statuses = Counter(status for _, _, status, _ in seen.answers)
-    sent, answered = len(seen.answers) / seconds, statuses[200] / seconds
-    bare = sum(status == 503 and not retry for _, _, status, retry in seen.answers)
-    mean, largest = sum(peaks) / len(peaks), max(peaks)
-    rows = [
-        ("capacity", " / ".join(f"{peak:,.0f}" for peak in peaks) + " answers/s"),
-        ("sent", f"{sent:,.0f} requests/s ({sent / peaks[0]:.1f} times; {seen.late:,} not sent)"),
-        (
-            "answered",
-            f"{answered:,.0f} answers/s: {answered / mean:.0%} of the mean capacity, {answered / largest:.0%} of the largest",
-        ),
-        ("refused with 503", f"{statuses[503]:,}, of them {bare} without Retry-After"),
-        ("deadline passed, 504", f"{statuses[504]:,}"),
-        ("anything else", f"{sum(n for status, n in statuses.items() if status not in (200, 503, 504)):,}"),
-        ("a refusal takes", f"{percentiles(seen.seconds(503))}"),
-        ("an answer takes", f"{percentiles(seen.seconds(200))}"),
-        ("memory before, after, 5 s later", " / ".join(f"{mib:,.0f} MiB" for mib in memory)),
-        ("calm latency before", percentiles(calm.seconds(200))),
-        ("calm latency 2 s after", percentiles(again.seconds(200))),
-    ]
-    print("| what | measured |\n|---|---|")
-    for what, measured in rows:
-        print(f"| {what} | {measured} |")
-
-
-def percentiles(seconds: np.ndarray) -> str:
-    p50, p99 = np.percentile(seconds, [50, 99]) * 1000
-    return f"p50 {p50:.1f} ms, p99 {p99:.1f} ms"
-
-
-def request() -> bytes:
-    body = (ROOT / "tests" / "samples" / "two.jpg").read_bytes()
-    head = f"POST /score HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\nContent-Length: {len(body)}\r\n\r\n"
-    return head.encode() + body
-
-
-def start() -> subprocess.Popen[bytes]:
-    variables = {**os.environ, "ODDIGIT_ACCESS_LOG": "false", "ODDIGIT_DEADLINE_MS": "500"}
-    command = ["taskset", "-c", "0", sys.executable, "-m", "app", "serve", "--port", str(PORT)]
-    server = subprocess.Popen(command, cwd=ROOT, env=variables, stderr=subprocess.DEVNULL)
-    for _ in range(300):
-        try:
-            urllib.request.urlopen(f"http://127.0.0.1:{PORT}/readyz", timeout=2)
-            return server
-        except OSError:
-            time.sleep(0.1)
-    server.kill()
-    sys.exit("The server did not start.")
-
-
-def resident_mib(pid: int) -> float:
-    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+    options = parser.parse_args()
+    variables = {"ODDIGIT_ACCESS_LOG": "false", "ODDIGIT_DEADLINE_MS": "500"}
+    with on_core(LOAD_CORE), serving(log=BUILD / "overload.log", cores="0", **variables) as server:
+        asyncio.run(measure(server, options.seconds, options.times))
 
 
 if __name__ == "__main__":

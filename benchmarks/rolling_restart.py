@@ -4,19 +4,17 @@ Needs `haproxy` and `wrk` (Debian's packages). HAProxy asks /readyz of each serv
 answers /readyz with 503 and every other request as usual for ODDIGIT_DRAIN_S seconds, so no request may fail.
 """
 
+import argparse
 import shutil
-import subprocess
-import sys
 import tempfile
 import time
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
-from serve import BUILD, write_requests
+from common import BUILD, BenchmarkError, free_port, serving, seven_png, started, stop, wrk
 
-ROOT = Path(__file__).parents[1]
-FRONT, BACKENDS = 8140, (8141, 8142)
-SECONDS = 30
 CONFIG = """
 global
   maxconn 256
@@ -38,43 +36,35 @@ backend servers
 """
 
 
-def start(port: int) -> subprocess.Popen[bytes]:
-    """A server that is ready."""
-    server = subprocess.Popen([sys.executable, "-m", "app", "serve", "--port", str(port)], cwd=ROOT, stderr=subprocess.DEVNULL)
-    while server.poll() is None:
-        try:
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=2)
-            return server
-        except OSError:
-            time.sleep(0.1)
-    sys.exit("The server did not start.")
-
-
 def main() -> None:
-    if not (shutil.which("haproxy") and shutil.which("wrk")):
-        sys.exit("haproxy and wrk are needed: apt-get install haproxy wrk")
-    write_requests(BUILD)
-    config = Path(tempfile.mkdtemp()) / "haproxy.cfg"
-    config.write_text(CONFIG.format(front=FRONT, a=BACKENDS[0], b=BACKENDS[1]))
-    servers = [start(port) for port in BACKENDS]
-    proxy = subprocess.Popen(["haproxy", "-f", str(config), "-db"])
-    time.sleep(1.5)
-    url = f"http://127.0.0.1:{FRONT}/score"
-    load = subprocess.Popen(
-        ["wrk", "-t1", "-c16", f"-d{SECONDS}s", "-s", str(BUILD / "raw.lua"), url], stdout=subprocess.PIPE, text=True
-    )
-    for index, port in enumerate(BACKENDS):
-        time.sleep(2)
-        servers[index].terminate()
-        servers[index].wait()
-        servers[index] = start(port)
-        time.sleep(1)
-    said, _ = load.communicate()
-    print(said)
-    print("failed requests: " + ("some, see above" if "Non-2xx" in said or "Socket errors" in said else "none"))
-    for process in (proxy, *servers):
-        process.terminate()
-        process.wait()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=40, help="of load; both restarts must fit in")
+    seconds = parser.parse_args().seconds
+    if not shutil.which("haproxy"):
+        raise BenchmarkError("haproxy is needed: apt-get install haproxy")
+    with ExitStack() as stack:
+        front, *backends = (free_port() for _ in range(3))
+        servers = [stack.enter_context(serving(port=port, log=BUILD / f"{port}.log")) for port in backends]
+        config = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "haproxy.cfg"
+        config.write_text(CONFIG.format(front=front, a=backends[0], b=backends[1]))
+        url, log = f"http://127.0.0.1:{front}", BUILD / "haproxy.log"
+        ready = urllib.request.Request(f"{url}/readyz")
+        stack.enter_context(started(["haproxy", "-f", str(config), "-db"], ready, front, log=log, variables={}))
+        pool = stack.enter_context(ThreadPoolExecutor(1))
+        options = {"connections": 16, "seconds": seconds, "accepts_failures": True}
+        load = pool.submit(wrk, f"{url}/score", "image/png", seven_png(), **options)
+        for server in servers:
+            time.sleep(2)
+            if stop(server.process) == float("inf"):
+                raise BenchmarkError("A server did not end after SIGTERM.")
+            stack.enter_context(serving(port=server.port, log=BUILD / f"{server.port}.log"))
+            time.sleep(1)
+        if load.done():
+            raise BenchmarkError("The load ended before the restarts; give it more --seconds.")
+        result = load.result()
+    print(f"{result.answers:,} answers; failed requests: {result.failures or 'none'}")
+    if result.failures:
+        raise BenchmarkError("Requests failed during the restarts.")
 
 
 if __name__ == "__main__":

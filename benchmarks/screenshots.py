@@ -15,11 +15,10 @@ import httpx
 from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
-from live import serving  # noqa: E402
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from browsing import CHROMIUM, FLAGS
+from live import ROOT, serving
 
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 SAMPLES = sorted((ROOT / "tests" / "samples").glob("*.*g"))
 WINDOWS = {"desktop": {"width": 1280, "height": 900}, "phone": {"width": 390, "height": 844}}
 
@@ -41,7 +40,7 @@ def example(name: str) -> Callable[[Page, str], None]:
 def show_files(page: Page, url: str) -> None:
     page.goto(f"{url}/#files")
     page.locator("#many").set_input_files(SAMPLES)
-    page.locator("#files-summary").get_by_text(f"{len(SAMPLES)} of {len(SAMPLES)} scored").wait_for()
+    page.locator("#files-summary").get_by_text(f"{len(SAMPLES)} of {len(SAMPLES)} done").wait_for()
 
 
 def show_monitor(page: Page, url: str) -> None:
@@ -123,7 +122,7 @@ def main() -> None:
         serving(Path(folder) / "log", ODDIGIT_DRAIN_S="0") as server,
         sync_playwright() as playwright,
     ):
-        browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=FLAGS)
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         readme_picture(browser, server.url, options.readme)
         photograph(browser, server.url, options.to)
         browser.close()

@@ -4,5 +4,6 @@ files.py      small images that are expensive to decode
 clients.py    ways to send: at a rate, over a few connections, endlessly, or without reading
 catalogue.py  the list of attacks
 versions.py   versions of the store that must not be served
-measure.py    the server, the honest clients, the measurements and the bounds
+honest.py     the clients beside an attack
+measure.py    the measurements and the bounds
 """

@@ -7,9 +7,9 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-PATIENCE_S = 60.0
+from common import LOST, read_answer
 
-_LOST = (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, TimeoutError, ValueError)
+PATIENCE_S = 60.0
 
 
 @dataclass
@@ -22,12 +22,6 @@ class Tally:
 
 
 Play = Callable[[int, Tally], Awaitable[None]]
-
-
-def request(path: str, content_type: str, body: bytes, *headers: str) -> bytes:
-    """A whole POST request."""
-    lines = [f"POST {path} HTTP/1.1", "Host: x", f"Content-Type: {content_type}", f"Content-Length: {len(body)}", *headers]
-    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
 
 
 def at_rate(messages: Iterable[bytes], rate: float = 10.0) -> Play:
@@ -48,7 +42,7 @@ def over_connections(messages: Iterable[bytes], connections: int = 8) -> Play:
 
     async def client(port: int, tally: Tally) -> None:
         while True:
-            with suppress(*_LOST):
+            with suppress(*LOST):
                 reader, writer = await asyncio.open_connection("127.0.0.1", port)
                 try:
                     for message in _cycle(known):
@@ -68,7 +62,7 @@ def endless(head: bytes, piece: bytes, connections: int = 8) -> Play:
 
     async def client(port: int, tally: Tally) -> None:
         while True:
-            with suppress(*_LOST):
+            with suppress(*LOST):
                 reader, writer = await asyncio.open_connection("127.0.0.1", port)
                 answered = asyncio.create_task(_answer(reader, tally))
                 try:
@@ -88,7 +82,7 @@ def silent(head: bytes, connections: int) -> Play:
 
     async def client(port: int, tally: Tally) -> None:
         while True:
-            with suppress(*_LOST):
+            with suppress(*LOST):
                 reader, writer = await asyncio.open_connection("127.0.0.1", port)
                 try:
                     await _send(writer, head, tally)
@@ -106,7 +100,7 @@ def slow_readers(message: bytes, rate: float = 10.0, bytes_per_s: int = 11_000) 
 
     async def client(port: int, tally: Tally) -> None:
         loop = asyncio.get_running_loop()
-        with socket.socket() as line, suppress(*_LOST):
+        with socket.socket() as line, suppress(*LOST):
             line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             line.setblocking(False)
             await loop.sock_connect(line, ("127.0.0.1", port))
@@ -134,7 +128,7 @@ def unread(message: bytes, connections: int = 8) -> Play:
 
     async def client(port: int, tally: Tally) -> None:
         while True:
-            with suppress(*_LOST):
+            with suppress(*LOST):
                 _, writer = await asyncio.open_connection("127.0.0.1", port, limit=1024)
                 try:
                     while True:
@@ -167,7 +161,7 @@ def _cycle(messages: Iterable[bytes]) -> Iterator[bytes]:
 
 async def ask_once(port: int, message: bytes, tally: Tally) -> None:
     """Send one request over a new connection and count its answer."""
-    with suppress(*_LOST):
+    with suppress(*LOST):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         try:
             await _send(writer, message, tally)
@@ -187,17 +181,11 @@ async def _send(writer: asyncio.StreamWriter, message: bytes, tally: Tally, *, r
 
 async def _answer(reader: asyncio.StreamReader, tally: Tally) -> bool:
     """Read one answer whole and count its status. Returns whether the server closes the connection."""
-    status = 0
     try:
         async with asyncio.timeout(PATIENCE_S):
-            head = (await reader.readuntil(b"\r\n\r\n")).lower()
-            remaining = int(head.partition(b"content-length:")[2].split(b"\r\n")[0])
-            while remaining:
-                data = await reader.read(min(remaining, 65_536))
-                if not data:
-                    raise asyncio.IncompleteReadError(b"", remaining)
-                remaining -= len(data)
-        status = int(head[9:12])
-        return b"connection: close" in head
-    finally:
-        tally.statuses[status] += 1
+            answer = await read_answer(reader)
+    except LOST:  # not where the attack ends meanwhile
+        tally.statuses[0] += 1
+        raise
+    tally.statuses[answer.status] += 1
+    return answer.closes

@@ -21,6 +21,10 @@ GOOD_VERSION = 1000
 Step = Callable[[int], None]  # called once a second, with the second
 
 
+class NotPlayedError(Exception):
+    """The machine does not allow an attack; the message says why."""
+
+
 def publish(root: Path, version: int, damage: Callable[[Path], dict[str, object]]) -> None:
     """Publish a copy of the shipped version after `damage`, which returns fields of the card, with a card true to its files."""
     draft = shutil.copytree(next(SHIPPED.iterdir()), root / "mnist" / ".new")
@@ -50,9 +54,12 @@ def hostile_store(root: Path) -> Iterator[Step]:
 
 @contextmanager
 def full_folder(folder: Path) -> Iterator[Step]:
-    """A file system of 6 MiB at `folder`, filled after two seconds. Needs the rights to mount one."""
+    """A file system of 6 MiB at `folder`, filled after two seconds. Raises NotPlayedError without the right to mount one."""
     folder.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "none", str(folder)], check=True)
+    try:
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "none", str(folder)], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise NotPlayedError("it needs the right to mount a file system") from error
 
     def step(second: int) -> None:
         if second == 2:

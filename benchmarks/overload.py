@@ -61,13 +61,13 @@ class Connection:
     async def open(self) -> None:
         self._reader, self._writer = await asyncio.open_connection("127.0.0.1", self._port)
 
+    async def reopen(self) -> None:
+        self.close()
+        await self.open()
+
     async def ask(self) -> Answer:
         self._writer.write(REQUEST)
-        answer = await read_answer(self._reader)
-        if answer.closes:
-            self.close()
-            await self.open()
-        return answer
+        return await read_answer(self._reader)
 
     def close(self) -> None:
         self._writer.close()
@@ -84,6 +84,8 @@ async def capacity(port: int, seconds: float) -> float:
         while time.perf_counter() < began + seconds:
             answer = await connection.ask()
             answered += answer.status == 200
+            if answer.closes:
+                await connection.reopen()
         connection.close()
 
     await asyncio.gather(*(ask_again() for _ in range(8)))
@@ -102,12 +104,12 @@ async def open_loop(port: int, rate: float, seconds: float) -> Results:
     async def ask(connection: Connection, due: float) -> None:
         try:
             answer = await connection.ask()
-            status, is_refusal = answer.status, answer.is_refusal
+            status, is_refusal, closes = answer.status, answer.is_refusal, answer.closes
         except LOST:
-            status, is_refusal = 0, False
-            connection.close()
-            await connection.open()
+            status, is_refusal, closes = 0, False, True
         results.outcomes.append(Outcome(time.perf_counter() - due, status, is_refusal))
+        if closes:
+            await connection.reopen()
         free.put_nowait(connection)
 
     began = time.perf_counter()

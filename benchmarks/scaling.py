@@ -1,7 +1,7 @@
 """Large arrays and several workers: `python benchmarks/scaling.py`, two tables from one run.
 
 Arrays: an .npy of 1,000 images again and again, server on core 0, client on core 1, in turns with the network and its scorer
-alone on core 0. A server reads large bodies at a limited rate, which is printed as images a second; no figure is higher.
+alone on core 0. A server reads large bodies at a limited rate, which is printed as images a second.
 
 Workers: one on core 0 with the load (`wrk`) on core 1, then one for each core, on all cores together with the load. The load
 takes a good part of a core, so the server's CPU time for a request, decoder processes included, says more than the rate. The
@@ -31,8 +31,6 @@ _LISTEN = "0A"  # the state of a listening socket in /proc/net/tcp
 
 BARE = """
 import sys, time, numpy
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from app.detection import store
 from app.detection.detector import Detector
@@ -78,7 +76,7 @@ def arrays(seconds: float, rounds: int) -> str:
 
 def read_limit() -> str:
     """The rate at which a process reads large bodies, as images of a .npy."""
-    return f"at most {request_body._RATE / 28**2:,.0f} images/s"
+    return f"about {request_body._RATE / 28**2:,.0f} images/s at most"
 
 
 def images_a_second(port: int, images: np.ndarray, media: str, seconds: float) -> float:

@@ -52,7 +52,7 @@ LONG_FILES = (  # those that take more than 40 s, and one whose optional tests t
 
 
 def pytest_collection_modifyitems(items):
-    """Skip tests marked `gpu` where torch sees no CUDA device. Long files come first, so that both processes end together."""
+    """Skip tests marked `gpu` where torch sees no CUDA device. Long files come first, so that all processes end together."""
     order = {name: index for index, name in enumerate(LONG_FILES)}
     items.sort(key=lambda item: order.get(item.path.name, len(order)))
     if not torch.cuda.is_available():

@@ -71,7 +71,7 @@ def _read(data: bytes, max_bytes: int) -> dict[str, bytes]:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             entries = [entry for entry in archive.infolist() if not entry.is_dir()]
             if any(entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for entry in entries):
-                raise ArchiveError("The archive is compressed in another way than `oddigit push` does.")
+                raise ArchiveError("The archive has another compression than Deflate; pack it with `oddigit push`.")
             if sum(entry.file_size for entry in entries) > max_bytes:
                 raise ArchiveError(f"The archive unpacks to more than {max_bytes:,} bytes.")
             files = {entry.filename: archive.read(entry) for entry in entries if _NAME.fullmatch(entry.filename)}

@@ -114,7 +114,7 @@ class Detector:
         return self._runtime.decode(embeddings)
 
     def self_check(self) -> None:
-        """Score the card's own images again. Raises SelfCheckError: the scores differ from the card's, or uploads have none."""
+        """Score the card's own images again. Raises SelfCheckError: the scores differ, or an upload cannot be scored."""
         card = self.bundle.card
         expected = np.array(card.self_check.scores, np.float32)
         images = self_check_images(card.self_check.seed, self.image_size)

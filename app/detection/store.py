@@ -280,6 +280,7 @@ def _read_regular(folder: Path, name: str, max_bytes: int) -> bytes:
 
 
 def sync_folder(folder: Path) -> None:
+    """Write a folder and all files in it to the disk."""
     for path in [*folder.rglob("*"), folder]:
         _sync_one(path)
 

@@ -71,7 +71,7 @@ def load_checkpoint(path: Path, config: TrainConfig) -> State:
 
 
 def remove_checkpoint(path: Path) -> None:
-    """Delete the checkpoint of a finished training, what killed trainings left, and the folder if it is empty then."""
+    """Delete the checkpoint of a finished training, temporary files of killed trainings, and the folder if it is empty then."""
     path.unlink(missing_ok=True)
     for draft in path.parent.glob(".draft-*"):
         with suppress(FileNotFoundError):

@@ -54,7 +54,7 @@ class TrainConfig:
         check_common(self.name, self.alpha, self.calibration_share)
 
     def described(self) -> dict[str, Any]:
-        """The configuration as the card states it, without the folders of data and store. `data` may be a path."""
+        """The configuration without the folders of data and store. `data` may be a path, for which the card has a name."""
         return {key: value for key, value in asdict(self).items() if key not in _LOCAL_PATHS}
 
 

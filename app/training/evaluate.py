@@ -101,6 +101,8 @@ def normal_test_images(card: Card, source: str | None, data_dir: Path, progress:
         dataset = load_dataset(source, data_dir=data_dir, preprocess=card.preprocess, progress=progress)
         if dataset.is_described_by(origin := trained_on(card)):
             return NamedImages(dataset.name, split_again(dataset, origin).test)
+        if dataset.digest == origin["sha256"]:
+            raise DataError(f"{source} has other labels than in the training, by which it was split; give the same ones.")
         if dataset.test is None and dataset.digest == card.data["sha256"]:
             raise DataError(f"All images of {source} served to calibrate; name other normal images with --normal.")
         return NamedImages(dataset.name, dataset.test_or_all)
@@ -142,7 +144,7 @@ def evaluate(
         reconstruction_error=float(on_normal.reconstruction_errors.mean()),
         false_alarms=tuple(FalseAlarms(rate, share(on_normal.p_values <= rate)) for rate in reachable_rates(on_normal)),
         uncalibrated=sum(int((~each.calibrated).sum()) for each in (on_normal, *on_anomalies)),
-        uniformity=uniformity(on_normal.p_values, on_normal.scores, calibration.scores),
+        uniformity=uniformity(on_normal.p_values, calibration.p_values(calibration.scores)),
         sets=tuple(
             _figures(each.name, on_normal, detections, card.threshold)
             for each, detections in zip(anomalies, on_anomalies, strict=True)

@@ -138,6 +138,8 @@ async def _measure(name: str, attack: Attack, server: Server, seconds: float, st
                 second += 1
         cpu_s = usage(pid).cpu_s - start_usage.cpu_s - honest_cpu * seconds
         sent = tally()  # before the attacker is killed
+    if not (sent.requests or sent.statuses or attack.beside):
+        notes.append("FAIL: nothing was sent")
     after = honest_clients()
     await run_together(after, port, RECOVERY_S)
     for each, client in after.items():

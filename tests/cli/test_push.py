@@ -128,7 +128,7 @@ def test_names_that_are_folders_of_others_and_other_compressions_are_refused(tin
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_LZMA) as archive:
         archive.writestr(CARD, b"{}")
-    with pytest.raises(ArchiveError, match="compressed"):
+    with pytest.raises(ArchiveError, match="Deflate"):
         unpack(out.getvalue(), tmp_path)
     assert list(tmp_path.iterdir()) == []
 

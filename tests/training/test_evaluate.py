@@ -58,11 +58,16 @@ def test_own_test_images(trained_version, strokes_file):
 
 
 def test_a_set_that_trained_the_model_gives_its_test_images(trained_version, strokes_file):
-    """Named as normal images too, only the images count that were held back; all images of a calibration are refused."""
+    """Named as normal images too, only its test images count. Other labels, and images that all calibrated, are refused."""
     card = load_card(trained_version)
     own = normal_test_images(card, None, strokes_file.parent)
     named = normal_test_images(card, str(strokes_file), strokes_file.parent)
     assert np.array_equal(named.images, own.images)
+    relabelled = strokes_file.with_name("relabelled.npz")
+    with np.load(strokes_file) as arrays:
+        np.savez(relabelled, images=arrays["images"], labels=np.zeros(len(arrays["images"]), int))
+    with pytest.raises(DataError, match="other labels"):
+        normal_test_images(card, str(relabelled), strokes_file.parent)
     calibrated = {"name": "strokes", "sha256": card.data["sha256"], "trained_on": {"sha256": "0" * 64}}
     with pytest.raises(DataError, match="served to calibrate"):
         normal_test_images(card.model_copy(update={"data": calibrated}), str(strokes_file), strokes_file.parent)

@@ -34,7 +34,7 @@ class Uniformity:
     """P-values of Kolmogorov-Smirnov tests on normal images; small ones speak against the calibration."""
 
     against_uniform: float  # ignores the calibration set's sampling error: too strict when N is near its size
-    against_calibration: float  # test scores against calibration scores: exact for exchangeable images
+    against_calibration: float  # against the p-values of the calibration images: exact for exchangeable images
 
 
 def ranking(normal: Scores, anomalous: Scores) -> Ranking:
@@ -68,13 +68,13 @@ def share(hits: NDArray[np.bool_]) -> Share:
     return Share(count / total, low, high)
 
 
-def uniformity(p_values: NDArray[np.float64], scores: Scores, calibration: Scores) -> Uniformity:
-    """Test whether the p-values [N] of normal images with `scores` [N] fit the `calibration` scores [n]."""
+def uniformity(p_values: NDArray[np.float64], calibration: NDArray[np.float64]) -> Uniformity:
+    """Test whether the p-values [N] of normal images fit the p-values of the calibration images themselves [n]."""
     from scipy.stats import ks_2samp, kstest  # type: ignore[import-untyped]
 
     return Uniformity(
         against_uniform=float(kstest(p_values, "uniform").pvalue),
-        against_calibration=float(ks_2samp(scores, calibration).pvalue),
+        against_calibration=float(ks_2samp(p_values, calibration).pvalue),
     )
 
 

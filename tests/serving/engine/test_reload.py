@@ -58,7 +58,7 @@ class Watched:
         return self.ready.model.version
 
     def until(self, holds, patience=2.0):
-        """Wait for what must come to be within the two seconds of the contract; a machine under load gets ten times that."""
+        """Wait for what takes two seconds on an idle machine; a machine under load gets ten times that."""
         until = time.monotonic() + 10 * patience
         while not holds():
             assert time.monotonic() < until, self.server.log.read_text()[-2000:]

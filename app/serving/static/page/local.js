@@ -95,7 +95,7 @@ function prepare(bitmap) {
   context.fillRect(0, 0, width, height);
   context.drawImage(bitmap, 0, 0, width, height);
   const { data } = context.getImageData(0, 0, width, height), green = Uint8Array.from({ length: width * height }, (_, index) => data[4 * index + 1]);
-  const isGrey = green.every((value, index) => value === data[4 * index] && value === data[4 * index + 2]);
+  const isGrey = green.every((value, index) => Math.abs(data[4 * index] - value) <= 2 && Math.abs(data[4 * index + 2] - value) <= 2);
   if (width === SIZE && height === SIZE && isGrey) return centred(green);
   const ink = inkOf(green, width, height), box = ink && boxOf(ink, width, height);
   if (!box) return { image: new Uint8Array(SIZE ** 2), steps: ["blank"], warnings: ["blank"] };

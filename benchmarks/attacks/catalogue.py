@@ -30,7 +30,7 @@ class Attack:
     """One attack: how it is sent, and the server that it is sent to."""
 
     play: Callable[[], Play]  # built in the attacker's process
-    expected: frozenset[int] = frozenset({200, 503})  # statuses; 0: the connection is closed without an answer
+    expected: frozenset[int] = frozenset({200, 503, 504})  # statuses; 0: the connection is closed without an answer
     variables: dict[str, str] = field(default_factory=dict)  # of the server's environment
     arguments: tuple[str, ...] = ()  # of the serve command
     upload: Callable[[], bytes] | None = None  # one request of a file, whose cost is measured alone
@@ -46,8 +46,8 @@ def array(count: int) -> bytes:
 
 
 def _attack(play: Callable[[], Play], *expected: int, **options: Any) -> Attack:  # noqa: ANN401
-    """An attack that is answered with these statuses, or refused with 503."""
-    return Attack(play, frozenset({503, *expected}), **options)
+    """An attack that is answered with these statuses, or with 503 or 504 where the server has too much work."""
+    return Attack(play, frozenset({503, 504, *expected}), **options)
 
 
 def _upload(kind: str, make: Callable[[], bytes], expected: int) -> Attack:

@@ -1,9 +1,9 @@
 """Honest clients, which ask beside an attack: what they were answered, and how long that took.
 
-One sends a 28x28 PNG 40 times a second, one a photograph 8 times a second, both over a kept-open connection; a third asks
-/livez once a second, each time over a new connection. Requests are due at fixed times, and latency counts from then. A client
-that waits for an answer sends the requests that are due meanwhile as soon as it can, so a server that stands still for a second
-delays 40 small images and not one.
+One sends a 28x28 PNG 40 times a second, one a photograph 8 times a second, both over connections that are kept open; a third
+asks /livez once a second, each time over a new connection. Requests are sent at fixed times, whether those before them were
+answered or not, as the requests of independent users are: a server that stands still for a second delays 40 small images,
+not one.
 """
 
 import asyncio
@@ -16,8 +16,10 @@ from common import LOST, PHOTO, post, read_answer, seven_png
 
 from attacks.catalogue import KEY
 
-_PATIENCE_S = 30.0  # for an answer, and for the requests that are due before the end but not yet sent
+_PATIENCE_S = 30.0  # for an answer
 _KEY_HEADER = f"X-API-Key: {KEY.partition(':')[2]}"
+
+_Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 @dataclass
@@ -33,24 +35,29 @@ class Honest:
     async def run(self, port: int, seconds: float) -> None:
         """Send the requests that are due within `seconds`; the answers replace those of an earlier run."""
         self.answers = []
-        began, connection = time.perf_counter(), None
-        for index in range(round(seconds / self.period_s)):
-            due = began + index * self.period_s
-            await asyncio.sleep(max(0.0, due - time.perf_counter()))
-            outcome, closes = "failed", True
-            if time.perf_counter() < began + seconds + _PATIENCE_S:
-                try:
-                    async with asyncio.timeout(_PATIENCE_S):
-                        connection = connection or await asyncio.open_connection("127.0.0.1", port)
-                        outcome, closes = await self._ask(*connection)
-                except LOST:
-                    pass
-            self.answers.append((time.perf_counter() - due, outcome))
-            if connection is not None and (closes or not self.keeps_connection):
-                connection[1].close()
-                connection = None
-        if connection is not None:
-            connection[1].close()
+        began, free = time.perf_counter(), list[_Streams]()
+        async with asyncio.TaskGroup() as tasks:
+            for index in range(round(seconds / self.period_s)):
+                due = began + index * self.period_s
+                await asyncio.sleep(max(0.0, due - time.perf_counter()))
+                tasks.create_task(self._send(port, due, free))
+        for _, writer in free:
+            writer.close()
+
+    async def _send(self, port: int, due: float, free: list[_Streams]) -> None:
+        """Send one request over a free connection, or a new one, and note the answer."""
+        outcome, closes, streams = "failed", True, free.pop() if free else None
+        try:
+            async with asyncio.timeout(_PATIENCE_S):
+                streams = streams or await asyncio.open_connection("127.0.0.1", port)
+                outcome, closes = await self._ask(*streams)
+        except LOST:
+            pass
+        self.answers.append((time.perf_counter() - due, outcome))
+        if streams is not None and not closes and self.keeps_connection:
+            free.append(streams)
+        elif streams is not None:
+            streams[1].close()
 
     async def _ask(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> tuple[str, bool]:
         writer.write(self.message)

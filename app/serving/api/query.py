@@ -16,6 +16,7 @@ from app.serving.schemas import LEAST_RATE
 _NUMBER = re.compile(r"[0-9.eE+-]{1,64}")  # float() alone takes spaces, underscores and the digits of every script
 _WEIGHT = re.compile(r"0(\.[0-9]{0,3})?|1(\.0{0,3})?")
 
+_MAX_PARAMETERS = 20  # of a query string; reading 250 takes 0.3 ms
 _MAX_ACCEPT_LENGTH = 1024  # longer ones are ignored: reading 32 KiB takes 34 ms
 
 JSON, PNG, NPY = "application/json", "image/png", "application/x-npy"
@@ -60,7 +61,10 @@ def read_options(query: bytes, names: Collection[str] = tuple(Options.model_fiel
         OutOfRange: a value is not valid, or both alpha and fdr are given.
         UnknownParameter: there is no such parameter.
     """
-    values = dict(parse_qsl(query.decode("latin-1"), keep_blank_values=True))
+    try:
+        values = dict(parse_qsl(query.decode("latin-1"), keep_blank_values=True, max_num_fields=_MAX_PARAMETERS))
+    except ValueError:
+        raise OutOfRange(f"The query string has more than {_MAX_PARAMETERS} parameters.") from None
     check_names(values, names)
     try:
         options = Options.model_validate(values)

@@ -110,3 +110,10 @@ def test_any_query_gives_options_or_a_refusal(query):
         except (OutOfRange, UnknownParameter):
             continue
         assert options.alpha is None or 0 < options.alpha < 1
+
+
+def test_a_query_of_many_parameters_is_refused_before_it_is_read():
+    """Reading hundreds of them would cost as much as an image."""
+    with pytest.raises(OutOfRange, match="more than 20 parameters"):
+        read_options(b"alpha=0.1&" * 21)
+    assert read_options(b"alpha=0.1&" * 19).alpha == 0.1

@@ -12,7 +12,7 @@ from app.detection.runtimes import load_network
 from app.network.autoencoder import Autoencoder
 from app.network.detector_network import DetectorNetwork
 from app.network.mse_scorer import MseScorer
-from app.training.calibration import Provenance, false_alarm_interval, make_bundle
+from app.training.calibration import Provenance, _raise, false_alarm_interval, make_bundle
 from app.training.datasets import LabelledImages
 
 
@@ -28,6 +28,13 @@ def test_interval_of_a_group_of_uploads():
     low, high = false_alarm_interval(300, 0.01, mapped=True)
     assert (low, high) == pytest.approx((false_alarm_interval(300, 0.0067)[0], false_alarm_interval(300, 0.01)[1]))
     assert false_alarm_interval(99, 0.01, mapped=True)[0] == 0
+
+
+def test_scores_are_raised_on_their_own_scale():
+    """A scorer of plain errors may have scores of a thousandth; raised by a ten-thousandth they would be others."""
+    scores = np.random.default_rng(0).exponential(1, 1000)
+    np.testing.assert_allclose(_raise(scores * 1e-3), _raise(scores) * 1e-3)
+    assert (_raise(scores) - scores).min() > 5e-5
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2, 3, None])

@@ -14,6 +14,7 @@ from app.serving.api.responses import Entry
 from app.serving.engine.inference import InferenceResult
 from app.serving.engine.thread_stage import Deadline
 from app.serving.errors import OutOfRange
+from app.serving.http.body import BytesResponse
 from app.serving.infer_schemas import InferRequest
 
 OCTETS = "application/octet-stream"
@@ -80,21 +81,22 @@ def render_outputs(
     """The response. Raises OutOfRange for an alpha that the calibration cannot give, TimeoutError after the deadline."""
     with_verdicts = any(output.name in SCORING_OUTPUTS for output in outputs)
     card, columns = result.bundle.card, _columns(request, result, with_verdicts=with_verdicts)
-    entries, blobs = [], []
+    head: Entry = {"model_name": card.name, "model_version": str(card.version)}
+    if request.id is not None:
+        head["id"] = request.id
+    pieces, blobs = [responses.json_bytes(head)[:-1], b',"outputs":['], []
     for output in outputs:
         values = columns[output.name]
         datatype, _ = output_shapes(0, 0)[output.name]
         entry: Entry = {"name": output.name, "datatype": datatype, "shape": list(values.shape)}
         if output.binary:
-            blobs.append(np.ascontiguousarray(values, _BINARY_DTYPES[datatype]).tobytes())
-            entries.append(responses.json_bytes({**entry, "parameters": {"binary_data_size": len(blobs[-1])}}))
+            blobs.append(np.ascontiguousarray(values, _BINARY_DTYPES[datatype]))
+            pieces += (responses.json_bytes({**entry, "parameters": {"binary_data_size": blobs[-1].nbytes}}), b",")
         else:
-            entries.append(b'%b,"data":[%b]}' % (responses.json_bytes(entry)[:-1], _json_numbers(deadline, values)))
-    head: Entry = {"model_name": card.name, "model_version": str(card.version)}
-    if request.id is not None:
-        head["id"] = request.id
-    text = b'%b,"outputs":[%b]}' % (responses.json_bytes(head)[:-1], b",".join(entries))
-    response = Response(b"".join([text, *blobs]), media_type=OCTETS if blobs else JSON)
+            pieces += (responses.json_bytes(entry)[:-1], b',"data":[', *_json_numbers(deadline, values), b"]}", b",")
+    pieces[-1] = b"]}"  # in place of the last comma
+    text = b"".join(pieces)  # at once: other threads can run meanwhile
+    response = BytesResponse(responses.join_arrays(text, blobs) if blobs else text, OCTETS if blobs else JSON)
     if blobs:
         response.raw_headers.append((HEADER_LENGTH, b"%d" % len(text)))
     anomalies = int(np.count_nonzero(columns["is_anomaly"])) if with_verdicts else None
@@ -118,11 +120,11 @@ def _columns(request: InferRequest, result: InferenceResult, *, with_verdicts: b
     return columns
 
 
-def _json_numbers(deadline: Deadline | None, values: NDArray[Any]) -> bytes:
-    """The values in row-major order, separated by commas."""
-    flat, pieces = values.ravel(), []
+def _json_numbers(deadline: Deadline | None, values: NDArray[Any]) -> list[bytes]:
+    """The values in row-major order and the commas between them, in pieces."""
+    flat, pieces = values.ravel(), list[bytes]()
     for start in range(0, flat.size, _PIECE_NUMBERS):
         if deadline is not None:
             deadline.check()
-        pieces.append(responses.json_bytes(flat[start : start + _PIECE_NUMBERS].tolist())[1:-1])
-    return b",".join(pieces)
+        pieces += (responses.json_bytes(flat[start : start + _PIECE_NUMBERS].tolist())[1:-1], b",")
+    return pieces[:-1]

@@ -120,11 +120,17 @@ def contact_sheet(images: NDArray[np.uint8], detections: Detections) -> bytes:
     return encode_png(canvas)
 
 
-def npy(array: NDArray[Any]) -> bytes:
+def npy(array: NDArray[Any]) -> memoryview:
     """An array as the bytes of a .npy file; numpy.save would hold one more copy of the array meanwhile."""
     header, array = io.BytesIO(), np.ascontiguousarray(array)
     np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(array))
-    return b"".join((header.getvalue(), array.data))
+    return join_arrays(header.getvalue(), [array])
+
+
+def join_arrays(head: bytes, arrays: Sequence[NDArray[Any]]) -> memoryview:
+    """`head` and the bytes of contiguous arrays. Other threads can run while numpy copies, unlike in `bytes.join`."""
+    parts = [np.frombuffer(head, np.uint8), *(array.reshape(-1).view(np.uint8) for array in arrays)]
+    return np.concatenate(parts).data
 
 
 def json_bytes(content: object) -> bytes:

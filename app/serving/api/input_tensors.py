@@ -8,6 +8,7 @@ import base64
 import binascii
 import math
 from collections.abc import Iterable
+from contextlib import suppress
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -30,6 +31,7 @@ DTYPES = {
 _CHUNK_IMAGES = 1024  # that are converted between two looks at the deadline
 _MAX_DIGITS = 10  # of a length
 _LENGTH_BYTES = 4  # before each element of a binary BYTES tensor
+_NUMBER_CHARACTERS = b"0123456789+-.eE,[] \t\r\n"  # of JSON lists of numbers
 _MAX_COMMAS = 16_384  # in the JSON beside the numbers, which is parsed in one call: 2 ms
 
 
@@ -109,14 +111,14 @@ def _binary_numbers(tensor: InferInput, binary: memoryview) -> NDArray[Any]:
 
 def _json_numbers(deadline: Deadline | None, tensor: InferInput, array: bytes | None) -> NDArray[Any]:
     """The elements of a tensor whose data are in the JSON: as uint8, or as float64 for floats."""
-    pieces: Iterable[list[Any]] = [tensor.data or []] if array is None else parse_in_pieces(array)
+    pieces: Iterable[tuple[bytes, list[Any]]] = [(b"?", tensor.data or [])] if array is None else parse_in_pieces(array)
     parts, first, rows = [], [0], 0
     try:
-        for piece in pieces:
+        for text, elements in pieces:
             if deadline is not None:
                 deadline.check()
-            numbers, shape = _flatten(piece)
-            parts.append(_convert(numbers, tensor))
+            numbers, shape = _flatten(elements)
+            parts.append(_convert(text, numbers, tensor))
             rows += shape[0]
             first = shape if rows == shape[0] else first
             if shape[1:] != first[1:]:
@@ -129,19 +131,15 @@ def _json_numbers(deadline: Deadline | None, tensor: InferInput, array: bytes | 
     return values
 
 
-def _convert(numbers: list[Any], tensor: InferInput) -> NDArray[Any]:
-    kinds = set(map(type, numbers))
-    if tensor.datatype.startswith("FP"):
-        if kinds and kinds <= {int, float}:
-            return np.array(numbers, np.float64)
-        raise OutOfRange("data must hold numbers, in one list or in lists of equal lengths.")
-    try:
-        pixels = bytes(numbers) if kinds == {int} else b""
-    except (ValueError, OverflowError):
-        pixels = b""
-    if not pixels:
-        raise OutOfRange("data must hold whole numbers from 0 to 255, in one list or in lists of equal lengths.")
-    return np.frombuffer(pixels, np.uint8)
+def _convert(text: bytes, numbers: list[Any], tensor: InferInput) -> NDArray[Any]:
+    """The numbers that a JSON text holds, as uint8 or float64. Raises OutOfRange, OverflowError."""
+    are_floats = tensor.datatype.startswith("FP")
+    # The characters tell in a tenth of the time whether all elements are numbers: null, true and "1" have others.
+    if numbers and (not text.translate(None, _NUMBER_CHARACTERS) or set(map(type, numbers)) <= {int, float}):
+        with suppress(ValueError, TypeError):  # a list among the numbers, or a number that is not a pixel's
+            return np.array(numbers, np.float64) if are_floats else np.frombuffer(bytes(numbers), np.uint8)
+    kind = "numbers" if are_floats else "whole numbers from 0 to 255"
+    raise OutOfRange(f"data must hold {kind}, in one list or in lists of equal lengths.")
 
 
 def _flatten(data: list[Any]) -> tuple[list[Any], list[int]]:
@@ -150,7 +148,7 @@ def _flatten(data: list[Any]) -> tuple[list[Any], list[int]]:
     numpy.array is not safe here: for a list with one long string it allocates that length for every element.
     """
     shape = [len(data)]
-    while data and set(map(type, data)) == {list}:
+    while data and type(data[0]) is list and set(map(type, data)) == {list}:
         lengths = set(map(len, data))
         if len(lengths) > 1:
             return [], shape

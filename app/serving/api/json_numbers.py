@@ -48,8 +48,8 @@ def _find_arrays(body: bytes) -> list[int]:
     return []
 
 
-def parse_in_pieces(array: bytes) -> Iterator[list[Any]]:
-    """The elements of a JSON array, flat or nested, in lists from about PIECE_BYTES of text.
+def parse_in_pieces(array: bytes) -> Iterator[tuple[bytes, list[Any]]]:
+    """The elements of a JSON array, flat or nested, in lists from about PIECE_BYTES of text, and that text.
 
     Raises ValueError, also for an element that is too long to be an image.
     """
@@ -66,7 +66,7 @@ def parse_in_pieces(array: bytes) -> Iterator[list[Any]]:
         piece = array[start : found.end() - 1 if found else end]
         if start > first and not piece.strip():
             raise ValueError("an element is missing")
-        yield from_json(b"[%b]" % piece)
+        yield piece, from_json(b"[%b]" % piece)
         if not found:
             return
         start = found.end()

@@ -241,7 +241,8 @@ class OpenInference:
         numbers = sum(count_numbers(result, each.name) // (_BINARY_SPEED if each.binary else 1) for each in outputs)
         if numbers <= _INLINE_NUMBERS:
             return render_outputs(None, request, outputs, result)
-        return await self._stages.pictures.run(numbers * _NUMBER_S, deadline, render_outputs, request, outputs, result)
+        cost = numbers * _NUMBER_S
+        return await self._stages.pictures.run_next(cost, deadline, render_outputs, request, outputs, result)
 
     def _find(self, model: str, version: str | None = None) -> Inference:
         """The inference of a model in service. Raises UnknownModel, or NotFound if another version is in service."""

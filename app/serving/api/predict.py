@@ -18,7 +18,7 @@ from app.serving import schemas
 from app.serving.api import responses
 from app.serving.api.query import DEFAULTS, JSON, NPY, PNG, Options, choose, read_options
 from app.serving.api.responses import Entry
-from app.serving.api.uploads import Body, Upload, Uploads, combine_problems
+from app.serving.api.uploads import INLINE_ARRAY_IMAGES, Body, Upload, Uploads, combine_problems
 from app.serving.engine.admission import Admission
 from app.serving.engine.inference import Inference, InferenceResult, Job, RequestedOutputs
 from app.serving.engine.models import Models
@@ -184,7 +184,8 @@ class Endpoints:
         if upload.is_array:
             if call.media == NPY:
                 outputs = outputs._replace(error_maps=False)
-            result = await inference.infer_array(upload.images, outputs, deadline=call.deadline)
+            is_begun = len(upload.images) > INLINE_ARRAY_IMAGES
+            result = await inference.infer_array(upload.images, outputs, deadline=call.deadline, is_begun=is_begun)
         else:
             job = Job(upload.images, upload.features, outputs, upload.scanlines)
             result = await inference.infer(job, deadline=call.deadline)
@@ -195,7 +196,7 @@ class Endpoints:
         else:
             stage = self._stages.arrays if upload.is_array else self._stages.pictures
             cost = len(upload.infos) * (_PICTURE_S if spec.outputs.error_maps and call.media != NPY else _ENTRY_S)
-            response = await stage.run(cost, call.deadline, _render_response, call, upload, result)
+            response = await stage.run_next(cost, call.deadline, _render_response, call, upload, result)
         decode_s = decoded - started + result.decode_s
         queue_s = max(inferred - decoded - result.infer_s - result.decode_s, 0.0)
         encode_s = clock() - inferred

@@ -29,11 +29,11 @@ from app.serving.settings import Settings
 FORM = "multipart/form-data"
 IMAGE_TYPES = frozenset({"image/png", "image/jpeg", "image/webp", "image/bmp", "image/gif", "image/tiff"})
 OCTETS = "application/octet-stream"  # the content tells the type
+INLINE_ARRAY_IMAGES = 256  # larger arrays are centred on a thread
 _OTHER_NAMES = frozenset({OCTETS, "image/jpg", "image/pjpeg", "image/x-png", "image/x-bmp", "image/x-ms-bmp", "image/tif"})
 _ACCEPTED_TYPES = IMAGE_TYPES | _OTHER_NAMES  # all by their content
 _NPY_SIGNATURE = b"\x93NUMPY"
 _INLINE_FORM_BYTES = 2048  # larger forms are parsed on a thread
-_INLINE_ARRAY_IMAGES = 256  # larger arrays are centred on a thread
 _CHUNK_IMAGES = 1024  # that are centred between two looks at the deadline
 _ARRAY_IMAGE_S, _FORM_BYTE_S = 5e-6, 2e-9  # cost of centring an image, of parsing a byte of a form
 _INLINE_LENGTH_DIGITS = 4  # a Content-Length of more digits announces an image for the decoder processes
@@ -108,7 +108,7 @@ class Uploads:
         except ImageError as error:
             raise array_problem(error, body.data) from None
         centre = preprocess != "none"
-        if len(array) <= _INLINE_ARRAY_IMAGES:
+        if len(array) <= INLINE_ARRAY_IMAGES:
             return _array_upload(None, array, centre=centre)
         cost = len(array) * _ARRAY_IMAGE_S
         return await self._stages.arrays.run(cost, deadline, _array_upload, array, centre=centre)

@@ -102,8 +102,14 @@ class WorkQueue:
 
     @contextmanager
     def reserve(self, seconds: float) -> Iterator[None]:
-        """Count `seconds` of work while the context lasts. Raises Overloaded."""
+        """Accept `seconds` of work, and count it while the context lasts. Raises Overloaded."""
         self.check()
+        with self.count(seconds):
+            yield
+
+    @contextmanager
+    def count(self, seconds: float) -> Iterator[None]:
+        """Count `seconds` of work while the context lasts, however much work waits."""
         self._seconds += seconds
         self.jobs += 1
         try:

@@ -103,10 +103,15 @@ class Inference:
         """The result of `job`, in a batch with other jobs. Raises NotLoaded; TimeoutError after `deadline` (loop time)."""
         return self._batcher.submit(job, job.image_count, deadline=deadline)
 
-    async def infer_array(self, images: NDArray[np.uint8], outputs: RequestedOutputs, *, deadline: float) -> InferenceResult:
-        """The result for uint8 images [N, S, S], computed on a thread. Raises NotLoaded, Overloaded, TimeoutError."""
-        cost = len(images) * _IMAGE_S
-        result = await self._arrays.run(cost, deadline, _run_array, self.detector, images, outputs)
+    async def infer_array(
+        self, images: NDArray[np.uint8], outputs: RequestedOutputs, *, deadline: float, is_begun: bool = False
+    ) -> InferenceResult:
+        """The result for uint8 images [N, S, S], computed on a thread; `is_begun`: they were prepared on one, too.
+
+        Raises NotLoaded; TimeoutError; Overloaded, unless the work is begun.
+        """
+        run = self._arrays.run_next if is_begun else self._arrays.run
+        result = await run(len(images) * _IMAGE_S, deadline, _run_array, self.detector, images, outputs)
         if self._observer is not None:
             self._observer(result.bundle, len(images), result.detections if outputs.has_verdicts(result.detections) else None)
         return result

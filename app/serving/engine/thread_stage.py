@@ -3,6 +3,7 @@
 import asyncio
 import os
 import sys
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -15,17 +16,26 @@ Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 
 _WAIT = 0.2  # of the deadline: the longest wait before work is refused
+_MAX_TURN_S = 0.1  # the longest wait for one iteration of the event loop, which may have ended
 
 
 class Deadline(NamedTuple):
     """The time of the event loop by which a request must be answered."""
 
-    clock: Callable[[], float]
+    loop: asyncio.AbstractEventLoop
     due: float
 
     def check(self) -> None:
-        """Raise TimeoutError after the deadline. Long work calls this at least every 20 ms."""
-        if self.clock() > self.due:
+        """Wait until the event loop has done what is ready, and raise TimeoutError after the deadline.
+
+        Long work on a thread calls this at least every 20 ms. Without the wait, the event loop would wait for the interpreter's
+        lock each time it has read or sent something, as long as the thread computes: beside JSON of 1,000 images, p99 is 50 ms
+        for a small request in place of 15.
+        """
+        iteration = threading.Event()
+        self.loop.call_soon_threadsafe(iteration.set)
+        iteration.wait(_MAX_TURN_S)
+        if self.loop.time() > self.due:
             raise TimeoutError
 
 
@@ -57,8 +67,20 @@ class ThreadStage:
             Overloaded: the work would wait too long.
             TimeoutError: `due`, a time of the event loop, passed before the work was complete.
         """
+        self.check()
+        return await self.run_next(expected_s, due, work, *arguments, **options)
+
+    async def run_next(
+        self,
+        expected_s: float,
+        due: float,
+        work: Callable[Concatenate[Deadline, Parameters], Result],
+        *arguments: Parameters.args,
+        **options: Parameters.kwargs,
+    ) -> Result:
+        """As `run`, for a request on which the server has worked before. It is never refused: that work would be lost."""
         loop = asyncio.get_running_loop()
-        deadline = Deadline(loop.time, due)
+        deadline = Deadline(loop, due)
 
         def timed() -> Result:
             deadline.check()
@@ -68,7 +90,7 @@ class ThreadStage:
             finally:
                 loop.call_soon_threadsafe(self._queue.record, expected_s, loop.time() - started)
 
-        with self._queue.reserve(expected_s):
+        with self._queue.count(expected_s):
             return await loop.run_in_executor(self._pool, timed)
 
     def close(self) -> None:

@@ -17,7 +17,7 @@ def tiny_pieces():
 
 
 def joined(array):
-    return [element for piece in parse_in_pieces(array) for element in piece]
+    return [element for _, piece in parse_in_pieces(array) for element in piece]
 
 
 numbers = st.integers() | st.floats(allow_nan=False, allow_infinity=False)

@@ -111,6 +111,40 @@ def test_a_full_stage_refuses_more_work():
     assert run(question) == "done"
 
 
+def test_a_full_stage_continues_requests_that_it_has_begun():
+    """What was done for them before would be lost."""
+
+    async def question(stage, loop):
+        release = threading.Event()
+        first = asyncio.create_task(stage.run(100.0, loop.time() + 60, lambda deadline: release.wait(30)))
+        await asyncio.sleep(0)
+        second = asyncio.create_task(stage.run_next(0.1, loop.time() + 60, lambda deadline: "done"))
+        await asyncio.sleep(0)
+        release.set()
+        await first
+        return await second
+
+    assert run(question) == "done"
+
+
+def test_the_event_loop_goes_before_work_on_a_thread():
+    """What is ready in the event loop when work checks its deadline is done when the check returns."""
+
+    async def question(stage, loop):
+        done = []
+
+        def work(deadline):
+            for number in range(100):
+                loop.call_soon_threadsafe(done.append, number)
+                deadline.check()
+                assert done[-1] == number
+            return len(done)
+
+        return await stage.run(0.1, loop.time() + 60, work)
+
+    assert run(question) == 100
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="threads have priorities on Linux alone")
 def test_a_thread_can_give_way_to_the_event_loop():
     """Its priority is lower by what was asked; that of the event loop's thread stays."""

@@ -42,12 +42,13 @@ def image_problem(error: ImageError, data: bytes, name: str = "") -> Problem:
 
 def form_problem(error: InvalidBody, data: bytes) -> Problem:
     """The problem for a form without images: MissingFile if it has other fields, else InvalidForm."""
-    found = _FIELD.findall(data[:_SEARCHED_BYTES])
+    start = bytes(data[:_SEARCHED_BYTES])
+    found = _FIELD.findall(start)
     names = list(dict.fromkeys(name.decode("utf-8", "replace") for name in found))[:5]
     if names and "file" not in names:
         shown = ", ".join(repr("".join(filter(str.isprintable, name))) for name in names)
         return MissingFile(f"The form has {shown}, but no part named 'file'; send each image as `curl -F file=@seven.png`.")
-    if not names and data.startswith(b"--"):
+    if not names and start.startswith(b"--"):
         return MissingFile("The form has no part named 'file'; send each image as `curl -F file=@seven.png`.")
     return InvalidForm(error.detail)
 

@@ -97,9 +97,9 @@ class Uploads:
             raise NotAnImage("The body is empty; send an image, as `curl -F file=@seven.png` does.")
         if kind == OCTETS and data[: len(_NPY_SIGNATURE)] == _NPY_SIGNATURE:
             kind = NPY
-        if kind != NPY:
+        if kind not in (NPY, FORM):
             data = bytes(data)
-        return Body(kind, content_type, cast(bytes, data))  # the buffer of an array is read as bytes are
+        return Body(kind, content_type, cast(bytes, data))  # the buffers of arrays and forms are read as bytes are
 
     async def decode_array(self, body: Body, preprocess: Preprocess, size: int, *, deadline: float) -> Upload:
         """The images of an array, size x size. Raises InvalidBody, TooLarge, Overloaded or TimeoutError."""
@@ -179,7 +179,8 @@ def _wrong_type(part: Part) -> UnsupportedType | None:
 
 def _parse_form(deadline: Deadline | None, body: Body, max_parts: int) -> list[Part]:
     try:
-        return parse_form(body.data, body.content_type, max_parts=max_parts)
+        pause = deadline.check if deadline is not None else None
+        return parse_form(body.data, body.content_type, max_parts=max_parts, pause=pause)
     except InvalidBody as error:
         raise form_problem(error, body.data) from None
 

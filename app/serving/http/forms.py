@@ -1,7 +1,7 @@
 """Forms: the bytes of a multipart/form-data body in, its files with their names and types out."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import unquote
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks
 
 _MAX_NAME_LENGTH = 255
+_PIECE_BYTES = 256 * 1024  # that are parsed at once
 _MAX_TYPE_LENGTH = 1024  # of a Content-Type or Content-Disposition header
 
 
@@ -26,8 +27,10 @@ class Part(NamedTuple):
     data: bytes
 
 
-def parse_form(body: bytes, content_type: str, *, max_parts: int) -> list[Part]:
-    """The parts named `file` of a multipart/form-data body, in order.
+def parse_form(
+    body: bytes | memoryview, content_type: str, *, max_parts: int, pause: Callable[[], None] | None = None
+) -> list[Part]:
+    """The parts named `file` of a multipart/form-data body, in order. `pause` is called before each piece of the body.
 
     Raises:
         InvalidBody: the form is malformed or has no such part.
@@ -42,7 +45,10 @@ def parse_form(body: bytes, content_type: str, *, max_parts: int) -> list[Part]:
     reader = _FormReader(max_parts)
     try:
         parser = MultipartParser(boundary, reader.callbacks())
-        parser.write(body)
+        for start in range(0, len(body), _PIECE_BYTES):
+            if pause is not None:
+                pause()
+            parser.write(bytes(body[start : start + _PIECE_BYTES]))
         parser.finalize()
     except (FormParserError, ValueError):
         raise InvalidBody("The form is malformed, or its boundary is not the one that the content type names.") from None

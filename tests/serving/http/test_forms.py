@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.serving.errors import InvalidBody, TooLarge
+from app.serving.http import forms
 from app.serving.http.forms import Part, media_type, parse_form, printable_name
 
 TYPE = "multipart/form-data; boundary=line"
@@ -20,7 +21,11 @@ NAMES = st.text(
 def test_a_form_gives_its_files_back_in_order(files):
     """Names, types and bytes come out as they went in, whatever they hold."""
     body = form(*[(file_part("x", data)[0].replace(b'"x"', b'"' + name.encode() + b'"'), data) for name, data in files])
-    assert parse_form(body, TYPE, max_parts=6) == [Part(name, "image/png", data) for name, data in files]
+    expected = [Part(name, "image/png", data) for name, data in files]
+    assert parse_form(body, TYPE, max_parts=6) == expected
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(forms, "_PIECE_BYTES", 7)
+        assert parse_form(memoryview(body), TYPE, max_parts=6) == expected
 
 
 @given(st.binary(max_size=300), st.integers(0, 300))

@@ -55,7 +55,6 @@ VERSION = version("oddigit")
 
 _TRIM_INTERVAL_S = 5
 _SWITCH_INTERVAL_S = 0.0005  # for which a thread keeps the interpreter while the event loop waits; Python's default is 5 ms
-_ARRAYS_NICENESS = 5  # of the thread for arrays: beside arrays of 12,000 images, the p99 of small images is 14 instead of 21 ms
 _COLLECTED_OBJECTS = 5000  # new ones before a garbage collection; after 700, Python's default, 32 connections cause 60 a second
 _CLOSING_S = 2.0  # of work that is left when the drain ends: after it, images that are still being decoded are refused
 
@@ -79,7 +78,7 @@ class _Engine:
         self.metrics = Metrics(Path(shared) if shared else None)
         deadline_s = settings.deadline_ms / 1000
         self.stages = Stages(
-            arrays=ThreadStage("arrays", deadline_s=deadline_s, niceness=_ARRAYS_NICENESS),
+            arrays=ThreadStage("arrays", deadline_s=deadline_s),
             pictures=ThreadStage("pictures", deadline_s=deadline_s),
         )
         self.models = Models(settings.model, self._make_model, partial(_other_names, settings))

@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import cached_property
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Literal
@@ -132,9 +133,15 @@ class Settings(BaseModel):
             raise ValueError("it must begin with a slash and not end with one, for instance /digits")
         return value
 
-    def body_limit(self, *, is_array: bool = False) -> int:
+    @cached_property
+    def body_limit(self) -> int:
         """The largest request body in bytes. It is at most max_bodies_bytes: a larger body could never be received."""
-        return min(self.max_array_bytes if is_array else self.max_body_bytes, self.max_bodies_bytes)
+        return min(self.max_body_bytes, self.max_bodies_bytes)
+
+    @cached_property
+    def array_limit(self) -> int:
+        """As `body_limit`, for an array."""
+        return min(self.max_array_bytes, self.max_bodies_bytes)
 
     def serves(self, name: str) -> bool:
         """Whether the detector `name` of the store is to be served."""

@@ -174,7 +174,7 @@ class OpenInference:
         headers = dict(request.scope["headers"])
         if declared_length(headers) > _INLINE_BYTES + _INLINE_BINARY_BYTES:
             self._stages.pictures.check()  # before the body is received: a refused body is only discarded
-        body = bytes(await read_body(request.receive, headers, limit=settings.body_limit()))
+        body = bytes(await read_body(request.receive, headers, limit=settings.body_limit))
         deadline, clock = loop.time() + settings.deadline_ms / 1000, time.perf_counter
         started = clock()
         with self._admission:

@@ -88,7 +88,7 @@ class Uploads:
         kind = content_type if content_type in IMAGE_TYPES else media_type(content_type)
         if kind not in _ACCEPTED_TYPES and kind not in (FORM, NPY):
             raise unsupported_type(kind)
-        limit = self._settings.body_limit(is_array=kind == NPY)
+        limit = self._settings.array_limit if kind == NPY else self._settings.body_limit
         if len(headers.get(b"content-length", b"")) > _INLINE_LENGTH_DIGITS:
             check = self._stages.arrays.check if kind == NPY else self._decoders.check
             check()  # before the body is received: a refused body is only discarded

@@ -167,7 +167,7 @@ def test_a_body_that_is_larger_than_the_budget_is_too_large():
     settings = read_settings(
         {"ODDIGIT_MAX_ARRAY_BYTES": "2000", "ODDIGIT_MAX_BODIES_BYTES": "1000", "ODDIGIT_MAX_BODY_BYTES": "10"}
     )
-    assert (settings.body_limit(is_array=True), settings.body_limit()) == (1000, 10)
+    assert (settings.array_limit, settings.body_limit) == (1000, 10)
 
 
 def test_a_large_head_whose_body_is_awaited_takes_a_share_of_the_budget():

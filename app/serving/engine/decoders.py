@@ -61,11 +61,12 @@ class _File:
         return self.kind, math.frexp(self.estimated_s)[1]
 
 
-class _CpuBudget:
-    """The CPU time that is left for the images of a request."""
+class _Share:
+    """What the images of one request may use."""
 
-    def __init__(self) -> None:
-        self.left_s = _REQUEST_CPU_LIMIT_S
+    def __init__(self, processes: int) -> None:
+        self.left_s = _REQUEST_CPU_LIMIT_S  # CPU time
+        self.places = asyncio.Semaphore(processes)  # in the queue at once: an image of another request waits for no more
 
 
 class _Lane:
@@ -115,13 +116,13 @@ class Decoders:
             read.append(_File(data, self._max_pixels))
             if len(files) > 1:
                 await asyncio.sleep(0)  # reading a header takes up to 1 ms
-        cost_s, budget = sum(map(self._expected_seconds, read)), _CpuBudget()
+        cost_s, share = sum(map(self._expected_seconds, read)), _Share(self._processes)
         lane = self._fast if cost_s <= _FAST_LANE_S else self._slow
         with lane.queue.reserve(cost_s):
             async with asyncio.timeout_at(deadline) as timeout:
                 self._timeouts.add(timeout)
                 try:
-                    jobs = (self._decode_one(file, lane, options, budget) for file in read)
+                    jobs = (self._decode_one(file, lane, options, share) for file in read)
                     results = await asyncio.gather(*jobs, return_exceptions=True)
                 finally:
                     self._timeouts.discard(timeout)
@@ -139,24 +140,25 @@ class Decoders:
         """Stop the processes, whatever they work on."""
         _stop(self._pool)
 
-    async def _decode_one(self, file: _File, lane: _Lane, options: DecodeOptions, budget: _CpuBudget) -> Result:
-        decoded = await self._run(lane, file, options, budget)
-        if decoded.image is None:
-            with self._slow.queue.reserve(decoded.expected_s):
-                decoded = await self._run(self._slow, file, options, budget)
+    async def _decode_one(self, file: _File, lane: _Lane, options: DecodeOptions, share: _Share) -> Result:
+        async with share.places:
+            decoded = await self._run(lane, file, options, share)
+            if decoded.image is None:
+                with self._slow.queue.reserve(decoded.expected_s):
+                    decoded = await self._run(self._slow, file, options, share)
         assert decoded.image is not None  # the slow lane decodes everything
         return decoded.image
 
-    async def _run(self, lane: _Lane, file: _File, options: DecodeOptions, budget: _CpuBudget) -> Decoded:
+    async def _run(self, lane: _Lane, file: _File, options: DecodeOptions, share: _Share) -> Decoded:
         most = _FAST_LANE_S if lane is self._fast else float("inf")
         async with lane.slots, self._free:
             cost_s = self._expected_seconds(file)
             if cost_s > most:
                 return Decoded(None, cost_s, 0.0, 0.0)  # similar files took longer while this one waited
-            if cost_s > budget.left_s:
+            if cost_s > share.left_s:
                 raise DecodingTooLong("the images of this request take too long together; send fewer at once")
-            limit_s = min(lane.cpu_limit_s, budget.left_s + _FAST_CPU_LIMIT_S)
-            budget.left_s -= cost_s
+            limit_s = min(lane.cpu_limit_s, share.left_s + _FAST_CPU_LIMIT_S)
+            share.left_s -= cost_s
             arguments = (file.data, options.preprocess, self._max_pixels, options.size, most, limit_s)
             try:
                 decoded = await asyncio.wrap_future(self._schedule(arguments))
@@ -165,12 +167,12 @@ class Decoders:
                 self._on_stopped(reason)
                 if reason == "killed":  # not by the image, as far as is known
                     raise Overloaded(1) from None
-                budget.left_s += cost_s - limit_s
+                share.left_s += cost_s - limit_s
                 self._record(file, limit_s, failed=True)
                 raise DecodingTooLong(f"decoding this {file.kind} took too long") from None
             except BrokenProcessPool:  # an idle process was killed
                 raise Overloaded(1) from None
-        budget.left_s += cost_s - decoded.cpu_s
+        share.left_s += cost_s - decoded.cpu_s
         lane.queue.record(decoded.cpu_s, decoded.wall_s)
         if decoded.image is not None:
             self._record(file, decoded.cpu_s, failed=isinstance(decoded.image, ImageError))

@@ -189,6 +189,29 @@ def test_the_images_of_a_request_share_a_limit_of_time(monkeypatch):
     assert stopped == []
 
 
+def test_a_request_with_many_images_does_not_go_before_those_that_come_later():
+    """One image, sent after a request with twenty, waits for one or two of them."""
+    small = png(stroke_images(1, seed=1, size=40)[0])  # twenty of them take the fast lane, too
+
+    async def run():
+        ended = []
+        async with decoders(processes=1) as found:
+
+            async def send(name, *files):
+                await decode(found, *files)
+                ended.append(name)
+
+            many = asyncio.create_task(send("many", *[small] * 20))
+            async with asyncio.timeout(30):
+                while found._fast.queue.jobs == 0:
+                    await asyncio.sleep(0)
+            await send("one", small)
+            await many
+        return ended
+
+    assert asyncio.run(run()) == ["one", "many"]
+
+
 def test_the_messages_of_libraries_are_not_in_the_log():
     """libtiff prints a line for each damaged row of an image: 10 MB for a file of 4 KB."""
     code = """

@@ -57,10 +57,11 @@ test_installs := core gpu train test
 # To compile 6 GB takes 40 s, and tests import a small part of it. A server may be started by a user who cannot write into .venv.
 test_options := --no-compile
 
+INSTALL ?= $(BIN)/pip install
 .venv/installed-%: requirements/%.txt pyproject.toml
 	@echo "Installing $($*_contents), into .venv"
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install $($*_options) --require-hashes --requirement requirements/$*.txt
+	$(INSTALL) $($*_options) --require-hashes --requirement requirements/$*.txt
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $(patsubst %,.venv/installed-%,$($*_installs))
 

@@ -11,6 +11,7 @@ from app.serving.http.body import ByteRate
 PROBE_PATHS = (b"/livez", b"/readyz", b"/health/live", b"/health/ready")  # their ends: a prefix may precede them
 
 _EVICT_AFTER_S = 0.25  # a connection that has waited this long for its client makes room for a new one
+_MAX_WAITING_BYTES = 64 * 2**20  # of first data; one connection has up to 256 KB
 _MIN_WRITE_RATE = 16 * 1024  # bytes a second
 _HIGH_WATER_BYTES = 64 * 1024  # asyncio's: the transport pauses writing when more than this waits to be sent
 _STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
@@ -151,26 +152,35 @@ class IterationLimit:
     The first requests of 500 clients that connect at the same time would otherwise be parsed in one iteration, of 80 ms.
     """
 
-    def __init__(self, connections: int = 4) -> None:
-        """`connections` is the most for one iteration."""
+    def __init__(self, connections: int = 4, max_bytes: int = _MAX_WAITING_BYTES) -> None:
+        """`connections` is the most for one iteration, `max_bytes` what those that wait may have received together."""
         self._most = self._left = connections
-        self._waiting: deque[tuple[HeldTransport, Callable[[], None]]] = deque()
+        self._bytes_left = max_bytes
+        self._waiting: deque[tuple[HeldTransport, Callable[[], None], int]] = deque()
 
-    def run(self, transport: HeldTransport, work: Callable[[], None]) -> None:
-        """Call `work` now or in a later iteration, unless `transport` closes before; until then the transport is not read."""
+    def run(self, transport: HeldTransport, work: Callable[[], None], size: int = 0) -> bool:
+        """Call `work` now or in a later iteration, unless `transport` closes before; until then the transport is not read.
+
+        `size` is the number of bytes that it has received. Returns False if they are too many to wait.
+        """
         if self._left == self._most:
             asyncio.get_running_loop().call_soon(self._begin_iteration)
         if self._left:
             self._left -= 1
             work()
+        elif size > self._bytes_left:
+            return False
         else:
             transport.hold("iteration")
-            self._waiting.append((transport, work))
+            self._bytes_left -= size
+            self._waiting.append((transport, work, size))
+        return True
 
     def _begin_iteration(self) -> None:
         self._left = self._most
         while self._waiting and self._left:
-            transport, work = self._waiting.popleft()
+            transport, work, size = self._waiting.popleft()
+            self._bytes_left += size
             if not transport.is_closing():
                 transport.release("iteration")
                 self.run(transport, work)

@@ -94,11 +94,11 @@ class LimitedProtocol(HttpToolsProtocol):
         if self._failure is not None:
             return
         self._unparsed += data
-        if self._is_new:
-            self._is_new = False
-            self._limits.first_data.run(self._held, self._parse_pieces)
-        else:
+        is_new, self._is_new = self._is_new, False
+        if not is_new:
             self._parse_pieces()
+        elif not self._limits.first_data.run(self._held, self._parse_pieces, len(data)):
+            self._send_failure(too_many_connections())
 
     def eof_received(self) -> bool:  # type: ignore[override]
         """The client has closed its sending side. Returns whether to keep the transport open, to answer complete requests."""

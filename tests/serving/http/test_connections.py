@@ -119,6 +119,21 @@ def test_each_iteration_gives_a_few_connections_their_turn():
     asyncio.run(come_at_once())
 
 
+def test_connections_that_wait_hold_a_limited_amount_of_data():
+    """Beyond it a connection is turned away; those that wait, and later ones, are served."""
+    served = []
+
+    async def come_at_once():
+        limit, transport = IterationLimit(1, max_bytes=100), HeldTransport(RecordedTransport())
+        taken = [limit.run(transport, lambda number=number: served.append(number), 60) for number in range(3)]
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        return [*taken, limit.run(transport, lambda: served.append(3), 60)]
+
+    assert asyncio.run(come_at_once()) == [True, True, False, True]
+    assert served == [0, 1, 3]
+
+
 def test_a_connection_that_comes_later_waits_behind_those_that_wait():
     served = []
 

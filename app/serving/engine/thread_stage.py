@@ -17,7 +17,7 @@ Result = TypeVar("Result")
 
 _WAIT = 0.2  # of the deadline: the longest wait before work is refused
 _NICE = 5  # the event loop goes first: beside arrays of 12,000 images, p99 is 14 ms for a small image in place of 21
-_MAX_TURN_S = 0.1  # the longest wait for one iteration of the event loop, which may have ended
+_MAX_TURN_S = 0.01  # the longest wait for an iteration of the event loop, which may be long where many requests come
 
 
 class Deadline(NamedTuple):

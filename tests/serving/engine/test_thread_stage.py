@@ -7,6 +7,7 @@ import threading
 
 import pytest
 
+from app.serving.engine import thread_stage
 from app.serving.engine.admission import Overloaded, Pace, WorkQueue
 from app.serving.engine.thread_stage import ThreadStage
 
@@ -127,8 +128,9 @@ def test_a_full_stage_continues_requests_that_it_has_begun():
     assert run(question) == "done"
 
 
-def test_the_event_loop_goes_before_work_on_a_thread():
+def test_the_event_loop_goes_before_work_on_a_thread(monkeypatch):
     """What is ready in the event loop when work checks its deadline is done when the check returns."""
+    monkeypatch.setattr(thread_stage, "_MAX_TURN_S", 30)
 
     async def question(stage, loop):
         done = []

@@ -57,8 +57,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._timer: TimerHandle | None = None  # for the head, or for the rest of a body that is discarded
         self._active: RequestResponseCycle | None = None  # the request that is being answered, or was answered last
         self._failure: Problem | None = None  # the reply to a malformed request, sent after the responses before it
-        self._non_body_bytes = self._body_bytes = self._fields = 0
-        self._discarded_bytes = 0  # of the data that are parsed now
+        self._non_body_bytes = self._body_bytes = self._fields = self._discarded_bytes = 0
         self._unparsed = b""
         self._is_new = True  # nothing was received
         self._at_end = False  # the client sends no more
@@ -185,8 +184,7 @@ class LimitedProtocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         if self.parser.should_upgrade():
             return  # the parser only stops here; the body is still to come
-        self._phase = _Phase.IDLE
-        self._non_body_bytes = 0
+        self._phase, self._non_body_bytes = _Phase.IDLE, 0
         self._stop_timer()
         if not self.parser.should_keep_alive():  # a trailer may say so: the parser takes no more requests
             self.cycle.keep_alive = False
@@ -236,7 +234,9 @@ class LimitedProtocol(HttpToolsProtocol):
         if self._failure is not None:
             self._send_failure(self._failure)
             return
-        if self._phase is not _Phase.BODY:
+        if self._phase is _Phase.BODY:  # what is left of it is discarded; a head takes up to 45 KB
+            self.scope["headers"] = [header for header in self.scope["headers"] if header[0] == b"content-length"]
+        else:
             self._limits.open.begin_wait(self._held)
         if self._phase is _Phase.IDLE:
             self.scope = self.cycle = self._active = None  # type: ignore[assignment]  # frees 3 KB of an idle connection

@@ -151,7 +151,7 @@ class DriftMonitor:
         p, size = p_values[:, None], np.maximum(np.searchsorted(self._sizes, sizes, side="right") - 1, 0)
         inside = np.where(self._is_lower, p <= self._tails, p > 1 - self._tails).reshape(-1, _BLOCK, len(self._tails))
         gains = np.zeros((len(inside), len(self._tails)))
-        for index in np.unique(size):
+        for index in np.flatnonzero(np.bincount(size)):  # np.unique imports numpy.ma, which takes 20 ms
             of_size = (size == index).reshape(-1, _BLOCK)
             hits = (inside & of_size[:, :, None]).sum(axis=1, dtype=float)
             misses = of_size.sum(axis=1)[:, None] - hits

@@ -2,10 +2,10 @@
 
 Valid images of every type, arrays, forms, JSON and whole request heads are cut, spliced, flipped and repeated, and sent over
 raw sockets to a server with its default settings. Every answer must be HTTP, and none may have a status above 499 other than
-503, and 504 for an upload that takes too long. At the end the server must be alive. The memory (PSS) of its processes is
-measured after each tenth of the requests: the largest of the last five figures is at most 10 % above the largest of the first
-five. (A decoder process that was just replaced has none of the memory that codecs keep.) Else the exit code is 1. The mutations
-follow a seed, so that a failure can be repeated: what broke it is written to build/hostile/.
+503, and 504 for an upload that takes too long. At the end the server must be alive, and the memory (PSS) of its processes at
+most 10 % above the most that they held during the first tenth of the requests (at one moment, a decoder process may just have
+been replaced). Else the exit code is 1. The mutations follow a seed, so that a failure can be repeated: what broke it is
+written to build/hostile/.
 
 `python benchmarks/hostile.py --attack [NAME ...]` plays attacks on time and memory instead (attacks/catalogue.py), each
 against a fresh server beside honest clients. It prints a row an attack, then the CPU time of each upload alone, and the time
@@ -158,26 +158,26 @@ async def attack(server: Server, total: int, seed: int) -> list[str]:
 
     before_mib = usage(pid).mib
     try:
-        mib, *_ = await asyncio.gather(
-            memory_at_tenths(pid, total, lambda: sent), *(client(number) for number in range(CONNECTIONS))
+        settled_mib, *_ = await asyncio.gather(
+            most_memory(pid, lambda: sent > total // 10), *(client(number) for number in range(CONNECTIONS))
         )
     except OSError as error:  # a connection cannot be opened
         return [f"The server {'takes no connections' if server.is_alive else 'died'}: {error}."]
+    end_mib = usage(pid).mib
     print(f"statuses: {dict(sorted(statuses.items()))} (0: no answer, allowed for a mutated head)")
-    print(f"memory: {before_mib:,.0f} MiB before, {', '.join(f'{each:,.0f}' for each in mib)} after each tenth")
-    grew = max(mib[5:]) > (1 + MOST_GROWTH) * max(mib[:5])
+    print(f"memory: {before_mib:,.0f} MiB before, {settled_mib:,.0f} at most in the first tenth, {end_mib:,.0f} at the end")
+    grew = end_mib > (1 + MOST_GROWTH) * settled_mib
     wrong = [f"{broken} requests broke the server; they are in {FOUND}."] if broken else []
     return wrong + ([f"The memory grew by more than {MOST_GROWTH:.0%}."] if grew else [])
 
 
-async def memory_at_tenths(pid: int, total: int, sent: Callable[[], int]) -> list[float]:
-    """The memory in MiB when each tenth of `total` requests has been sent."""
-    mib = []
-    for tenth in range(1, 11):
-        while sent() < total * tenth // 10:
-            await asyncio.sleep(0.1)
-        mib.append(usage(pid).mib)
-    return mib
+async def most_memory(pid: int, reached: Callable[[], bool]) -> float:
+    """The most memory in MiB, looked at each second, until `reached` returns True."""
+    most = 0.0
+    while not reached():
+        await asyncio.sleep(1)
+        most = max(most, usage(pid).mib)
+    return most
 
 
 def play_attacks(parts: list[str], seconds: float, only: str | None) -> int:

@@ -57,7 +57,9 @@ test_installs := core gpu train test
 # To compile 6 GB takes 40 s, and tests import a small part of it. A server may be started by a user who cannot write into .venv.
 test_options := --no-compile
 
+# Another program may install the packages; CI uses a faster one.
 INSTALL ?= $(BIN)/pip install
+
 .venv/installed-%: requirements/%.txt pyproject.toml
 	@echo "Installing $($*_contents), into .venv"
 	$(PYTHON) -m venv .venv

@@ -111,7 +111,7 @@ def _binary_numbers(tensor: InferInput, binary: memoryview) -> NDArray[Any]:
 
 def _json_numbers(deadline: Deadline | None, tensor: InferInput, array: bytes | None) -> NDArray[Any]:
     """The elements of a tensor whose data are in the JSON: as uint8, or as float64 for floats."""
-    pieces: Iterable[tuple[bytes, list[Any]]] = [(b"?", tensor.data or [])] if array is None else parse_in_pieces(array)
+    pieces: Iterable[tuple[bytes | None, list[Any]]] = [(None, tensor.data or [])] if array is None else parse_in_pieces(array)
     parts, first, rows = [], [0], 0
     try:
         for text, elements in pieces:
@@ -131,11 +131,15 @@ def _json_numbers(deadline: Deadline | None, tensor: InferInput, array: bytes | 
     return values
 
 
-def _convert(text: bytes, numbers: list[Any], tensor: InferInput) -> NDArray[Any]:
-    """The numbers that a JSON text holds, as uint8 or float64. Raises OutOfRange, OverflowError."""
+def _convert(text: bytes | None, numbers: list[Any], tensor: InferInput) -> NDArray[Any]:
+    """Numbers as uint8 or float64; `text` is the JSON that they were read from, if it is known.
+
+    Raises OutOfRange, also for elements that are not numbers, and OverflowError.
+    """
     are_floats = tensor.datatype.startswith("FP")
-    # The characters tell in a tenth of the time whether all elements are numbers: null, true and "1" have others.
-    if numbers and (not text.translate(None, _NUMBER_CHARACTERS) or set(map(type, numbers)) <= {int, float}):
+    # The characters tell sooner than the types whether all elements are numbers: null, true and "1" have others.
+    has_only_numbers = text is not None and not text.translate(None, _NUMBER_CHARACTERS)
+    if numbers and (has_only_numbers or set(map(type, numbers)) <= {int, float}):
         with suppress(ValueError, TypeError):  # a list among the numbers, or a number that is not a pixel's
             return np.array(numbers, np.float64) if are_floats else np.frombuffer(bytes(numbers), np.uint8)
     kind = "numbers" if are_floats else "whole numbers from 0 to 255"

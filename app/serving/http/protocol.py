@@ -60,8 +60,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._non_body_bytes = self._body_bytes = self._fields = self._discarded_bytes = 0
         self._unparsed = b""
         self._is_new = True  # nothing was received
-        self._at_end = False  # the client sends no more
-        self._probes_only = self._write_paused = False
+        self._at_end = self._probes_only = self._write_paused = False
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
         self._held = HeldTransport(transport, self._limits.write_timeout_s)
@@ -235,7 +234,8 @@ class LimitedProtocol(HttpToolsProtocol):
             self._send_failure(self._failure)
             return
         if self._phase is _Phase.BODY:  # what is left of it is discarded; a head takes up to 45 KB
-            self.scope["headers"] = [header for header in self.scope["headers"] if header[0] == b"content-length"]
+            kept = [header for header in self.scope["headers"] if header[0] == b"content-length"]
+            self.scope["headers"][:] = kept  # type: ignore[index]  # in place: uvicorn has the list, too
         else:
             self._limits.open.begin_wait(self._held)
         if self._phase is _Phase.IDLE:

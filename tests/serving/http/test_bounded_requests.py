@@ -12,7 +12,7 @@ from functools import partial
 
 import pytest
 import uvicorn
-from live import head
+from live import head, wait_until
 from PIL import Image
 from strokes import encoded, png, stroke_images
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
@@ -313,6 +313,23 @@ def objects_in_cycles(action, times):
         return gc.collect()
     finally:
         gc.enable()
+
+
+def test_a_request_that_is_answered_before_its_body_keeps_nothing_of_its_head(port):
+    """It may wait for the rest of the body for a minute, with a head of 45 KB."""
+    field = (b"x-long", b"y" * 300)
+    message = ask("/score", bytes(1000), connection="keep-alive", x_api_key="wrong", x_long="y" * 300)
+
+    def is_kept():
+        lists = [found for found in gc.get_objects() if type(found) is list and found and type(found[-1]) is tuple]
+        return any(found[-1][:1] == field[:1] for found in lists)  # it is the last field
+
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as line:
+        line.sendall(message[:-500])
+        assert line.recv(65536).startswith(b"HTTP/1.1 401")
+        wait_until(lambda: not is_kept())
+        line.sendall(message[-500:] + message)  # the connection is still open
+        assert line.recv(65536).startswith(b"HTTP/1.1 401")
 
 
 @pytest.mark.parametrize("path", ["/score", "/reconstruct"])

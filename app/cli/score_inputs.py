@@ -9,7 +9,7 @@ from pathlib import Path
 from app.detection.imaging.arrays import read_array
 from app.detection.imaging.errors import ImageError
 from app.scaling.files import IMAGE_SUFFIXES, walk
-from app.scaling.npz import open_images
+from app.scaling.npz import open_image_array
 from app.scaling.sources import Item
 
 STANDARD_INPUT = "-"
@@ -75,7 +75,7 @@ def _read_bytes(name: str, data: bytes, size: int) -> Iterator[Item]:
     """The image, or the images of the array, that the content is; a name that ends as an array's does must be one."""
     try:
         if data.startswith(b"PK\x03\x04") or name.lower().endswith(".npz"):
-            with open_images(io.BytesIO(data)) as array:
+            with open_image_array(io.BytesIO(data)) as array:
                 data = array.read()
         elif not data.startswith(b"\x93NUMPY") and not name.lower().endswith(".npy"):
             yield Item(name, data)

@@ -36,7 +36,7 @@ def serve(
     All other settings are ODDIGIT_* variables; docs/configuration.md lists them. An option wins over its variable.
     """
     # As process 1, SIGTERM has no effect without a handler. uvicorn replaces this one, and raises the signal again at its end.
-    signal.signal(signal.SIGTERM, _end)
+    signal.signal(signal.SIGTERM, _exit_on_sigterm)
 
     given = {"STORE": store, "MODEL": model, "VERSION": version, "DEVICE": device, "ROOT_PATH": root_path}
     os.environ.update({f"ODDIGIT_{name}": str(value) for name, value in given.items() if value is not None})
@@ -44,8 +44,8 @@ def serve(
         _serve(host, port, workers)
 
 
-def _end(*_: object) -> None:
-    """Call the exit functions, and end the process in the middle of whatever it does.
+def _exit_on_sigterm(*_: object) -> None:
+    """Call the functions that were registered with atexit, and end the process with code 0, whatever it is doing.
 
     SystemExit would be raised inside of the code that the signal interrupts: libraries turn it into an error of their own, or
     drop it. And a daemon thread that loads a model may abort the process while the interpreter shuts down.

@@ -40,7 +40,7 @@ class Detections(NamedTuple):
     error_maps: Floats | None = None  # [N, S, S], not negative, 1 = a usual residual, where asked for
 
     def part(self, start: int, stop: int) -> "Detections":
-        """The images from `start` to before `stop`, without copying."""
+        """The detections of the images from `start` to before `stop`, without copying."""
         reconstructions, error_maps = self.reconstructions, self.error_maps
         return Detections(  # written out: half the time of a loop over the fields
             self.scores[start:stop],

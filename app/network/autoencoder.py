@@ -151,7 +151,7 @@ def load_autoencoder(content: bytes, config: ModelConfig, label: str) -> Autoenc
 
 
 def load_tensors(source: Path | BinaryIO, label: str) -> Any:  # noqa: ANN401 - whatever torch.save was given
-    """The content of a file of torch.save, on the CPU. Only tensors are unpickled, no code runs.
+    """What torch.save wrote to a file, on the CPU. Only tensors are unpickled, no code runs. `label` names the file in errors.
 
     Raises:
         WeightsError: the file is missing or unreadable, or contains more than tensors.

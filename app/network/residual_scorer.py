@@ -119,7 +119,7 @@ class ResidualScorer(nn.Module):
         return residuals.abs() / (weights @ self.pixel_std).clamp(min=MIN_PIXEL_STD)
 
     def unscaled_score(self, out: ForwardPass) -> Tensor:
-        """-> [N], shape plus energy, in no particular unit."""
+        """-> [N]: the log-odds of the shape network plus the weighted energy, before `centre` and `spread` are applied."""
         features = self.features(out)
         inputs = shape_inputs(features, out.hidden)[:, : len(self.w1)]  # versions of older releases do not read `hidden`
         hidden = F.relu(torch.addmm(self.b1, inputs, self.w1))

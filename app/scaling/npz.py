@@ -12,10 +12,11 @@ _NUMPY_WRITES = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 
 @contextmanager
-def open_images(file: IO[bytes]) -> Iterator[IO[bytes]]:
-    """Open the array `images` of an .npz, or its only array, as a file in .npy format.
+def open_image_array(file: IO[bytes]) -> Iterator[IO[bytes]]:
+    """Open the array `images` of an .npz, or its only array, as a file in .npy format. Closed at the end of the `with` block.
 
-    Raises UndecodableImage, also while the array is read: the archive is damaged, or holds no such array.
+    Raises UndecodableImage, at the start or inside of the block: the archive is damaged, encrypted, packed in a way that numpy
+    does not write, or holds no such array.
     """
     with ExitStack() as stack:
         try:

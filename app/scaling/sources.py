@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from app.detection.imaging.arrays import read_array, read_npy_header
 from app.detection.imaging.errors import ImageError, TooManyImages
 from app.scaling.files import IMAGE_SUFFIXES, list_files, open_file
-from app.scaling.npz import open_images
+from app.scaling.npz import open_image_array
 
 PART_IMAGES = 2000
 _MAX_FILE_BYTES = 256 * 2**20  # of one image file
@@ -163,7 +163,7 @@ def _slices_of_file(file: str, size: int) -> Iterator[Slice]:
 
 def _open_array(path: str, file: BinaryIO) -> AbstractContextManager[IO[bytes]]:
     """The content of an .npy, or of the array in an .npz."""
-    return open_images(file) if path.lower().endswith(".npz") else nullcontext(file)
+    return open_image_array(file) if path.lower().endswith(".npz") else nullcontext(file)
 
 
 def _array_slices(path: str, size: int) -> Iterator[Slice]:

@@ -115,7 +115,7 @@ def load_dataset(
     elif path.suffix in (".npy", ".npz") and path.is_file():
         dataset = DataSet(_slug(path), _read_arrays(path, image_size))
     else:
-        raise _no_such_set(source)
+        raise _unknown_source(source)
     prepared = (preprocess_digit(dataset.train.images[index]) for index in sample(len(dataset.train)))
     preparation = choose_preparation(preprocess, prepared, source)
     if preparation == "none":
@@ -125,7 +125,8 @@ def load_dataset(
     return DataSet(dataset.name, train, test, preparation, dataset.digest)
 
 
-def _no_such_set(source: str) -> DataError:
+def _unknown_source(source: str) -> DataError:
+    """The error for a source that is neither a named set nor a folder, .npy or .npz, whether it exists or not."""
     if Path(source).exists():
         return DataError(f"{source} is neither a folder of images nor an .npy or .npz file.")
     return DataError(

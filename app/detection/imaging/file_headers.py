@@ -60,10 +60,10 @@ _MAX_CHUNKS = 25_000  # of a PNG: 10 MiB of pixels in chunks of 512 bytes; libpn
 
 
 def strip_png(data: bytes) -> bytes:
-    """Return the PNG with only the chunks of its image and its EXIF data, after a check of their checksums.
+    """Check a PNG and its pixel data, and return it with only the chunks of its image and its EXIF data.
 
     Text, colour profiles and animation are removed, because Pillow would decompress them and keep them in memory.
-    Pillow takes the size from the last header, so a file with two headers is refused.
+    Pillow takes the size from the last IHDR chunk, so a file with two of them is refused.
     """
     kept, position, text_bytes, name, chunks = [data[:8]], 8, 0, b"", 0
     while name != b"IEND":

@@ -5,6 +5,7 @@ two batches of its model. A model that cannot be loaded is left out until it can
 """
 
 import asyncio
+import itertools
 import logging
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -78,15 +79,16 @@ class TrafficMonitor:
         batches, self._batches = self._batches, []
         scored, self._scored = self._scored, []
         self._metrics.record_batches(batches)
-        if scored:
-            self._metrics.record_scores(
-                np.concatenate([each.scores for each in scored]),
-                np.concatenate([each.p_values for each in scored]),
-                sum(int((each.p_values <= each.bundle.card.alpha).sum()) for each in scored),
-            )
-        for each in scored:
-            if each.bundle is self._bundle:  # a long array may finish after its version was replaced
-                self._drift.observe(each.p_values, each.calibration_sizes)
+        for _, passes in itertools.groupby(scored, key=lambda each: id(each.bundle)):
+            self._record_scores([*passes])
+
+    def _record_scores(self, passes: list[_ScoredImages]) -> None:
+        """Count forward passes of one bundle."""
+        bundle = passes[0].bundle
+        scores, p_values = np.concatenate([each.scores for each in passes]), np.concatenate([each.p_values for each in passes])
+        self._metrics.record_scores(scores, p_values, int((p_values <= bundle.card.alpha).sum()))
+        if bundle is self._bundle:  # a long array may finish after its version was replaced
+            self._drift.observe(p_values, np.concatenate([each.calibration_sizes for each in passes]))
 
     async def drift(self) -> Drift:
         """The drift state of the model in service. The bets are made on a thread."""

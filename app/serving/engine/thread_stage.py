@@ -59,11 +59,13 @@ class ThreadStage:
         *arguments: Parameters.args,
         **options: Parameters.kwargs,
     ) -> Result:
-        """The result of `work(deadline, *arguments)`, whose cost on a quiet machine is `expected_s` seconds.
+        """The result of `work(deadline, *arguments)`, which takes `expected_s` seconds if nothing else runs.
+
+        `due` is a time of the event loop. It does not interrupt `work`, which has to call `deadline.check()`.
 
         Raises:
-            Overloaded: the work would wait too long.
-            TimeoutError: `due`, a time of the event loop, passed before the work was complete.
+            Overloaded: the work that is queued would take longer than a share of the server's deadline.
+            TimeoutError: `due` had passed when the work began, or at one of its checks.
         """
         self.check()
         return await self.run_next(expected_s, due, work, *arguments, **options)

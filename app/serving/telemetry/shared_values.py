@@ -2,7 +2,7 @@
 
 prometheus_client maps files with holes into memory. When the disk is full, the first write to a hole kills the process with
 SIGBUS. Here each file is written in full before it is mapped. Where that fails, the process keeps its numbers in memory of
-its own: they are missing from /metrics, and nothing else happens.
+its own: in /metrics they are missing, or stand still if the file exists but cannot grow. Nothing else happens.
 
 Names of prometheus_client that its documentation does not promise, used in this file: `values.MmapedDict`, the class that is
 replaced, with its attributes `_f`, `_m`, `_used`, `_capacity`, `_positions` and its method `_init_value`.
@@ -45,7 +45,7 @@ class ReservedMmapedDict(MmapedDict):
         super()._init_value(key)  # type: ignore[no-untyped-call]
 
     def _grow(self) -> None:
-        """Double the capacity: of the file, or of a copy in memory if there is no room on the disk."""
+        """Double the capacity of the file. Without room on the disk, go on in memory, which other processes do not see."""
         capacity = 2 * self._capacity
         if self._f is not None:
             try:

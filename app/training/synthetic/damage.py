@@ -47,7 +47,7 @@ def _canonical(ink: NDArray[np.floating], size: int) -> Floats:
 
 
 def _grown(mask: Mask, radius: int = 2) -> Mask:
-    """The mask [H, W] dilated by a disc."""
+    """The mask [H, W] dilated by a disc of `radius` pixels, by which compared strokes may differ."""
     padded, grown = np.pad(mask, radius), np.zeros_like(mask)
     for down in range(-radius, radius + 1):
         for right in range(-radius, radius + 1):

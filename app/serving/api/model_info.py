@@ -208,9 +208,11 @@ def _latent_response(deadline: Deadline, content: bytes, request: Request, etag:
 def latent_points(content: bytes) -> dict[str, Any]:
     """The fields of schemas.Latent from the content of a latent.npz. Raises KeyError or BundleError."""
     arrays = read_npz(content, LATENT)
-    step = max(1, -(-len(arrays["labels"]) // _MAX_LATENT))
-    embeddings = arrays["embeddings"][::step].astype(np.float64).round(3)
-    return {"embedding": embeddings.tolist(), "labels": arrays["labels"][::step].tolist()}
+    embeddings, labels = arrays["embeddings"], arrays["labels"]
+    if embeddings.ndim != 2 or labels.ndim != 1:
+        raise BundleError(f"{LATENT} does not hold points with labels.")
+    step = max(1, -(-len(labels) // _MAX_LATENT))
+    return {"embedding": embeddings[::step].astype(np.float64).round(3).tolist(), "labels": labels[::step].tolist()}
 
 
 def _decode_response(deadline: Deadline, request: Request, detector: Detector, embeddings: NDArray[np.float32]) -> Response:

@@ -115,12 +115,13 @@ class _FormReader:
         self.is_complete = True
 
 
+_QUOTED = re.compile(rb'"(?:[^"\\]|\\.)*"')
 _EXTENDED_NAME = re.compile(rb";\s*filename\*\s*=\s*utf-8'[^']*'([^;\s]*)", re.IGNORECASE)
 
 
 def _file_name(disposition: bytes, options: Mapping[bytes, bytes]) -> str:
     """`filename*` as RFC 8187 writes names that are not ASCII, which python-multipart leaves out; else `filename`."""
-    if extended := _EXTENDED_NAME.search(disposition):
+    if extended := _EXTENDED_NAME.search(_QUOTED.sub(b'""', disposition)):
         return unquote(extended[1].decode("latin-1"), errors="replace")
     return options.get(b"filename", b"").decode("utf-8", "replace")
 

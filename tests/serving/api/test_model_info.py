@@ -188,12 +188,18 @@ def test_far_and_tiny_points_are_drawn(client, far):
 
 
 def test_a_map_of_the_latent_space_that_cannot_be_read_is_not_shown():
-    """No archive, or one without labels: 404."""
-    file = io.BytesIO()
-    np.savez(file, embeddings=np.zeros((3, 2), np.float32))
-    for content in (file.getvalue(), b"no archive"):
+    """No archive, or one without labels or points: 404."""
+    points, labels = np.zeros((3, 2), np.float32), np.arange(3)
+    archives = ({"embeddings": points}, {"embeddings": points, "labels": np.uint8(5)}, {"embeddings": labels, "labels": labels})
+    for content in (*map(npz, archives), b"no archive"):
         with pytest.raises(NotFound):
             model_info._latent_response(None, content, None, "")
+
+
+def npz(arrays):
+    file = io.BytesIO()
+    np.savez(file, **arrays)
+    return file.getvalue()
 
 
 def test_a_store_that_hangs_holds_up_one_thread_for_each_file(tiny_bundle, tmp_path, monkeypatch):

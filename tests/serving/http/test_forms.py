@@ -55,6 +55,9 @@ def test_a_name_that_is_not_ascii_comes_in_either_form():
     part = b'Content-Disposition: form-data; name="file"; filename="a.png"; filename*=UTF-8\'en\'%C3%A4%201.png', b"data"
     (found,) = parse_form(form(part), TYPE, max_parts=1)
     assert found.name == "ä 1.png"
+    part = b'Content-Disposition: form-data; name="file"; filename="x; filename*=utf-8\'\'y.png"', b"data"
+    (found,) = parse_form(form(part), TYPE, max_parts=1)
+    assert found.name == "x; filename*=utf-8''y.png"  # a name that looks like the other form
 
 
 def test_a_part_has_one_set_of_headers():

@@ -43,4 +43,4 @@ def accepts_gzip(request: Request) -> bool:
 
 
 def _caching_headers(etag: str, headers: Mapping[str, str] | None) -> dict[str, str]:
-    return {"Cache-Control": "no-cache", **(headers or {}), "ETag": etag}
+    return {"Cache-Control": "no-cache", "Vary": "Accept-Encoding", **(headers or {}), "ETag": etag}

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, Field, ValidationError
 
-from app.detection.bundle import MAX_VERSION_BYTES
+from app.detection.bundle import MAX_VERSION_BYTES, read_entry
 from app.detection.store import CARD, StoreError, load, load_card, sync_folder
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)?")  # of a file; no part begins with a dot
@@ -74,7 +74,7 @@ def _read(data: bytes, max_bytes: int) -> dict[str, bytes]:
                 raise ArchiveError("The archive has another compression than Deflate; pack it with `oddigit push`.")
             if sum(entry.file_size for entry in entries) > max_bytes:
                 raise ArchiveError(f"The archive unpacks to more than {max_bytes:,} bytes.")
-            files = {entry.filename: archive.read(entry) for entry in entries if _NAME.fullmatch(entry.filename)}
+            files = {entry.filename: read_entry(archive, entry) for entry in entries if _NAME.fullmatch(entry.filename)}
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError, OSError) as error:
         if isinstance(error, ArchiveError):
             raise

@@ -67,13 +67,29 @@ def read_npz(content: bytes, label: str, max_bytes: int = MAX_VERSION_BYTES) -> 
     """
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            if (unpacked := sum(entry.file_size for entry in archive.infolist())) > max_bytes:
+            entries = archive.infolist()
+            if (unpacked := sum(entry.file_size for entry in entries)) > max_bytes:
                 raise BundleError(f"{label} unpacks to {unpacked:,} bytes; at most {max_bytes:,} are loaded.")
-            return {name.removesuffix(".npy"): _read_npy(archive.read(name)) for name in archive.namelist()}
+            if len({entry.filename.removesuffix(".npy") for entry in entries}) < len(entries):
+                raise ValueError("two arrays have the same name")
+            return {entry.filename.removesuffix(".npy"): _read_npy(read_entry(archive, entry)) for entry in entries}
     except BundleError:
         raise
     except Exception as error:  # of several libraries; RuntimeError, RecursionError and MemoryError among them
         raise BundleError(f"{label} does not hold plain arrays: {first_line(error)}") from error
+
+
+def read_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:
+    """The content of an entry, whose data may unpack to more than the size that it states: no more than that is unpacked.
+
+    Raises:
+        ValueError: the entry is compressed with another method than Deflate; zipfile unpacks those without a limit.
+        zipfile.BadZipFile: the entry is damaged, or has another size than it states.
+    """
+    if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ValueError("another compression than Deflate")
+    with archive.open(entry) as file:
+        return file.read(entry.file_size)
 
 
 def _read_npy(data: bytes) -> NDArray[Any]:

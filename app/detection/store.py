@@ -173,8 +173,10 @@ def load(folder: Path, max_bytes: int = MAX_VERSION_BYTES) -> Bundle:
     """
     card = load_card(folder)
     contents: dict[str, bytes] = {}
+    remaining = max_bytes
     for name, digest in card.files.items():
-        contents[name] = _read_verified(folder, name, digest, max_bytes - sum(map(len, contents.values())))
+        contents[name] = _read_verified(folder, name, digest, remaining)
+        remaining -= len(contents[name])
     for required in (WEIGHTS, SCORER):
         if required not in contents:
             raise StoreError(f"{folder / CARD} does not list {required}; publish the version again.")

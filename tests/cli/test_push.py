@@ -3,6 +3,7 @@
 import hashlib
 import io
 import sys
+import tracemalloc
 import zipfile
 
 import pytest
@@ -119,6 +120,20 @@ def test_other_files_than_those_of_the_card_are_refused(tiny_store, tmp_path, ch
     with pytest.raises(error):
         unpack(altered(tiny_store, changes), tmp_path, max_bytes=2**23)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_unpacks_to_no_more_than_the_size_that_it_states(tmp_path):
+    """An archive of 256 KiB that states 1,000 bytes, and unpacks to 256 MiB."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(CARD, bytes(2**28))
+    data = out.getvalue().replace((2**28).to_bytes(4, "little"), (1000).to_bytes(4, "little"))
+    tracemalloc.start()
+    with pytest.raises(ArchiveError, match="damaged"):
+        unpack(data, tmp_path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**20
 
 
 def test_names_that_are_folders_of_others_and_other_compressions_are_refused(tiny_store, tmp_path):

@@ -51,7 +51,7 @@ def pull(
     from app.detection.archive import unpack
     from app.detection.bundle import MAX_VERSION_BYTES, sha256
 
-    source = Address(address)
+    source, own = Address(address), store.own
     archive = _find(source, address, model, version)
     if digest is not None and not re.fullmatch("[0-9a-fA-F]{64}", digest):
         raise AddressError("--sha256 must be the 64 hexadecimal digits that `push` printed.")
@@ -61,8 +61,8 @@ def pull(
         if digest:
             raise AddressError(f"{archive} is not the archive of --sha256: its checksum differs.")
         raise AddressError(f"{archive} is truncated or altered: its checksum differs. Push it again.")
-    folder = unpack(data, store.own)
-    typer.echo(f"Pulled {folder.parent.name}/{folder.name} into {store.own}")
+    folder = unpack(data, own)
+    typer.echo(f"Pulled {folder.parent.name}/{folder.name} into {own}")
 
 
 def _find(source: "Address", address: str, model: str, version: int | None) -> str:

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 _APP = Path(__file__).parents[1]
@@ -12,15 +12,25 @@ SHIPPED_STORE = next(
 )
 
 
+class NoOwnStore(RuntimeError):
+    """There is no store that new versions may be written to; the message says how to name one."""
+
+
 @dataclass(frozen=True)
 class Stores:
     """Stores in the order in which a detector is looked for. A name of an earlier one hides the same name of a later one."""
 
     roots: tuple[Path, ...]
+    read_only: bool = field(default=False, compare=False)  # True: there is no home folder, and the shipped store is only read
 
     @property
     def own(self) -> Path:
-        """The store that new versions are written to."""
+        """The store that new versions are written to. Raises NoOwnStore."""
+        if self.read_only:
+            raise NoOwnStore(
+                "New versions are written to the home folder, but neither HOME nor XDG_DATA_HOME is set. Set one, or name a "
+                "folder with --store or ODDIGIT_STORE."
+            )
         return self.roots[0]
 
     def __str__(self) -> str:
@@ -32,7 +42,7 @@ def read_stores(text: str, environment: Mapping[str, str]) -> Stores:
     names = [name for name in text.split(";" if sys.platform == "win32" else ":") if name]
     if not names:
         own = user_store(environment)
-        return Stores((own, SHIPPED_STORE) if own else (SHIPPED_STORE,))
+        return Stores((own, SHIPPED_STORE)) if own else Stores((SHIPPED_STORE,), read_only=True)
     return Stores(tuple(SHIPPED_STORE if name == SHIPPED_WORD else Path(name) for name in names))
 
 

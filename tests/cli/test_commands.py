@@ -11,6 +11,8 @@ import torch
 from live import ROOT
 from strokes import png, stroke_images
 
+from app.detection.store_path import SHIPPED_STORE
+
 SCORE_AND_LIST_HEAVY_MODULES = """
 import sys
 from typer.testing import CliRunner
@@ -145,6 +147,22 @@ def test_a_store_that_cannot_be_written_is_told_before_any_work(oddigit, trained
         done = oddigit(*arguments, "--data", "nowhere", "--store", f"{own}:{trained}")
         assert (done.exit_code, "cannot be written: Not a directory" in done.stderr) == (2, refused), done.stderr
     assert sorted(trained.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("train", "--data", "nowhere"), ("calibrate", "--data", "nowhere"), ("pull", "{pushed}"), ("export", "--publish")],
+    ids=" ".join,
+)
+def test_without_a_home_the_shipped_store_is_read_and_not_written(oddigit, samples, tiny_store, tmp_path, arguments):
+    """The sentence says how to name a store. To score images, none is needed."""
+    homeless = {"HOME": "", "XDG_DATA_HOME": "", "ODDIGIT_STORE": ""}
+    assert oddigit("push", tmp_path, "--store", tiny_store).exit_code == 0
+    before = sorted(SHIPPED_STORE.rglob("*"))
+    done = oddigit(*(argument.format(pushed=tmp_path) for argument in arguments), env=homeless)
+    assert (done.exit_code, "--store or ODDIGIT_STORE" in done.stderr) == (2, True), done.output
+    assert sorted(SHIPPED_STORE.rglob("*")) == before
+    assert oddigit("score", samples / "seven.png", env=homeless).exit_code == 0
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from live import ROOT, environment
 
 from app.detection import store
 from app.detection.store import StoreError
-from app.detection.store_path import SHIPPED_STORE, Stores, read_stores, user_store
+from app.detection.store_path import SHIPPED_STORE, NoOwnStore, Stores, read_stores
 from app.serving.engine.reload import Versions
 from app.serving.settings import read_settings
 
@@ -85,9 +85,13 @@ def test_the_stores_follow_from_the_environment(text, variables, roots):
     assert read_settings(given).store == Stores(roots)
 
 
-def test_without_a_home_there_is_no_own_store():
-    """As for the random user of a container."""
-    assert user_store({}) is None
+def test_without_a_home_the_shipped_store_is_only_read():
+    """As for the random user of a container: nothing is written into the program's own folder, unless that was named."""
+    stores = read_stores("", {})
+    assert store.find(stores, "mnist").parents[1] == SHIPPED_STORE
+    with pytest.raises(NoOwnStore, match=r"HOME .* --store or ODDIGIT_STORE"):
+        _ = stores.own
+    assert read_stores("shipped", {}).own == SHIPPED_STORE
 
 
 def test_an_installed_wheel_finds_the_shipped_detector(tmp_path):

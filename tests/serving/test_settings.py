@@ -28,7 +28,7 @@ def test_nothing_set_is_a_server_with_sane_limits():
     assert settings.max_images == 64
     assert settings.max_array_images == 100_000
     assert settings.max_pixels == 25_000_000
-    assert (settings.store.own.name, settings.model, settings.version) == ("model_store", "mnist", None)
+    assert (settings.store.roots[0].name, settings.model, settings.version) == ("model_store", "mnist", None)
 
 
 @pytest.mark.parametrize("field", GOOD)

@@ -2,9 +2,10 @@
 
 import os
 import sys
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from app.detection.drafts import write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -14,27 +15,15 @@ class AddressError(OSError):
     """The address cannot be used; the message says why."""
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write beside the file and rename, so that a full disk or a kill leaves no truncated file. Raises AddressError.
-
-    A link is followed. A device or a FIFO is written as it is.
-    """
-    draft = None
+def write_file(path: Path, data: bytes) -> None:
+    """Write a complete file, or none. A link is followed; a device or a FIFO is written as it is. Raises AddressError."""
     try:
         if path.exists() and not path.is_file():
             path.write_bytes(data)
-            return
-        target = Path(os.path.realpath(path))
-        draft = target.with_name(f".{target.name}.part")
-        draft.write_bytes(data)
-        draft.replace(target)
-    except BaseException as error:
-        if draft is not None:
-            with suppress(OSError):
-                draft.unlink()
-        if isinstance(error, OSError):
-            raise AddressError(f"{path} cannot be written: {error.strerror}.") from error
-        raise
+        else:
+            write_atomically(Path(os.path.realpath(path)), lambda file: file.write(data))
+    except OSError as error:
+        raise AddressError(f"{path} cannot be written: {error.strerror}.") from error
 
 
 class Address:
@@ -87,7 +76,7 @@ class Address:
             return
         folder = Path(self._address)
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / name, data)
+        write_file(folder / name, data)
 
     def _try(self, work: "Callable[[], Any]") -> Any:  # noqa: ANN401
         """The result of `work`, whose exceptions are those of any of fsspec's implementations."""

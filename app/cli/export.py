@@ -40,7 +40,7 @@ def export(
 
 
 def _copy_onnx(folder: Path, to: Path, force: bool) -> None:
-    from app.cli.addresses import write_atomically
+    from app.cli.addresses import write_file
     from app.detection.bundle import DETECTOR_ONNX
     from app.detection.store import load
 
@@ -53,8 +53,8 @@ def _copy_onnx(folder: Path, to: Path, force: bool) -> None:
         )
     if os.path.lexists(to) and not force:  # a link to nothing too
         raise ExportError(f"{to} exists; name another file or add --force.")
-    write_atomically(to, content)
-    typer.echo(f"Wrote the detector {bundle.label} to {to} ({len(content):,} bytes).")
+    write_file(to, content)
+    typer.echo(f"Wrote the detector {bundle.label} to {to} ({len(content):,} bytes).", err=True)  # `to` may be /dev/stdout
 
 
 def _publish_with_onnx(folder: Path, root: Path) -> None:

@@ -15,7 +15,6 @@ import re
 import shutil
 import stat
 import tempfile
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -34,6 +33,7 @@ from app.detection.bundle import (
     sha256,
 )
 from app.detection.conformal import CalibrationError
+from app.detection.drafts import DRAFT_PREFIX, remove_stale_drafts
 from app.detection.model_card import Card
 from app.detection.store_path import SHIPPED_WORD, Stores
 
@@ -151,8 +151,8 @@ def publish(bundle: Bundle, root: Path, write_report: Callable[[Path], None] = l
     """
     home = root / bundle.card.name
     home.mkdir(parents=True, exist_ok=True)
-    _remove_stale_drafts(home)
-    draft = Path(tempfile.mkdtemp(prefix=".draft-", dir=home))
+    remove_stale_drafts(home)
+    draft = Path(tempfile.mkdtemp(prefix=DRAFT_PREFIX, dir=home))
     try:
         draft.chmod(0o755)  # mkdtemp's 0700 would lock out a server that runs as another user
         for name, content in bundle.files.items():
@@ -211,14 +211,6 @@ def load_card(folder: Path) -> Card:
     if card.name != folder.parent.name:
         raise StoreError(f"{path} says it is {card.name!r}, but its folder lies in {folder.parent.name!r}.")
     return card
-
-
-def _remove_stale_drafts(home: Path) -> None:
-    """Remove what killed publishers left; a draft of the last hour may still be written."""
-    for draft in home.glob(".draft-*"):
-        with suppress(FileNotFoundError):  # just published under its number
-            if time.time() - draft.stat().st_mtime > 3600:
-                shutil.rmtree(draft, ignore_errors=True)
 
 
 def _claim_version(bundle: Bundle, draft: Path, home: Path) -> Path:

@@ -6,15 +6,12 @@ that concurrent trainings do not overwrite each other. `train.py` decides the co
 
 import hashlib
 import json
-import os
-import tempfile
-import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from app.detection.drafts import remove_stale_drafts, write_atomically
 from app.training.config import TrainConfig
 from app.training.datasets import DataSet
 
@@ -36,18 +33,9 @@ def checkpoint_path(config: TrainConfig, dataset: DataSet) -> Path:
 
 
 def save_checkpoint(state: State, path: Path) -> None:
-    """Write `state` to a temporary file, flush it to the disk and rename it to `path`."""
+    """Write `state` to `path`, in place of the file that is there."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, draft = tempfile.mkstemp(prefix=".draft-", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(draft).replace(path)
-    except BaseException:
-        Path(draft).unlink(missing_ok=True)
-        raise
+    write_atomically(path, lambda file: torch.save(state, file))
 
 
 def load_checkpoint(path: Path, config: TrainConfig) -> State:
@@ -73,10 +61,7 @@ def load_checkpoint(path: Path, config: TrainConfig) -> State:
 def remove_checkpoint(path: Path) -> None:
     """Delete the checkpoint of a finished training, temporary files of killed trainings, and the folder if it is empty then."""
     path.unlink(missing_ok=True)
-    for draft in path.parent.glob(".draft-*"):
-        with suppress(FileNotFoundError):
-            if time.time() - draft.stat().st_mtime > 3600:
-                draft.unlink()
+    remove_stale_drafts(path.parent)
     try:
         path.parent.rmdir()
     except OSError:

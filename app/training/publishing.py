@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from app.detection.bundle import Bundle
 from app.detection.detector import Detector
+from app.detection.drafts import DRAFT_PREFIX
 from app.detection.imaging.upload_features import GROUPS, upload_groups
 from app.detection.model_card import Card, Preparation
 from app.detection.store import publish
@@ -45,7 +46,7 @@ def check_writable(root: Path, name: str | None) -> None:
     home = root / (name or "")
     try:
         existing = next(folder for folder in (home, *home.parents) if folder.exists())
-        TemporaryDirectory(prefix=".draft-", dir=existing).cleanup()
+        TemporaryDirectory(prefix=DRAFT_PREFIX, dir=existing).cleanup()
     except OSError as error:
         raise TrainingError(f"The store {root} cannot be written: {error.strerror}. Choose another with --store.") from None
 

@@ -2,10 +2,13 @@
 
 import io
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
 import torch
+from live import ROOT
 
 from app.detection import store
 from app.detection.bundle import DETECTOR_ONNX, ONNX_FILES, WEIGHTS
@@ -94,6 +97,14 @@ def test_a_link_is_followed_and_a_device_is_written(oddigit, tiny_store, tmp_pat
         done = oddigit("export", "--to", target, "--force", "--store", tiny_store)
         assert done.exit_code == 0, done.output
     assert (tmp_path / "link.onnx").is_symlink() and (tmp_path / "target.onnx").stat().st_size > 10_000
+
+
+def test_a_model_that_is_written_to_a_pipe_is_the_file_alone(tiny_store):
+    """The sentence goes to standard error, as the summary of `score` does."""
+    command = [sys.executable, "-m", "app", "export", "--to", "/dev/stdout", "--force", "--store", tiny_store]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
+    assert done.stdout == (tiny_store / "mnist" / "1" / DETECTOR_ONNX).read_bytes()
+    assert done.stderr.startswith(b"Wrote the detector mnist/1")
 
 
 @pytest.mark.parametrize("options", [(), ("--publish", "--to", "out.onnx")])

@@ -2,9 +2,11 @@
 
 import hashlib
 import io
+import os
 import sys
 import tracemalloc
 import zipfile
+from pathlib import Path
 
 import pytest
 
@@ -45,6 +47,33 @@ def test_a_full_disk_leaves_no_part_of_an_archive(oddigit_on_full_disk, tiny_sto
     done = oddigit_on_full_disk("push", tmp_path, "--store", tiny_store)
     assert done.returncode == 2 and "mnist-1.zip cannot be written" in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_version_that_is_pushed_twice_at_once_is_whole(oddigit, tiny_store, tmp_path, monkeypatch):
+    """A second push that runs between the first one's writing and renaming takes no draft away from it."""
+    replace = Path.replace
+
+    def replace_later(draft, target):
+        monkeypatch.setattr(Path, "replace", replace)
+        pushed.append(oddigit("push", tmp_path / "shared", "--store", tiny_store))
+        return replace(draft, target)
+
+    monkeypatch.setattr(Path, "replace", replace_later)
+    pushed = []
+    pushed.append(oddigit("push", tmp_path / "shared", "--store", tiny_store))
+    assert [each.exit_code for each in pushed] == [0, 0], pushed[-1].stderr
+    assert sorted(contents(tmp_path / "shared")) == ["mnist-1.zip", "mnist-1.zip.sha256"]
+    assert oddigit("pull", tmp_path / "shared", "--store", tmp_path / "new").exit_code == 0
+
+
+def test_a_pushed_file_can_be_read_by_others(oddigit, tiny_store, tmp_path):
+    """As far as the umask says."""
+    umask = os.umask(0o022)
+    try:
+        assert oddigit("push", tmp_path, "--store", tiny_store).exit_code == 0
+    finally:
+        os.umask(umask)
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o644}
 
 
 def test_what_is_not_there_is_a_sentence(oddigit, tiny_store, tmp_path, address):

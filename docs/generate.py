@@ -9,9 +9,8 @@ import re
 import shutil
 import sys
 from collections.abc import Callable
-from enum import EnumType
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import typer
 
@@ -94,7 +93,7 @@ def _option(parameter: Any) -> tuple[str, str, str]:  # noqa: ANN401 - click's t
     default = required or ("" if shown is None or shown is False or callable(shown) else str(getattr(shown, "value", shown)))
     name = ", ".join(parameter.opts) if parameter.param_type_name == "option" else parameter.name.upper()
     kind, text = parameter.type_descriptor.annotation, parameter.help or ""
-    choices = [choice.value for choice in kind] if isinstance(kind, EnumType) else []
+    choices = get_args(kind) if get_origin(kind) is Literal else ()
     missing = choices and not all(choice in text for choice in choices)
     return f"`{name}`", default, f"{text} One of {', '.join(choices)}." if missing else text
 

@@ -1,26 +1,20 @@
 """`oddigit score SOURCE --to FOLDER`: bulk scoring into Parquet files, on all cores or on a cluster of Ray."""
 
-import enum
 import os
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import typer
 
 if TYPE_CHECKING:
     from app.scaling.scoring import Done, Job
 
+Engine = Literal["local", "ray"]  # what a bulk job runs on
+
 _INTERVAL_S = 5.0  # between two lines of progress
-
-
-class Engine(enum.StrEnum):
-    """What a bulk job runs on."""
-
-    local = "local"
-    ray = "ray"
 
 
 class MissingPackage(ImportError):
@@ -42,7 +36,7 @@ def score_in_bulk(sources: list[str], job: "Job", size: int, engine: Engine, pro
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     Path(job.destination).mkdir(parents=True, exist_ok=True)
     parts = divide(sources, job.destination, size)
-    if engine is Engine.ray:
+    if engine == "ray":
         from app.scaling import ray_data
 
         count, anomalies = _reported(ray_data.score(job, parts))
@@ -71,7 +65,7 @@ def quantity(number: int, one: str, several: str) -> str:
 def _check_packages(engine: Engine) -> None:
     from importlib.util import find_spec
 
-    for package, extra in (("pyarrow", "bulk"), *([("ray", "ray")] if engine is Engine.ray else [])):
+    for package, extra in (("pyarrow", "bulk"), *([("ray", "ray")] if engine == "ray" else [])):
         if find_spec(package) is None:
             raise MissingPackage(f'{package} is not installed; run: {sys.executable} -m pip install "oddigit[{extra}]"')
 

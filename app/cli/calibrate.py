@@ -28,7 +28,7 @@ def calibrate(
     preprocess: Annotated[
         options.Preprocess,
         typer.Option(help="How uploads are prepared; auto: as the model's are, or, with --weights, as suits --data."),
-    ] = options.Preprocess.auto,
+    ] = "auto",
     device: options.Device = "auto",
     strict: options.Strict = False,
 ) -> None:
@@ -58,7 +58,7 @@ def calibrate(
         calibration_share=calibration_share,
         scorer=scorer,
         device=device,
-        preprocess=preprocess.value,
+        preprocess=preprocess,
     )
     with stages_on_terminal() as progress:
         if weights is not None:

@@ -1,6 +1,5 @@
 """Options that several commands share."""
 
-import enum
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,19 +7,13 @@ from typing import Annotated
 
 import typer
 
+from app.detection.imaging.decode import Preprocess as Preprocess
 from app.detection.store_path import Stores, read_stores
 from app.training.config import CALIBRATION_SHARE as CALIBRATION_SHARE
+from app.training.config import ScorerName
 
 DEFAULT_STORE = Stores(())  # stands for the user's own and the shipped one
 DATA_SETS = "mnist, fashion-mnist, kmnist, emnist-digits, a folder of images, an .npy or an .npz"
-
-
-class Preprocess(enum.StrEnum):
-    """How an image is prepared for the network."""
-
-    auto = "auto"
-    none = "none"
-    digit = "digit"
 
 
 Store = Annotated[
@@ -54,7 +47,7 @@ Preparation = Annotated[
     Preprocess,
     typer.Option(help="How uploads are prepared: as MNIST's digits, or only resized; auto: as suits --data."),
 ]
-Scorer = Annotated[str, typer.Option(help="How the reconstruction error becomes a score: residual or mse.")]
+Scorer = Annotated[ScorerName, typer.Option(help="How the reconstruction error becomes a score: residual or mse.")]
 
 
 def refuse_without_effect(context: typer.Context, names: Sequence[str], reason: str) -> None:

@@ -1,7 +1,6 @@
 """The command `score`. The heavy imports wait until it runs, so that `--help` is quick."""
 
 import csv
-import enum
 import io
 import json
 import re
@@ -9,7 +8,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -19,16 +18,9 @@ from app.cli.progress import counted_on_terminal
 from app.training.interrupt import Interrupt
 
 Row = dict[str, Any]
+Format = Literal["table", "jsonl", "csv"]  # of the results
 
 _COLUMNS = ("name", "score", "p_value", "is_anomaly", "reconstruction_error", "preprocess", "warnings", "error")
-
-
-class Format(enum.StrEnum):
-    """How results are written."""
-
-    table = "table"
-    jsonl = "jsonl"
-    csv = "csv"
 
 
 def score(
@@ -40,9 +32,9 @@ def score(
     alpha: Annotated[float | None, typer.Option(help="False-alarm rate of the verdict; unset, the model's own.")] = None,
     preprocess: Annotated[
         options.Preprocess, typer.Option(help="How each image is prepared; auto: as the model's card says.")
-    ] = options.Preprocess.auto,
+    ] = "auto",
     device: options.Device = "auto",
-    output: Annotated[Format, typer.Option("--format", help="How to write the results.")] = Format.table,
+    output: Annotated[Format, typer.Option("--format", help="How to write the results.")] = "table",
     fail_on_anomaly: Annotated[bool, typer.Option("--fail-on-anomaly", help="Exit with 1 on an anomaly.")] = False,
     any_file: Annotated[
         bool, typer.Option("--any-file", help="Read FIFOs and devices among the paths too; they may never end.")
@@ -53,7 +45,7 @@ def score(
             help="Write Parquet files into this folder, with all cores; sources may be globs, .tar, .parquet or addresses too."
         ),
     ] = None,
-    engine: Annotated[Engine, typer.Option(help="With --to: this machine, or a cluster of Ray.")] = Engine.local,
+    engine: Annotated[Engine, typer.Option(help="With --to: this machine, or a cluster of Ray.")] = "local",
     processes: Annotated[int | None, typer.Option(min=1, help="With --to and local: processes; unset, one a core.")] = None,
 ) -> None:
     """Score images: how anomalous is each, and is it an anomaly?
@@ -72,7 +64,7 @@ def score(
     folder = find(store, model, version)
     bundle = load(folder)
     threshold = bundle.card.threshold if alpha is None else bundle.calibration.threshold(alpha)
-    preparation = choose_preprocess(preprocess.value, bundle.card.preprocess)
+    preparation = choose_preprocess(preprocess, bundle.card.preprocess)
     job = Job(str(folder.resolve()), str(to.resolve()) if to else "", preparation, alpha, device)
     if to is not None:
         anomalies = score_in_bulk(paths, job, bundle.card.architecture.image_size, engine, processes)
@@ -110,14 +102,14 @@ def _write(rows: Iterator[Row], output: Format, title: str) -> Counter[str]:
         sys.stdout.reconfigure(errors="backslashreplace")  # a file's name need not be valid text
     counts: Counter[str] = Counter()
     rows = _counted(counted_on_terminal(rows), counts)
-    if output is Format.table:
+    if output == "table":
         _write_table(rows, title)
-    elif output is Format.jsonl:
+    elif output == "jsonl":
         _write_jsonl(rows)
     else:
         _write_csv(rows)
     sys.stdout.flush()  # before the summary, which counts what was written
-    typer.echo(_summary(counts), err=output is not Format.table)
+    typer.echo(_summary(counts), err=output != "table")
     return counts
 
 

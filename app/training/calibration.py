@@ -21,7 +21,7 @@ from app.detection.imaging.upload_features import GROUPS, upload_groups
 from app.detection.model_card import PREPROCESSING, Architecture, Card, EpochLosses, Preparation, SelfCheck, self_check_images
 from app.detection.upload_scorer import UploadCalibration, UploadScorer
 from app.network.autoencoder import save_autoencoder
-from app.network.detector_network import SCORERS, DetectorNetwork, OnnxModels, export_onnx, normalise
+from app.network.detector_network import DetectorNetwork, OnnxModels, export_onnx, normalise
 from app.training.datasets import LabelledImages
 from app.training.progress import SILENT, Advance, Progress, no_steps
 from app.training.scorer_fitting import score_images
@@ -53,18 +53,8 @@ class Provenance:
     losses: EpochLosses
 
 
-class UnknownScorer(ValueError):
-    """There is no scorer of that name; the message lists the names."""
-
-
 class ExportError(RuntimeError):
     """The exported model does not reproduce torch's scores; nothing is published."""
-
-
-def check_scorer(name: str) -> None:
-    """Check, before any work, that there is a scorer of this name. Raises UnknownScorer."""
-    if name not in SCORERS:
-        raise UnknownScorer(f"There is no scorer named {name!r}; choose one of: {', '.join(SCORERS)}.")
 
 
 def make_bundle(

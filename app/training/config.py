@@ -4,9 +4,11 @@ import math
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from app.detection.imaging.decode import Preprocess
+
+ScorerName = Literal["residual", "mse"]  # of the scorers in app/network/detector_network.py
 
 ALPHA = 0.01  # default false-alarm rate
 CALIBRATION_SHARE = 1 / 3  # of MNIST's 60,000 training images: 40,000 fit, 20,000 calibrate
@@ -35,7 +37,7 @@ class TrainConfig:
     seed: int = 0
     alpha: float = ALPHA
     calibration_share: float = CALIBRATION_SHARE
-    scorer: str = "residual"
+    scorer: ScorerName = "residual"
     preprocess: Preprocess = "auto"  # auto: chosen by the images
     device: str = "auto"
     picture_every: int = 10  # epochs
@@ -50,18 +52,19 @@ class TrainConfig:
         _require(0 <= self.seed < 2**32, "seed must lie between 0 and 2^32 - 1")
         _require(0 < self.learning_rate < math.inf, "learning_rate must be a number above 0")
         _require(0 <= self.weight_decay < math.inf, "weight_decay must be a number of at least 0")
-        _require(self.preprocess in get_args(Preprocess), f"preprocess must be one of {', '.join(get_args(Preprocess))}")
-        check_common(self.name, self.alpha, self.calibration_share)
+        check_common(self.name, self.alpha, self.calibration_share, self.scorer, self.preprocess)
 
     def described(self) -> dict[str, Any]:
         """The configuration without the folders of data and store. `data` may be a path, for which the card has a name."""
         return {key: value for key, value in asdict(self).items() if key not in _LOCAL_PATHS}
 
 
-def check_common(name: str | None, alpha: float, calibration_share: float) -> None:
+def check_common(name: str | None, alpha: float, calibration_share: float, scorer: str, preprocess: str) -> None:
     """Raise TrainingError if one of the values that training and calibrating share is not acceptable."""
     _require(0 < alpha < 1, "alpha must lie between 0 and 1; 0.01 is 1 %")
     _require(0 < calibration_share < 1, "calibration_share must lie between 0 and 1")
+    _require(scorer in get_args(ScorerName), f"scorer must be one of {', '.join(get_args(ScorerName))}")
+    _require(preprocess in get_args(Preprocess), f"preprocess must be one of {', '.join(get_args(Preprocess))}")
     valid_name = name is None or re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,63}", name)
     _require(bool(valid_name), "name must consist of at most 64 of a-z, 0-9, - and _")
 

@@ -21,11 +21,10 @@ from app.training.calibration import (
     Provenance,
     bundle_files,
     check_export,
-    check_scorer,
     make_bundle,
     with_card,
 )
-from app.training.config import ALPHA, CALIBRATION_SHARE, check_common
+from app.training.config import ALPHA, CALIBRATION_SHARE, ScorerName, check_common
 from app.training.datasets import DataError, DataSet, LabelledImages, load_dataset
 from app.training.progress import SILENT, Progress
 from app.training.publishing import check_writable, describe_data, fit_and_publish, publish_measured, trained_on
@@ -46,13 +45,15 @@ class CalibrateConfig:
     alpha: float | None = None  # None: the detector's, ALPHA for imported weights
     seed: int = 0
     calibration_share: float = CALIBRATION_SHARE
-    scorer: str = "residual"
+    scorer: ScorerName = "residual"
     device: str = "auto"
     preprocess: Preprocess = "auto"  # auto: the model's, or chosen by the images for imported weights
 
     def __post_init__(self) -> None:
         """Raise TrainingError if a value is not acceptable."""
-        check_common(self.name, ALPHA if self.alpha is None else self.alpha, self.calibration_share)
+        check_common(
+            self.name, ALPHA if self.alpha is None else self.alpha, self.calibration_share, self.scorer, self.preprocess
+        )
 
 
 class PreparationError(ValueError):
@@ -66,10 +67,9 @@ def import_weights(weights: Path, config: CalibrateConfig, progress: Progress = 
     are not; for a network as small as this one the difference is slight.
 
     Raises:
-        WeightsError, DataError, DeviceError, TrainingError, CalibrationError, UnknownScorer: before anything is written.
+        WeightsError, DataError, DeviceError, TrainingError, CalibrationError: before anything is written.
     """
     device = torch.device(choose_device(config.device, "torch"))
-    check_scorer(config.scorer)
     check_writable(config.root, config.name)
     model = load_foreign_weights(weights).to(device).eval()
     dataset = load_dataset(config.data, data_dir=config.data_dir, preprocess=config.preprocess, progress=progress)

@@ -17,7 +17,7 @@ from app.detection.conformal import check_images
 from app.detection.model_card import EpochLosses
 from app.detection.runtimes import choose_device
 from app.network.autoencoder import Autoencoder, ModelConfig, make_autoencoder
-from app.training.calibration import CHUNK, Provenance, check_scorer, flatten
+from app.training.calibration import CHUNK, Provenance, flatten
 from app.training.checkpoint import State, checkpoint_path, damaged, load_checkpoint, remove_checkpoint, save_checkpoint
 from app.training.config import TrainConfig, TrainingError
 from app.training.datasets import DataSet, load_dataset
@@ -95,7 +95,6 @@ def train(config: TrainConfig, *, resume: bool = False, progress: Progress = SIL
         TrainingInterrupted: Ctrl-C was pressed; the checkpoint stays.
     """
     device = torch.device(choose_device(config.device, "torch"))
-    check_scorer(config.scorer)
     check_writable(config.root, config.name)
     dataset = load_dataset(config.data, data_dir=config.data_dir, preprocess=config.preprocess, progress=progress)
     config = replace(config, name=config.name or dataset.name, device=str(device), preprocess=dataset.preprocess)

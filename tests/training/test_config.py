@@ -1,10 +1,12 @@
 """The configuration of a training is validated when it is made."""
 
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 
-from app.training.config import TrainConfig, TrainingError
+from app.network.detector_network import SCORERS
+from app.training.config import ScorerName, TrainConfig, TrainingError
 
 
 @pytest.mark.parametrize(
@@ -20,12 +22,19 @@ from app.training.config import TrainConfig, TrainingError
         {"calibration_share": 0.0},
         {"name": "../escape"},
         {"name": "Über"},
+        {"scorer": "guess"},
+        {"preprocess": "digits"},
     ],
 )
 def test_values_that_are_not_acceptable_are_refused(changes):
     """The message names the setting."""
     with pytest.raises(TrainingError, match=next(iter(changes))):
         replace(TrainConfig(), **changes)
+
+
+def test_every_scorer_can_be_chosen():
+    """Their names are listed without importing torch."""
+    assert get_args(ScorerName) == tuple(SCORERS)
 
 
 def test_the_card_states_no_path_of_this_machine():

@@ -11,7 +11,6 @@ from app.detection.detector import Detector
 from app.detection.runtimes import DeviceError
 from app.network.autoencoder import Autoencoder
 from app.training import scorer_fitting, upload_fitting
-from app.training.calibration import UnknownScorer
 from app.training.checkpoint import FOLDER
 from app.training.config import TrainConfig, TrainingError
 from app.training.datasets import DataError
@@ -69,7 +68,6 @@ def test_same_seed_same_weights(short, trained_version, weights_after):
         ({"data": "no/such/set"}, DataError, "There is no data set"),
         ({"alpha": 0.001}, CalibrationError, "at least 999 calibration images"),
         ({"device": "cuda:99"}, DeviceError, "CUDA"),
-        ({"scorer": "guess"}, UnknownScorer, "choose one of"),
     ],
 )
 def test_nothing_is_written_for_what_cannot_be_done(short, tmp_path, changes, error, words):

@@ -46,7 +46,9 @@ class Honest:
 
     async def _send(self, port: int, due: float, free: list[_Streams]) -> None:
         """Send one request over a free connection, or a new one, and note the answer."""
-        outcome, closes, streams = "failed", True, free.pop() if free else None
+        outcome, closes = "failed", True
+        while (streams := free.pop() if free else None) and streams[0].at_eof():  # the server has closed it
+            streams[1].close()
         try:
             async with asyncio.timeout(_PATIENCE_S):
                 streams = streams or await asyncio.open_connection("127.0.0.1", port)

@@ -5,8 +5,11 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from http import HTTPStatus
+from typing import NamedTuple
 
+from app.serving.errors import Problem
 from app.serving.http.body import ByteRate
+from app.serving.http.problem_responses import too_many_connections
 
 PROBE_PATHS = (b"/livez", b"/readyz", b"/health/live", b"/health/ready")  # their ends: a prefix may precede them
 
@@ -146,44 +149,58 @@ class OpenConnections:
         return True
 
 
-class IterationLimit:
-    """Limits how many connections do their work in one iteration of the event loop; the others wait, in order.
+Refuse = Callable[[Problem], None]
 
-    The first requests of 500 clients that connect at the same time would otherwise be parsed in one iteration, of 80 ms.
+
+class _Waiting(NamedTuple):
+    transport: HeldTransport
+    work: Callable[[], None]
+    refuse: Refuse
+    size: int  # bytes that were received
+
+
+class IterationLimit:
+    """Limits how many connections do their work in one iteration of the event loop; of the others, the newest is the next.
+
+    The first requests of 500 clients that connect at the same time would otherwise be parsed in one iteration, of 80 ms. A
+    client that comes while thousands of others wait would be the last of them if the oldest were the next.
     """
 
     def __init__(self, connections: int = 4, max_bytes: int = _MAX_WAITING_BYTES) -> None:
         """`connections` is the most for one iteration, `max_bytes` what those that wait may have received together."""
         self._most = self._left = connections
         self._bytes_left = max_bytes
-        self._waiting: deque[tuple[HeldTransport, Callable[[], None], int]] = deque()
+        self._waiting: deque[_Waiting] = deque()
 
-    def run(self, transport: HeldTransport, work: Callable[[], None], size: int = 0) -> bool:
+    def run(self, transport: HeldTransport, work: Callable[[], None], refuse: Refuse, size: int = 0) -> None:
         """Call `work` now or in a later iteration, unless `transport` closes before; until then the transport is not read.
 
-        `size` is the number of bytes that it has received. Returns False if they are too many to wait.
+        `size` is the number of bytes that it has received. `refuse` is called if they are too many, with those of newer
+        connections, to wait.
         """
         if self._left == self._most:
             asyncio.get_running_loop().call_soon(self._begin_iteration)
         if self._left:
             self._left -= 1
             work()
-        elif size > self._bytes_left:
-            return False
-        else:
-            transport.hold("iteration")
-            self._bytes_left -= size
-            self._waiting.append((transport, work, size))
-        return True
+            return
+        transport.hold("iteration")
+        self._waiting.append(_Waiting(transport, work, refuse, size))
+        self._bytes_left -= size
+        while self._bytes_left < 0:
+            oldest = self._waiting.popleft()
+            self._bytes_left += oldest.size
+            if not oldest.transport.is_closing():
+                oldest.refuse(too_many_connections())
 
     def _begin_iteration(self) -> None:
         self._left = self._most
         while self._waiting and self._left:
-            transport, work, size = self._waiting.popleft()
-            self._bytes_left += size
-            if not transport.is_closing():
-                transport.release("iteration")
-                self.run(transport, work)
+            newest = self._waiting.pop()
+            self._bytes_left += newest.size
+            if not newest.transport.is_closing():
+                newest.transport.release("iteration")
+                self.run(newest.transport, newest.work, newest.refuse)
 
 
 @dataclass(frozen=True)

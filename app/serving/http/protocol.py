@@ -92,11 +92,11 @@ class LimitedProtocol(HttpToolsProtocol):
         if self._failure is not None:
             return
         self._unparsed += data
-        is_new, self._is_new = self._is_new, False
-        if not is_new:
+        if self._is_new:
+            self._is_new = False
+            self._limits.first_data.run(self._held, self._parse_pieces, self._send_failure, len(data))
+        else:
             self._parse_pieces()
-        elif not self._limits.first_data.run(self._held, self._parse_pieces, len(data)):
-            self._send_failure(too_many_connections())
 
     def eof_received(self) -> bool:  # type: ignore[override]
         """The client has closed its sending side. Returns whether to keep the transport open, to answer complete requests."""
@@ -277,7 +277,7 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def _send_failure(self, problem: Problem) -> None:
         """Write `problem` and close. If a response to the malformed request has begun, only close."""
-        self._failure = problem
+        self._failure, self._unparsed = problem, b""
         if self._phase is not _Phase.BODY or self.cycle is not self._active or not self.cycle.response_started:
             self._held.write(last_response(problem))
             record_rejection(problem.type, None if self._phase is _Phase.BODY else problem.status)

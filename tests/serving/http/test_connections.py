@@ -1,5 +1,6 @@
 import asyncio
 import time
+from functools import partial
 
 import pytest
 
@@ -99,7 +100,7 @@ def test_everything_else_is_sent_at_once(recorded, held, data):
 
 
 def test_each_iteration_gives_a_few_connections_their_turn():
-    """In order; those that wait are not read, and those that close are left out."""
+    """The newest first; those that wait are not read, and those that close are left out."""
     recorded = [RecordedTransport() for _ in range(7)]
     transports = [HeldTransport(each) for each in recorded]
     served = []
@@ -107,48 +108,56 @@ def test_each_iteration_gives_a_few_connections_their_turn():
     async def come_at_once():
         limit = IterationLimit(2)
         for number, transport in enumerate(transports):
-            limit.run(transport, lambda number=number: served.append(number))
+            limit.run(transport, partial(served.append, number), refuse)
         transports[3].close()
-        for expected in ([0, 1], [0, 1, 2, 4], [0, 1, 2, 4, 5, 6]):
+        for expected in ([0, 1], [0, 1, 6, 5], [0, 1, 6, 5, 4, 2]):
             assert served == expected
-            assert [number for number in range(7) if recorded[number].is_read and number != 3] == expected
+            assert {number for number in range(7) if recorded[number].is_read and number != 3} == set(expected)
             await asyncio.sleep(0)
-        limit.run(transports[0], lambda: served.append("later"))
+        limit.run(transports[0], lambda: served.append("later"), refuse)
         assert served[-1] == "later"
 
     asyncio.run(come_at_once())
 
 
+def refuse(problem):
+    raise AssertionError(problem)
+
+
 def test_connections_that_wait_hold_a_limited_amount_of_data():
-    """Beyond it a connection is turned away; those that wait, and later ones, are served."""
-    served = []
+    """Beyond it those that have waited longest are turned away; the others, and later ones, are served."""
+    events = []
 
     async def come_at_once():
-        limit, transport = IterationLimit(1, max_bytes=100), HeldTransport(RecordedTransport())
-        taken = [limit.run(transport, lambda number=number: served.append(number), 60) for number in range(3)]
+        limit, transports = IterationLimit(1, max_bytes=100), [HeldTransport(RecordedTransport()) for _ in range(5)]
+        transports[1].close()
+        for number, transport in enumerate(transports[:4]):
+            limit.run(transport, partial(events.append, number), partial(refused, number), 60)
         await asyncio.sleep(0)
         await asyncio.sleep(0)
-        return [*taken, limit.run(transport, lambda: served.append(3), 60)]
+        limit.run(transports[4], partial(events.append, 4), refuse, 60)
 
-    assert asyncio.run(come_at_once()) == [True, True, False, True]
-    assert served == [0, 1, 3]
+    def refused(number, problem):
+        events.append((number, problem.status))
+
+    asyncio.run(come_at_once())
+    assert events == [0, (2, 503), 3, 4]  # 1 has closed
 
 
-def test_a_connection_that_comes_later_waits_behind_those_that_wait():
+def test_a_connection_that_comes_later_does_not_wait_for_a_crowd():
     served = []
 
-    async def come_one_by_one():
+    async def come_later():
         limit, transport = IterationLimit(1), HeldTransport(RecordedTransport())
-        for number in range(4):
-            limit.run(transport, lambda number=number: served.append(number))
-            await asyncio.sleep(0)
-            limit.run(transport, lambda number=number: served.append(number + 10))
-        for _ in range(10):
+        for number in range(5):
+            limit.run(transport, partial(served.append, number), refuse)
+        await asyncio.sleep(0)
+        limit.run(transport, partial(served.append, "later"), refuse)
+        for _ in range(5):
             await asyncio.sleep(0)
 
-    asyncio.run(come_one_by_one())
-    assert sorted(served) == [0, 1, 2, 3, 10, 11, 12, 13]
-    assert [each for each in served if each < 10] == [0, 1, 2, 3]
+    asyncio.run(come_later())
+    assert served == [0, 4, "later", 3, 2, 1]
 
 
 def test_a_client_that_reads_slowly_is_cut_off_and_one_that_read_the_response_before_is_not():

@@ -1,11 +1,11 @@
 """Files at an address: a folder, or anything that fsspec knows (s3://, hf://, memory://). fsspec is imported here alone."""
 
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from app.detection.drafts import write_atomically
+from app.detection.extras import check_installed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,21 +30,19 @@ class Address:
     """A folder, here or elsewhere, with files that are read and written whole."""
 
     def __init__(self, address: str) -> None:
-        """Raises AddressError if the address is empty, or needs a package that is not installed."""
+        """Raises AddressError if the address is empty or unknown; MissingPackage if it needs fsspec, which is not installed."""
         if not address:
             raise AddressError("The address is empty.")
         self._address = address
         self._files: Any = None
         if "://" not in address:
             return
+        check_installed("remote", "fsspec")
         try:
             from fsspec.core import url_to_fs
 
             self._files, path = url_to_fs(address)
             self._path = path.rstrip("/")
-        except ModuleNotFoundError:
-            install = f'{sys.executable} -m pip install "oddigit[remote]"'
-            raise AddressError(f"fsspec is not installed; run: {install}") from None
         except (ImportError, ValueError) as error:  # no such protocol, or the package for it is missing
             raise AddressError(f"{address} cannot be opened: {error}") from None
 

@@ -1,13 +1,14 @@
 """`oddigit score SOURCE --to FOLDER`: bulk scoring into Parquet files, on all cores or on a cluster of Ray."""
 
 import os
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import typer
+
+from app.detection.extras import check_installed
 
 if TYPE_CHECKING:
     from app.scaling.scoring import Done, Job
@@ -17,16 +18,14 @@ Engine = Literal["local", "ray"]  # what a bulk job runs on
 _INTERVAL_S = 5.0  # between two lines of progress
 
 
-class MissingPackage(ImportError):
-    """A package that bulk scoring needs is not installed; the message holds the command that installs it."""
-
-
 def score_in_bulk(sources: list[str], job: "Job", size: int, engine: Engine, processes: int | None) -> int:
     """Score all images of the sources into parts in a folder, those that are not there yet; print the progress.
 
     `size` is the side of the images in arrays. Returns the number of anomalies in the folder.
     """
-    _check_packages(engine)
+    check_installed("bulk", "pyarrow")
+    if engine == "ray":
+        check_installed("ray", "ray")
     job = job._replace(device="cpu") if job.device == "auto" else job  # most of the time is decoding, on all cores
     from app.scaling.files import SourceError
     from app.scaling.scoring import remove_others
@@ -60,14 +59,6 @@ def _cores() -> int:
 def quantity(number: int, one: str, several: str) -> str:
     """The number with its noun."""
     return f"{number:,} {one if number == 1 else several}"
-
-
-def _check_packages(engine: Engine) -> None:
-    from importlib.util import find_spec
-
-    for package, extra in (("pyarrow", "bulk"), *([("ray", "ray")] if engine == "ray" else [])):
-        if find_spec(package) is None:
-            raise MissingPackage(f'{package} is not installed; run: {sys.executable} -m pip install "oddigit[{extra}]"')
 
 
 def _reported(parts: "Iterator[Done]") -> tuple[int, int]:

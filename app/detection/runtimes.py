@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -26,6 +27,7 @@ from app.detection.bundle import (
     first_line,
     sha256,
 )
+from app.detection.extras import install_command
 
 if TYPE_CHECKING:
     import torch
@@ -39,7 +41,6 @@ Floats = NDArray[np.float32]
 logger = logging.getLogger(__name__)
 
 _MPS_LOCK = threading.Lock()  # two threads that use MPS at the same time may end the process
-_logged: set[str] = set()  # reasons why `auto` does not take CUDA, each logged once
 
 WEIGHTS_SHA256 = "autoencoder_pth_sha256"  # metadata key, as in app/network/detector_network.py
 
@@ -171,7 +172,7 @@ def make_runtime(bundle: Bundle, device: str = "auto", runtime: str = "auto", th
     raise BundleError(
         f"{bundle.label} has no {DETECTOR_ONNX}, because an older release published it. Add it with "
         f"`oddigit export --model {bundle.card.name} --version {bundle.card.version} --publish`, or install PyTorch: "
-        f"{_install('gpu')}"
+        f"{install_command('gpu')}"
     )
 
 
@@ -188,7 +189,7 @@ def choose_device(device: str = "auto", runtime: str = "auto") -> str:
             raise DeviceError(f"ONNX Runtime serves on the CPU only, but {device} was asked for; use runtime auto or torch.")
         return "cpu"
     if (device not in ("auto", "cpu") or runtime == "torch") and find_spec("torch") is None:
-        raise DeviceError(f"{device} with PyTorch was asked for, but it is not installed; run: {_install('gpu')}")
+        raise DeviceError(f"{device} with PyTorch was asked for, but it is not installed; run: {install_command('gpu')}")
     if device == "auto":
         return "cuda" if _cuda_driver_present() and find_spec("torch") and _can_use_cuda() else "cpu"
     if device != "cpu" and (problem := _check_torch_device(device)):
@@ -248,12 +249,16 @@ def _cuda_driver_present() -> bool:
 
 
 def _can_use_cuda() -> bool:
-    """Whether torch can use CUDA here. The log says once why not."""
+    """Whether torch can use CUDA here. The log says why not."""
     problem = _check_torch_device("cuda")
-    if problem and problem not in _logged:
-        _logged.add(problem)
-        logger.warning("the CPU is used: %s", problem)
+    if problem:
+        _warn_once(problem)
     return problem is None
+
+
+@cache
+def _warn_once(problem: str) -> None:
+    logger.warning("the CPU is used: %s", problem)
 
 
 def _check_torch_device(name: str) -> str | None:
@@ -279,7 +284,7 @@ def _check_cuda_device(device: "torch.device") -> str | None:
 
     count = torch.cuda.device_count()
     if torch.version.cuda is None:
-        return f"this PyTorch is built without CUDA; use cpu, or install the other: {_install('gpu')}"
+        return f"this PyTorch is built without CUDA; use cpu, or install the other: {install_command('gpu')}"
     if (device.index or 0) >= count:
         return f"{device} was asked for, but torch sees {count} CUDA devices; use auto or cpu."
     if not torch.cuda.is_available():
@@ -289,7 +294,3 @@ def _check_cuda_device(device: "torch.device") -> str | None:
     if supported and 10 * major + minor < min(supported):
         return f"{device} has the compute capability {major}.{minor}, too old for this PyTorch; use auto or cpu."
     return None
-
-
-def _install(extra: str) -> str:
-    return f'{sys.executable} -m pip install "oddigit[{extra}]"'

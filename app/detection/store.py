@@ -58,17 +58,6 @@ def by_preference(root: Path | Stores, name: str) -> list[Path]:
     return [each / name / str(version) for each in _roots(root) for version in reversed(_versions(each, name))]
 
 
-def current(root: Path | Stores, name: str) -> list[Path]:
-    """The folders of the versions of `name`, ascending, in the first store that has any."""
-    found = folders(root, name)
-    return [folder for folder in found if folder.parent == found[0].parent]
-
-
-def versions(root: Path | Stores, name: str) -> list[int]:
-    """The published versions of `name`, ascending, in the first store that has any."""
-    return [int(folder.name) for folder in current(root, name)]
-
-
 def _roots(root: Path | Stores) -> tuple[Path, ...]:
     return root.roots if isinstance(root, Stores) else (root,)
 
@@ -131,15 +120,13 @@ def find(root: Path | Stores, name: str, version: int | None = None) -> Path:
     Raises:
         StoreError: there is none; the message lists those that there are.
     """
-    found = folders(root, name)
+    found = by_preference(root, name)
     if not found:
         raise unknown_name(root, name)
-    if version is None:
-        return current(root, name)[-1]
     for folder in found:
-        if folder.name == str(version):
+        if version is None or folder.name == str(version):
             return folder
-    known = ", ".join(folder.name for folder in found)
+    known = ", ".join(folder.name for folder in folders(root, name))
     raise StoreError(f"There is no version {version} of {name!r} in {root}; there is {known}.")
 
 

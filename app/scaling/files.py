@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, cast
 
+from app.detection.extras import check_installed
+
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 _SUFFIXES = IMAGE_SUFFIXES | {".npy", ".npz", ".tar", ".parquet"}
 _STAMPS = ("size", "mtime", "ETag", "etag", "LastModified", "last_modified", "updated", "md5Hash")  # of fsspec's file systems
@@ -90,14 +92,13 @@ def _files_of_folder(folder: str) -> Iterator[str]:
 
 
 def _remote_files(address: str) -> list[tuple[str, str]]:
-    """The files of an address with their stamps, sorted."""
+    """The files of an address with their stamps, sorted. Raises SourceError, MissingPackage."""
+    check_installed("remote", "fsspec")
     try:
         from fsspec.core import url_to_fs
 
         files, path = url_to_fs(address)
         found = (files.glob if glob.has_magic(path) else files.find)(path, detail=True)
-    except ImportError as error:
-        raise SourceError(f'{address}: {error}; fsspec is in the extra `remote`: pip install "oddigit[remote]"') from None
     except Exception as error:  # of any of fsspec's implementations
         raise SourceError(f"{address}: {str(error) or type(error).__name__}") from None
     if not found:

@@ -98,7 +98,7 @@ def test_auto_takes_the_cpu_where_torch_cannot_use_the_gpu(
 ):
     """torch counts GPUs whose driver or generation is too old for it. The log says once why the CPU is used."""
     monkeypatch.setattr(runtimes, "_cuda_driver_present", lambda: True)
-    monkeypatch.setattr(runtimes, "_logged", set())
+    runtimes._warn_once.cache_clear()
     monkeypatch.setattr(torch.version, "cuda", torch_version)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: is_available)

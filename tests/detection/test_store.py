@@ -33,6 +33,11 @@ def version(tiny_store, tmp_path):
     return shutil.copytree(tiny_store / "mnist" / "1", tmp_path / "mnist" / "1")
 
 
+def versions(root, name):
+    """The numbers of the published versions, ascending."""
+    return [int(folder.name) for folder in store.folders(root, name)]
+
+
 def npz(**arrays):
     out = io.BytesIO()
     np.savez(out, **arrays)
@@ -72,7 +77,7 @@ def test_versions_count_up_and_the_highest_is_the_latest(tiny_bundle, tmp_path):
     """Each publication gets the next number, beyond nine as well; a gap is not filled."""
     for _ in range(11):
         store.publish(tiny_bundle, tmp_path)
-    assert store.versions(tmp_path, "mnist") == list(range(1, 12))
+    assert versions(tmp_path, "mnist") == list(range(1, 12))
     assert store.find(tmp_path, "mnist").name == "11"
     assert store.find(tmp_path, "mnist", 4) == tmp_path / "mnist" / "4"
     with pytest.raises(StoreError, match=r"no version 12 .* there is 1, 2, .*, 11"):
@@ -89,14 +94,14 @@ def test_what_is_no_version_does_not_count(tiny_bundle, tmp_path):
     (tmp_path / "mnist" / "7").write_text("a file")
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("")
-    assert store.versions(tmp_path, "mnist") == [1]
+    assert versions(tmp_path, "mnist") == [1]
     assert store.find(tmp_path, "mnist").name == "1"
     assert store.names(tmp_path) == ["mnist"]
 
 
 def test_an_empty_store_is_refused_with_what_to_do(tmp_path):
     """No store, or none of that name: the sentence names the command that makes one."""
-    assert store.versions(tmp_path / "nowhere", "mnist") == []
+    assert versions(tmp_path / "nowhere", "mnist") == []
     assert store.names(tmp_path / "nowhere") == []
     with pytest.raises(StoreError, match="oddigit train"):
         store.find(tmp_path, "mnist")
@@ -136,7 +141,7 @@ def test_publishers_at_once_get_a_version_each(tiny_bundle, tmp_path):
 def test_a_kill_at_any_moment_leaves_whole_versions(tiny_store, tmp_path):
     """Fifty publishers, each killed at a random moment: every version there is loads, and the next one publishes."""
     subprocess.run([sys.executable, "-c", _KILLER, tiny_store, tmp_path], cwd=ROOT, check=True, timeout=300)
-    published = store.versions(tmp_path, "mnist")
+    published = versions(tmp_path, "mnist")
     assert published == list(range(1, len(published) + 1))
     for number in published:
         store.load(tmp_path / "mnist" / str(number))
@@ -376,7 +381,7 @@ def test_every_shipped_version_is_whole_and_checks_itself(shipped_store):
     names = store.names(shipped_store)
     assert {"mnist", "mnist-vae"} <= set(names)
     for name in names:
-        for number in store.versions(shipped_store, name):
+        for number in versions(shipped_store, name):
             Detector(store.load(shipped_store / name / str(number)), "cpu").self_check()
 
 

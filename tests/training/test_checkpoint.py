@@ -39,7 +39,7 @@ def interrupted(short, tmp_path):
     """The checkpoint of a training that Ctrl-C stopped in its second epoch."""
     with pytest.raises(TrainingInterrupted, match=r"after epoch 1 of 3.*--resume"):
         train(short(), progress=InterruptAfter(1))
-    assert not store.versions(tmp_path / "store", "strokes")
+    assert not store.folders(tmp_path / "store", "strokes")
     return next((tmp_path / "store" / "strokes" / FOLDER).glob("*.pth"))
 
 
@@ -79,7 +79,7 @@ def test_killed_training_resumes_to_the_same_bits(short, strokes_file, tmp_path)
                 break
         process.kill()
     assert process.returncode == -signal.SIGKILL
-    assert not store.versions(root, "strokes")
+    assert not store.folders(root, "strokes")
     resumed = train(short(epochs=20, picture_every=10), resume=True)
     assert_same_training(resumed, train(short(epochs=20, picture_every=10, root=tmp_path / "uninterrupted")))
 

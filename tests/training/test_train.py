@@ -107,7 +107,7 @@ def test_divergence_stops_with_a_sentence(short, tmp_path):
     """A loss that is no longer a number ends the training, and nothing is published."""
     with pytest.raises(TrainingError, match="smaller --learning-rate"):
         train(short(learning_rate=1e30))
-    assert not store.versions(tmp_path / "store", "strokes")
+    assert not store.folders(tmp_path / "store", "strokes")
 
 
 def test_loop_is_the_tutorials():

@@ -4,11 +4,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from app.detection.imaging.morphology import dilate
+
 Pixels = NDArray[np.uint8]
 Floats = NDArray[np.float32]
-Mask = NDArray[np.bool_]
 
 MUTILATED = 0.12  # of the strokes are missing, or of the prepared ink is not strokes
+_TOLERANCE = 2  # pixels by which strokes that are compared may differ
 
 
 def damage(prepared: Pixels, ink: NDArray[np.floating]) -> float:
@@ -21,9 +23,9 @@ def damage(prepared: Pixels, ink: NDArray[np.floating]) -> float:
     truth, found = _canonical(ink, len(prepared)) > 0.4, prepared > 100
     if not found.any():
         return 1.0
-    strokes, wide = truth.sum(), _grown(truth)
+    strokes, wide = truth.sum(), dilate(truth, _TOLERANCE)
     found = np.pad(found, 1)
-    inked, grown = found.sum(), _grown(found)
+    inked, grown = found.sum(), dilate(found, _TOLERANCE)
     damages = []
     for down in range(3):  # a prepared image may lie a pixel off
         for right in range(3):
@@ -44,14 +46,3 @@ def _canonical(ink: NDArray[np.floating], size: int) -> Floats:
     canvas = np.zeros((size, size), np.float32)
     canvas[top : top + small.shape[0], left : left + small.shape[1]] = small
     return canvas
-
-
-def _grown(mask: Mask, radius: int = 2) -> Mask:
-    """The mask [H, W] dilated by a disc of `radius` pixels, by which compared strokes may differ."""
-    padded, grown = np.pad(mask, radius), np.zeros_like(mask)
-    for down in range(-radius, radius + 1):
-        for right in range(-radius, radius + 1):
-            if down**2 + right**2 <= radius**2 + 1:
-                top, left = radius + down, radius + right
-                grown |= padded[top : top + mask.shape[0], left : left + mask.shape[1]]
-    return grown

@@ -257,7 +257,7 @@ def _read_regular(folder: Path, name: str, max_bytes: int) -> bytes:
                 f"{path} makes the version larger than is loaded: {status.st_size:,} bytes, where {max_bytes:,} remain. "
                 "Servers load at most ODDIGIT_MAX_VERSION_BYTES."
             )
-        return file.read(max_bytes + 1)[:max_bytes]  # a file that grows meanwhile fails its checksum
+        return file.read(status.st_size)  # a file that grows meanwhile fails its checksum
 
 
 def sync_folder(folder: Path) -> None:

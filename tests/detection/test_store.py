@@ -73,6 +73,11 @@ def test_a_report_is_published_with_checksums(tiny_bundle, tmp_path):
     assert "loss.png" in refused(folder)
 
 
+def test_a_limit_larger_than_memory_takes_none(tiny_store):
+    """Only what a file holds is read."""
+    assert store.load(tiny_store / "mnist" / "1", 10**30).card.name == "mnist"
+
+
 def test_versions_count_up_and_the_highest_is_the_latest(tiny_bundle, tmp_path):
     """Each publication gets the next number, beyond nine as well; a gap is not filled."""
     for _ in range(11):

@@ -7,6 +7,7 @@ import sys
 
 logger = logging.getLogger(__name__)
 
+_MOST_MS = 2**31 - 1  # of a timeout: 25 days
 _RESERVED_FILES = 128  # open files that a process needs beside its connections
 
 
@@ -30,4 +31,4 @@ def raise_open_file_limit(connections: int) -> int:
 def set_write_timeout(sock: socket.socket, seconds: float) -> None:
     """Let the kernel close the connection when the client has accepted no byte of pending data for `seconds` (Linux only)."""
     if sys.platform == "linux" and sock.family != socket.AF_UNIX:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, max(1, round(seconds * 1000)))
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, max(1, round(min(seconds * 1000, _MOST_MS))))

@@ -145,6 +145,9 @@ class _Engine:
             if any(model.inference.detector.is_lost for model in self.models):
                 logger.critical("the device has failed, and this process cannot use it any more: it ends")
                 os._exit(1)  # the supervisor or the service manager starts another process
+            if self.decoders.is_lost:  # for instance because the folder of temporary files was deleted
+                logger.critical("decoder processes cannot be started any more: the process ends")
+                os._exit(1)
             try:
                 await self.health.update_metrics()
                 if second % _TRIM_INTERVAL_S == 0:

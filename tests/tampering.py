@@ -1,7 +1,11 @@
 """Versions altered after they were published, by someone who can write to the store."""
 
 import hashlib
+import io
 import json
+import tracemalloc
+import zipfile
+from contextlib import contextmanager
 
 import pytest
 
@@ -22,6 +26,25 @@ def sign(folder, **changes):
     card |= changes
     digest = hashlib.sha256(json.dumps(card, sort_keys=True).encode()).hexdigest()
     (folder / CARD).write_text(json.dumps({**card, "card_sha256": digest}))
+
+
+def understated_zip(name, compression=zipfile.ZIP_DEFLATED):
+    """An archive of at most 256 KiB whose one entry states 1,000 bytes, and unpacks to 256 MiB."""
+    file, size = io.BytesIO(), 2**28
+    with zipfile.ZipFile(file, "w", compression) as archive:
+        archive.writestr(name, bytes(size))
+    return file.getvalue().replace(size.to_bytes(4, "little"), (1000).to_bytes(4, "little"))
+
+
+@contextmanager
+def memory_below(size):
+    """Python takes less than `size` bytes more at any time inside of the block."""
+    tracemalloc.start()
+    try:
+        yield
+        assert tracemalloc.get_traced_memory()[1] < size
+    finally:
+        tracemalloc.stop()
 
 
 def refused(folder, runtime="onnx"):

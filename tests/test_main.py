@@ -144,14 +144,17 @@ def test_the_framework_reads_no_body_by_itself():
     assert not [route.path for route in routes if route.body_field is not None]
 
 
-def test_a_process_whose_device_has_failed_ends(monkeypatch, caplog):
-    """Every further answer would be an error; a new process may be able to use the device."""
+@pytest.mark.parametrize(("lost", "words"), [("device", "the device has failed"), ("decoders", "processes cannot be started")])
+def test_a_process_whose_device_has_failed_or_that_cannot_decode_ends(monkeypatch, caplog, lost, words):
+    """Every further answer would be an error; a new process may be able to work."""
     engine = main._Engine(read_settings({"ODDIGIT_DECODERS": "1"}))
-    monkeypatch.setattr(engine, "models", [SimpleNamespace(inference=SimpleNamespace(detector=SimpleNamespace(is_lost=True)))])
+    detector = SimpleNamespace(is_lost=lost == "device")
+    monkeypatch.setattr(engine, "models", [SimpleNamespace(inference=SimpleNamespace(detector=detector))])
+    monkeypatch.setattr(engine.decoders, "is_lost", lost == "decoders")
     monkeypatch.setattr(main.os, "_exit", sys.exit)
     with pytest.raises(SystemExit, match="1"):
         asyncio.run(engine._work_each_second())
-    assert "the device has failed" in caplog.text
+    assert words in caplog.text
 
 
 def test_an_error_does_not_end_the_work_of_each_second(monkeypatch, caplog):

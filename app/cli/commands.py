@@ -21,9 +21,10 @@ from app.cli.serve import serve
 from app.cli.train import train
 
 
-@errors_as_sentences()
 def _print_version(asked: bool) -> None:
-    if asked:
+    if not asked:  # `serve` needs no standard output
+        return
+    with errors_as_sentences():
         typer.echo(f"oddigit {version('oddigit')}")
         raise typer.Exit
 

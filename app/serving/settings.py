@@ -103,6 +103,7 @@ class Settings(BaseModel):
     drift_level: float = Field(
         100.0,
         gt=1,
+        le=1e12,
         description="/drift raises an alarm at this capital; normal traffic reaches it with a probability of at most 1 / this.",
     )
     log_format: Literal["text", "json"] = Field("text", description="text for people, json for machines.")

@@ -1,6 +1,7 @@
 """The command line as a whole: how it starts, explains itself and reports errors."""
 
 import os
+import socket
 import subprocess
 import sys
 from importlib.metadata import version
@@ -64,6 +65,13 @@ def test_a_closed_pipe_ends_a_command_quietly(tiny_store, tmp_path, arguments):
     with open(writer, "wb") as closed:  # noqa: PTH123 - a descriptor
         done = run_with_output(arguments, tiny_store, tmp_path / "out", stdout=closed)
     assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_serve_needs_no_standard_output(tiny_store, tmp_path):
+    """A service manager may close it. Here the port is taken, so that the command ends."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        done = run_with_output(("serve", "--port", str(taken.getsockname()[1])), tiny_store, tmp_path, ">&-")
+    assert "cannot be used" in done.stderr
 
 
 def test_a_closed_pipe_behind_both_streams_ends_a_command_quietly(tiny_store, tmp_path):

@@ -52,6 +52,7 @@ def test_each_variable_sets_its_field(field):
         ("MAX_BATCH_SIZE", "0"),
         ("BODY_TIMEOUT_S", "0"),
         ("BODY_TIMEOUT_S", "nan"),
+        ("DRIFT_LEVEL", "inf"),
         ("LOG_FORMAT", "xml"),
         ("ACCESS_LOG", "perhaps"),
         ("TRUSTED_PROXIES", "nonsense"),

@@ -5,6 +5,7 @@ occupies the last process. The estimate from the header of a file is corrected b
 """
 
 import asyncio
+import logging
 import math
 import multiprocessing
 import signal
@@ -26,10 +27,13 @@ from app.serving.engine.admission import Overloaded, Pace, WorkQueue
 from app.serving.engine.daemon_threads import start_daemon
 from app.serving.engine.decode_worker import Decoded
 
+logger = logging.getLogger(__name__)
+
 _FAST_LANE_S = 0.1  # CPU seconds at most, by the estimate: a JPEG of 30 or a PNG of 4 million pixels
 _FAST_CPU_LIMIT_S = 0.25  # for an image in the fast lane
 _SLOW_CPU_LIMIT_S = 2.0  # 25 million pixels of PNG with transparency take 0.9 s
 _REQUEST_CPU_LIMIT_S = 2.0  # for all images of a request; they take up to _FAST_CPU_LIMIT_S more
+_LOST_AFTER_S = 30.0  # during which no process could be started
 _MAX_WAIT = 0.3  # of the deadline: the longest wait in a lane before uploads are refused
 # Exit code of a decoder process -> reason. pebble handles SIGTERM in its processes, and exits with the signal's number.
 _STOP_REASONS = {-signal.SIGPROF: "cpu-limit", -signal.SIGKILL: "killed", signal.SIGTERM: "killed"}
@@ -95,6 +99,8 @@ class Decoders:
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload([decode_worker.__name__])
         self._pool = self._new_pool()
+        self._broken_since: float | None = None  # loop time of the first of several failures without any work done between them
+        self.is_lost = False  # True once processes cannot be started any more
 
     async def start(self) -> None:
         """Start the processes, so that the first uploads do not wait for them."""
@@ -163,6 +169,7 @@ class Decoders:
             try:
                 decoded = await asyncio.wrap_future(self._schedule(arguments))
             except ProcessExpired as error:
+                self._broken_since = None
                 reason = _STOP_REASONS.get(error.exitcode or 0, "crash")
                 self._on_stopped(reason)
                 if reason == "killed":  # not by the image, as far as is known
@@ -170,8 +177,10 @@ class Decoders:
                 share.left_s += cost_s - limit_s
                 self._record(file, limit_s, failed=True)
                 raise DecodingTooLong(f"decoding this {file.kind} took too long") from None
-            except BrokenProcessPool:  # an idle process was killed
+            except BrokenProcessPool as error:  # an idle process was killed, or none can be started
+                self._record_broken_pool(error)
                 raise Overloaded(1) from None
+        self._broken_since = None
         share.left_s += cost_s - decoded.cpu_s
         lane.queue.record(decoded.cpu_s, decoded.wall_s)
         if decoded.image is not None:
@@ -188,8 +197,15 @@ class Decoders:
             self._pool = self._new_pool()
         try:
             return self._pool.schedule(decode_worker.decode_within, args=arguments)
-        except RuntimeError:  # it was given up since the line above
-            raise Overloaded(1) from None
+        except RuntimeError as error:  # no process can be started, or the pool was given up since the line above
+            raise BrokenProcessPool(str(error)) from None
+
+    def _record_broken_pool(self, error: BrokenProcessPool) -> None:
+        now = asyncio.get_running_loop().time()
+        if self._broken_since is None:
+            self._broken_since = now
+            logger.warning("decoder processes have ended, or cannot be started: %s", error)
+        self.is_lost = now - self._broken_since >= _LOST_AFTER_S
 
     def _new_pool(self) -> ProcessPool:
         return ProcessPool(max_workers=self._processes, initializer=decode_worker.limit_process, context=self._context)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from live import ROOT
 from PIL import Image
 from strokes import encoded, png, stroke_images
 
@@ -249,6 +250,47 @@ def test_killed_idle_processes_are_replaced(which):
 
     asyncio.run(run())
     assert not decoder_processes()
+
+
+_WITHOUT_TEMPORARY_FILES = """
+import asyncio, multiprocessing.util, shutil, sys
+from app.serving.engine import decoders
+from app.serving.engine.admission import Overloaded
+
+decoders._LOST_AFTER_S = 1.0
+
+async def run():
+    found = decoders.Decoders(processes=2, max_pixels=10**6, deadline_s=30.0, on_stopped=print)
+    await found.start()
+    shutil.rmtree(multiprocessing.util.get_temp_dir())  # with the socket over which processes are started
+    decoders._stop(found._pool)
+    was_lost = []
+    while not found.is_lost:
+        was_lost.append(found.is_lost)
+        try:
+            await found.decode([open(sys.argv[1], "rb").read()], decoders.DecodeOptions("auto", 28), deadline=1e9)
+        except Overloaded:
+            await asyncio.sleep(0.1)
+        else:
+            sys.exit("decoded without a process")
+    assert len(was_lost) > 5
+    print("lost")
+
+if __name__ == "__main__":
+    asyncio.run(run())
+"""
+
+
+def test_a_server_that_can_start_no_process_any_more_is_lost(tmp_path):
+    """Not at the first failure, which may pass; the log names it."""
+    script, photo = tmp_path / "script.py", tmp_path / "photo.png"
+    script.write_text(_WITHOUT_TEMPORARY_FILES), photo.write_bytes(PHOTO)
+    done = subprocess.run(
+        [sys.executable, script, photo], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+        timeout=100,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "lost\n"), done.stderr
+    assert "decoder processes have ended, or cannot be started" in done.stderr
 
 
 def test_work_is_refused_when_it_would_wait_too_long():

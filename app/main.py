@@ -1,7 +1,6 @@
 """Wires the server together: settings in, an ASGI application out. `uvicorn app.main:app` works."""
 
 import asyncio
-import gc
 import itertools
 import logging
 import multiprocessing
@@ -34,7 +33,7 @@ from app.serving.api.routes import add_routes
 from app.serving.api.uploads import Uploads
 from app.serving.engine.admission import Admission
 from app.serving.engine.decoders import Decoders
-from app.serving.engine.memory import return_free_memory, use_one_heap
+from app.serving.engine.memory import collect_garbage, no_automatic_garbage_collection, return_free_memory, use_one_heap
 from app.serving.engine.models import Model, Models
 from app.serving.engine.reload import Versions
 from app.serving.engine.thread_stage import Stages, ThreadStage
@@ -55,7 +54,6 @@ VERSION = version("oddigit")
 
 _TRIM_INTERVAL_S = 5
 _SWITCH_INTERVAL_S = 0.0005  # for which a thread keeps the interpreter while the event loop waits; Python's default is 5 ms
-_COLLECTED_OBJECTS = 5000  # new ones before a garbage collection; after 700, Python's default, 32 connections cause 60 a second
 _CLOSING_S = 2.0  # of work that is left when the drain ends: after it, images that are still being decoded are refused
 
 _DOCUMENT: dict[str, Any] = {
@@ -104,12 +102,10 @@ class _Engine:
         tasks = [asyncio.create_task(self._work_each_second())]
         if self.settings.reload:
             tasks.append(asyncio.create_task(self.models.watch()))
-        gc.collect()
-        gc.freeze()  # the heap is large; each collection that walks it makes requests wait
-        gc.set_threshold(_COLLECTED_OBJECTS, *gc.get_threshold()[1:])
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
-        return_free_memory()  # that loading took
-        yield
+        with no_automatic_garbage_collection():
+            return_free_memory()  # that loading took
+            yield
         for task in tasks:
             task.cancel()
         await asyncio.to_thread(self.decoders.close)
@@ -131,7 +127,7 @@ class _Engine:
         )
 
     async def _work_each_second(self) -> None:
-        """Count buffered metrics, so that a scrape of another worker finds them; return free memory at times.
+        """Count buffered metrics, so that a scrape of another worker finds them; free memory at times.
 
         A worker stops when its supervisor was killed: it would keep the port, and nothing would restart or stop it.
         """
@@ -150,6 +146,7 @@ class _Engine:
                 os._exit(1)
             try:
                 await self.health.update_metrics()
+                collect_garbage()
                 if second % _TRIM_INTERVAL_S == 0:
                     await asyncio.to_thread(return_free_memory)
             except Exception:  # for instance no thread can be started: it is tried again

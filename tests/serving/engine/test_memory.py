@@ -1,9 +1,13 @@
+import gc
 import platform
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
+
+from app.serving.engine.memory import collect_garbage, no_automatic_garbage_collection
 
 PROGRAM = """
 import threading
@@ -74,3 +78,41 @@ def page_faults(prepare):
 def test_a_decoder_process_uses_its_memory_again():
     assert page_faults("limit_process()") < 50
     assert page_faults("") > 200  # else keep_freed_memory has no purpose any more
+
+
+class Cycle:
+    """Only the garbage collector frees it."""
+
+    def __init__(self):
+        self.itself = self
+
+
+@pytest.mark.parametrize(("count", "collected"), [(100, False), (10_000, True), (100_000, False), (1_100_000, True)])
+def test_garbage_is_collected_when_that_is_quick_or_cannot_wait(count, collected):
+    """A few objects are not worth it; with many, all requests would wait."""
+    try:
+        with no_automatic_garbage_collection():
+            found = weakref.ref(Cycle())
+            garbage = [Cycle() for _ in range(count)]
+            del garbage
+            assert found() is not None
+            collect_garbage()
+            assert (found() is None) == collected
+        assert gc.isenabled()
+    finally:
+        gc.unfreeze()
+        gc.collect()
+
+
+def test_a_server_does_not_look_at_the_objects_of_its_start_again():
+    before = Cycle()
+    found = weakref.ref(before)
+    try:
+        with no_automatic_garbage_collection():
+            del before
+            gc.collect()
+            assert found() is not None
+    finally:
+        gc.unfreeze()
+        gc.collect()
+    assert found() is None

@@ -39,8 +39,8 @@ from app.serving.engine.reload import Versions
 from app.serving.engine.thread_stage import Stages, ThreadStage
 from app.serving.http.access_log import AccessLog
 from app.serving.http.auth import ApiKeyAuth, read_keys
-from app.serving.http.body import ByteBudget, ByteRate
-from app.serving.http.middleware import RequestLimits, RequestMiddleware
+from app.serving.http.body import ByteBudget, RequestLimits
+from app.serving.http.middleware import RequestMiddleware
 from app.serving.http.problem_responses import ProblemResponses
 from app.serving.http.shutdown import Draining
 from app.serving.settings import Settings, entries, missing_in_store, read_settings, unknown_variables
@@ -175,10 +175,7 @@ def create_app(settings: Settings) -> ASGIApp:
         fast_endpoints=endpoints.by_path,
         auth=auth,
         limits=RequestLimits(
-            ByteBudget(settings.max_bodies_bytes),
-            ByteBudget(settings.max_answers_bytes),
-            ByteRate(),
-            settings.body_timeout_s,
+            ByteBudget(settings.max_bodies_bytes), ByteBudget(settings.max_answers_bytes), settings.body_timeout_s
         ),
         metrics=metrics,
         problem_responses=problem_responses,

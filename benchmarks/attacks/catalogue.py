@@ -11,7 +11,7 @@ import numpy as np
 from common import FORM, PHOTO, form, post
 
 from attacks import clients, files, versions
-from attacks.clients import Play, at_rate, endless, over_connections, silent, slow_readers, unread
+from attacks.clients import Play, at_rate, endless, over_connections, resets, silent, slow_readers, unread
 from attacks.versions import Step
 
 MIB = 2**20
@@ -131,6 +131,7 @@ ATTACKS: dict[str, Attack] = {
     ),
     "4,200 silent connections": _attack(lambda: silent(b"", 4_200), 408, 0),
     "4,200 kept connections": _attack(lambda: silent(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n", 4_200), 200, 0),
+    "connections that are reset": Attack(lambda: resets(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")),
     "hostile versions": Attack(lambda: clients.nothing, folder_variable="ODDIGIT_STORE", beside=versions.hostile_store),
     "full metrics folder": _attack(
         lambda: over_connections([f"GET /{name} HTTP/1.1\r\nHost: x\r\n\r\n".encode() for name in _PATHS]),

@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import struct
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import suppress
@@ -91,6 +92,21 @@ def silent(head: bytes, connections: int) -> Play:
                 finally:
                     writer.close()
             await asyncio.sleep(0.1)
+
+    return _together(client, connections)
+
+
+def resets(message: bytes, connections: int = 8) -> Play:
+    """`connections` clients that connect, send `message`, read the answer, and reset the connection."""
+
+    async def client(port: int, tally: Tally) -> None:
+        while True:
+            with suppress(*LOST):
+                reader, writer = await asyncio.open_connection("127.0.0.1", port)
+                await _send(writer, message, tally)
+                await _answer(reader, tally)
+                writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                writer.close()
 
     return _together(client, connections)
 

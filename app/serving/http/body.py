@@ -5,6 +5,7 @@ import io
 import mmap
 import time
 from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping
+from dataclasses import dataclass, field
 from types import coroutine
 from typing import Any
 
@@ -19,6 +20,7 @@ MAX_DISCARDED_BODY_BYTES = 2**30  # of a request that was answered before its bo
 _MIN_RATE, _SLOW_S = 4 * 1024, 20.0  # bytes a second, and the seconds for which a client may send more slowly
 _SMALL_BODY_BYTES = 16 * 1024  # of each body that need no reservation; 4,096 connections may hold them
 _SMALL_HEAD_BYTES = 4 * 1024  # of each head that need no reservation
+_MAX_HEADS_BYTES = 8 * 2**20
 _FIELD_BYTES = 120  # of Python objects for each header field
 _UNLIMITED_BYTES = 64 * 1024  # of each body that are read at any rate
 _GROWING_BYTES = 2**20  # the largest body that is moved while it grows
@@ -62,29 +64,26 @@ class ByteRate:
         return max(0.0, self._due - now)
 
 
+@dataclass(frozen=True)
+class RequestLimits:
+    """Limits of all requests; each endpoint that reads a body has a limit of its size."""
+
+    bodies: ByteBudget
+    responses: ByteBudget  # of all response bodies
+    body_timeout_s: float  # the longest time in which nothing of a body is received
+    rate: ByteRate = field(default_factory=ByteRate)  # of all large request bodies
+    heads: ByteBudget = field(default_factory=lambda: ByteBudget(_MAX_HEADS_BYTES))  # large ones, while a body is awaited
+
+
 class LimitedReceive:
     """The ASGI `receive` of one request, with a timeout on progress, a limit of rate, and a share of the budget."""
 
-    def __init__(
-        self,
-        receive: Receive,
-        budget: ByteBudget,
-        rate: ByteRate,
-        *,
-        timeout_s: float,
-        headers: Iterable[tuple[bytes, bytes]] = (),
-    ) -> None:
-        """`timeout_s`: longest time in which nothing is received.
-
-        `headers` of the request take a share of the budget if the body is awaited.
-        """
-        self._headers: Iterable[tuple[bytes, bytes]] | None = headers
-        self._head_bytes = 0
+    def __init__(self, receive: Receive, limits: RequestLimits, headers: Iterable[tuple[bytes, bytes]] = ()) -> None:
+        """`headers` of the request take a share of the memory if they are large and the body is awaited."""
         self._receive = receive
-        self._budget = budget
-        self._rate = rate
-        self._timeout_s = timeout_s
-        self._reserved = 0
+        self._limits = limits
+        self._headers: Iterable[tuple[bytes, bytes]] | None = headers
+        self._reserved = self._reserved_head = 0
         self._due = 0.0  # time by which more must have been received; 0 before the first part of a body
         self.received = 0
         self.complete = False
@@ -114,7 +113,7 @@ class LimitedReceive:
             self._due = min((self._due or latest) + size / _MIN_RATE, latest)
         if self.received > _SMALL_BODY_BYTES:
             self._reserve()
-            if self.received > _UNLIMITED_BYTES and (delay := self._rate.delay(size)):
+            if self.received > _UNLIMITED_BYTES and (delay := self._limits.rate.delay(size)):
                 self._due += delay
                 await asyncio.sleep(delay)
         return message
@@ -122,9 +121,11 @@ class LimitedReceive:
     async def _wait(self, pending: Coroutine[Any, Any, Message], first: object) -> Message:
         """The message of a call of `receive` that waits on `first`. Raises RequestTimeout or Unavailable."""
         if self._headers is not None:
-            size = sum(len(name) + len(value) + _FIELD_BYTES for name, value in self._headers)
-            self._head_bytes, self._headers = max(0, size - _SMALL_HEAD_BYTES), None
-            self._reserve()
+            size = sum(len(name) + len(value) + _FIELD_BYTES for name, value in self._headers) - _SMALL_HEAD_BYTES
+            self._headers = None
+            if size > 0 and not self._limits.heads.acquire(size):
+                raise Unavailable("Too many requests with large heads are being received.", {"retry-after": "1"})
+            self._reserved_head = max(0, size)
         try:
             async with asyncio.timeout(self._seconds_left()):
                 return await _resume(pending, first)
@@ -133,26 +134,26 @@ class LimitedReceive:
 
     def _seconds_left(self) -> float:
         if not self._due:
-            return self._timeout_s
-        return max(0.0, min(self._timeout_s, self._due - time.monotonic()))
+            return self._limits.body_timeout_s
+        return max(0.0, min(self._limits.body_timeout_s, self._due - time.monotonic()))
 
     def _timeout_message(self) -> str:
         if self._due and time.monotonic() >= self._due:
             return f"The body arrives at less than {_MIN_RATE:,} bytes a second."
-        return f"Nothing of the body was received for {self._timeout_s:g} seconds."
+        return f"Nothing of the body was received for {self._limits.body_timeout_s:g} seconds."
 
     def release(self) -> None:
-        """Give the reservation back, once nothing refers to the body."""
-        self._budget.release(self._reserved)
-        self._reserved = 0
+        """Give the reservations back, once nothing refers to the request."""
+        self._limits.bodies.release(self._reserved)
+        self._limits.heads.release(self._reserved_head)
+        self._reserved = self._reserved_head = 0
 
     def _reserve(self) -> None:
         size = max(0, self.received - _SMALL_BODY_BYTES)
-        if size > self._budget.size:  # it could not be received later either
+        if size > self._limits.bodies.size:  # it could not be received later either
             self.release()
-            raise too_large(self._budget.size)
-        size += self._head_bytes
-        if not self._budget.acquire(size - self._reserved):
+            raise too_large(self._limits.bodies.size)
+        if not self._limits.bodies.acquire(size - self._reserved):
             self.release()
             raise Unavailable("Too many large bodies are being received.", {"retry-after": "1"})
         self._reserved = size

@@ -5,6 +5,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from http import HTTPStatus
+from operator import itemgetter
 from typing import NamedTuple
 
 from app.serving.errors import Problem
@@ -14,7 +15,7 @@ from app.serving.http.problem_responses import too_many_connections
 PROBE_PATHS = (b"/livez", b"/readyz", b"/health/live", b"/health/ready")  # their ends: a prefix may precede them
 
 _EVICT_AFTER_S = 0.25  # a connection that has waited this long for its client makes room for a new one
-_MAX_WAITING_BYTES = 64 * 2**20  # of first data; one connection has up to 256 KB
+_MAX_WAITING_BYTES = 16 * 2**20  # of those that wait to be parsed; one connection has up to 256 KB
 _MIN_WRITE_RATE = 16 * 1024  # bytes a second
 _HIGH_WATER_BYTES = 64 * 1024  # asyncio's: the transport pauses writing when more than this waits to be sent
 _STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
@@ -39,6 +40,8 @@ class HeldTransport(asyncio.Transport):
         self._hold_timer: asyncio.TimerHandle | None = None
         self._write_due = 0.0  # loop time by which the client must have read more; 0 before it reads slowly
         self._write_timer: asyncio.TimerHandle | None = None
+        self.write_paused = False  # the write buffer is full
+        self.is_new = True  # the head of the first request is not complete
         for method in (transport.abort, transport.is_closing, transport.get_extra_info):
             setattr(self, method.__name__, method)  # these are called for each request
 
@@ -67,20 +70,25 @@ class HeldTransport(asyncio.Transport):
 
     def start_write_timeout(self) -> None:
         """The write buffer is full: disconnect the client unless it reads on in time."""
+        self.write_paused = True
         loop = asyncio.get_running_loop()
         self._write_due = self._write_due or loop.time() + self._write_timeout_s
         self._write_timer = loop.call_at(self._write_due, self._transport.abort)
 
     def extend_write_timeout(self) -> None:
         """The client has read most of the write buffer: give it time for the next part, if the response is not complete."""
-        self.stop_write_timeout()
+        self.write_paused = False
+        if self._write_timer is not None:
+            self._write_timer.cancel()
         if self._write_due:
             latest = asyncio.get_running_loop().time() + self._write_timeout_s
             self._write_due = min(self._write_due + _HIGH_WATER_BYTES / _MIN_WRITE_RATE, latest)
 
-    def stop_write_timeout(self) -> None:
-        if self._write_timer is not None:
-            self._write_timer.cancel()
+    def stop_timers(self) -> None:
+        """The connection is closed."""
+        for timer in (self._write_timer, self._hold_timer):
+            if timer is not None:
+                timer.cancel()
 
     def hold(self, reason: str) -> None:
         """Read nothing until this reason is released."""
@@ -118,13 +126,115 @@ class HeldTransport(asyncio.Transport):
             self._transport.resume_reading()
 
 
+Refuse = Callable[[Problem], None]
+
+
+class _Waiting(NamedTuple):
+    transport: HeldTransport
+    work: Callable[[], None]
+    refuse: Refuse
+    size: int  # bytes that were received
+
+
+class NewConnections:
+    """Limits the work for new connections in one iteration of the event loop; of those that wait, the newest is the next.
+
+    New is a connection until the head of its first request is complete. The first requests of 500 clients that connect at the
+    same time would otherwise be parsed in one iteration, of 80 ms, and those of 4,000 would be read in one, of 300 ms. A client
+    that comes while thousands of others wait would be the last of them if the oldest were the next.
+    """
+
+    def __init__(self, parsed: int = 2, read: int = 16, max_bytes: int = _MAX_WAITING_BYTES) -> None:
+        """`parsed` and `read` are numbers of connections in one iteration.
+
+        `max_bytes`: the most that connections may have received that wait to be parsed.
+        """
+        self._most_parsed = self._parsed_left = parsed
+        self._most_read = self._read_left = read
+        self._bytes_left = max_bytes
+        self._accepted = 0
+        self._unread: dict[HeldTransport, int] = {}  # connections that are read now -> number in the order in which they came
+        self._held: dict[HeldTransport, int] = {}  # those that are not; the newest is last
+        self._waiting: deque[_Waiting] = deque()
+
+    def add(self, transport: HeldTransport) -> None:
+        """A client has connected."""
+        self._accepted += 1
+        self._unread[transport] = self._accepted
+
+    def remove(self, transport: HeldTransport) -> None:
+        """This connection is not new any more, or is closed."""
+        transport.is_new = False
+        self._unread.pop(transport, None)
+        if self._held.pop(transport, None):
+            transport.release("crowd")
+
+    def parse(self, transport: HeldTransport, work: Callable[[], None], refuse: Refuse, size: int = 0) -> None:
+        """Call `work` now or in a later iteration, unless `transport` closes before; until then the transport is not read.
+
+        `size` is the number of bytes that it has received. `refuse` is called if they are too many, with those of newer
+        connections, to wait.
+        """
+        self._count_read()
+        if self._parsed_left:
+            self._parsed_left -= 1
+            work()
+            return
+        transport.hold("turn")
+        self._waiting.append(_Waiting(transport, work, refuse, size))
+        self._bytes_left -= size
+        while self._bytes_left < 0:
+            oldest = self._waiting.popleft()
+            self._bytes_left += oldest.size
+            if not oldest.transport.is_closing():
+                oldest.refuse(too_many_connections())
+
+    def _count_read(self) -> None:
+        if self._read_left == self._most_read and not (self._held or self._waiting):
+            asyncio.get_running_loop().call_soon(self._begin_iteration)
+        self._read_left -= 1
+        if self._read_left <= 0:
+            for transport in self._unread:
+                transport.hold("crowd")
+            self._held |= sorted(self._unread.items(), key=itemgetter(1))
+            self._unread.clear()
+
+    def _begin_iteration(self) -> None:
+        self._parsed_left, self._read_left = self._most_parsed, self._most_read
+        if self._held or self._waiting:
+            asyncio.get_running_loop().call_soon(self._begin_iteration)
+        for _ in range(min(self._most_read, len(self._held))):
+            transport, self._unread[transport] = self._held.popitem()
+            transport.release("crowd")
+        while self._waiting and self._parsed_left:
+            newest = self._waiting.pop()
+            self._bytes_left += newest.size
+            if not newest.transport.is_closing():
+                newest.transport.release("turn")
+                self._parsed_left -= 1
+                newest.work()
+
+
 class OpenConnections:
     """The connections of a server."""
 
     def __init__(self) -> None:
         self.count = 0
+        self.new = NewConnections()
         # Connections that wait for a request or for more of a body -> the loop time since when; the oldest is first.
         self._waiting: OrderedDict[HeldTransport, float] = OrderedDict()
+
+    def add(self, transport: HeldTransport) -> None:
+        """A client has connected; this connection waits for a request."""
+        self.count += 1
+        self.new.add(transport)
+        self.begin_wait(transport)
+
+    def remove(self, transport: HeldTransport) -> None:
+        """The connection is closed."""
+        self.count -= 1
+        self.new.remove(transport)
+        self.end_wait(transport)
 
     def begin_wait(self, transport: HeldTransport) -> None:
         """From now on this connection waits for a request, or for more of a body."""
@@ -149,60 +259,6 @@ class OpenConnections:
         return True
 
 
-Refuse = Callable[[Problem], None]
-
-
-class _Waiting(NamedTuple):
-    transport: HeldTransport
-    work: Callable[[], None]
-    refuse: Refuse
-    size: int  # bytes that were received
-
-
-class IterationLimit:
-    """Limits how many connections do their work in one iteration of the event loop; of the others, the newest is the next.
-
-    The first requests of 500 clients that connect at the same time would otherwise be parsed in one iteration, of 80 ms. A
-    client that comes while thousands of others wait would be the last of them if the oldest were the next.
-    """
-
-    def __init__(self, connections: int = 4, max_bytes: int = _MAX_WAITING_BYTES) -> None:
-        """`connections` is the most for one iteration, `max_bytes` what those that wait may have received together."""
-        self._most = self._left = connections
-        self._bytes_left = max_bytes
-        self._waiting: deque[_Waiting] = deque()
-
-    def run(self, transport: HeldTransport, work: Callable[[], None], refuse: Refuse, size: int = 0) -> None:
-        """Call `work` now or in a later iteration, unless `transport` closes before; until then the transport is not read.
-
-        `size` is the number of bytes that it has received. `refuse` is called if they are too many, with those of newer
-        connections, to wait.
-        """
-        if self._left == self._most:
-            asyncio.get_running_loop().call_soon(self._begin_iteration)
-        if self._left:
-            self._left -= 1
-            work()
-            return
-        transport.hold("iteration")
-        self._waiting.append(_Waiting(transport, work, refuse, size))
-        self._bytes_left -= size
-        while self._bytes_left < 0:
-            oldest = self._waiting.popleft()
-            self._bytes_left += oldest.size
-            if not oldest.transport.is_closing():
-                oldest.refuse(too_many_connections())
-
-    def _begin_iteration(self) -> None:
-        self._left = self._most
-        while self._waiting and self._left:
-            newest = self._waiting.pop()
-            self._bytes_left += newest.size
-            if not newest.transport.is_closing():
-                newest.transport.release("iteration")
-                self.run(newest.transport, newest.work, newest.refuse)
-
-
 @dataclass(frozen=True)
 class ConnectionLimits:
     """Limits of each connection, and the limits and state that all connections of a server share."""
@@ -212,6 +268,5 @@ class ConnectionLimits:
     head_timeout_s: float = 10.0
     write_timeout_s: float = 20.0
     discard_timeout_s: float = 60.0  # for the rest of a body whose request has been answered
-    discard_rate: ByteRate = field(default_factory=ByteRate)
-    first_data: IterationLimit = field(default_factory=IterationLimit)  # for the first data of all connections
+    rate: ByteRate = field(default_factory=ByteRate)  # of discarded bodies and large heads
     open: OpenConnections = field(default_factory=OpenConnections)

@@ -9,7 +9,6 @@ import random
 import re
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -18,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.serving.errors import BadRequest, OutOfRange, Unavailable, UnsupportedType
 from app.serving.http.access_log import AccessLog, LoggedRequest
 from app.serving.http.auth import ApiKeyAuth
-from app.serving.http.body import MAX_DISCARDED_BODY_BYTES, ByteBudget, ByteRate, LimitedReceive
+from app.serving.http.body import MAX_DISCARDED_BODY_BYTES, ByteBudget, LimitedReceive, RequestLimits
 from app.serving.http.problem_responses import CLIENT_CLOSED_REQUEST, ProblemResponses
 from app.serving.http.protocol import WRITE_RESPONSE
 from app.serving.http.root_path import normalise_root_path
@@ -39,16 +38,6 @@ _CLOSE = (b"connection", b"close")
 _SENT_PIECE_BYTES = 64 * 1024  # of a large response: the next one is sent when the client has read most of this one
 _MAX_QUERY_BYTES = 2048
 _MAX_SEND_S = 600.0  # for a response that takes a share of the budget, because it is larger than that
-
-
-@dataclass(frozen=True)
-class RequestLimits:
-    """Limits of all bodies; each endpoint that reads one has a limit of its size."""
-
-    bodies: ByteBudget  # of all requests
-    responses: ByteBudget  # of all response bodies
-    rate: ByteRate  # of all large request bodies
-    body_timeout_s: float
 
 
 class RequestMiddleware:
@@ -87,9 +76,8 @@ class RequestMiddleware:
         if self._root_path or scope.get("root_path"):
             scope, route = normalise_root_path(scope, self._root_path)
         endpoint = self._fast_endpoints.get(route) if scope["method"] == "POST" else None
-        limits = self._limits
-        body = LimitedReceive(receive, limits.bodies, limits.rate, timeout_s=limits.body_timeout_s, headers=scope["headers"])
-        context = RequestContext(scope, body, send, limits.responses, closing=self._draining.on)
+        body = LimitedReceive(receive, self._limits, scope["headers"])
+        context = RequestContext(scope, body, send, self._limits.responses, closing=self._draining.on)
         try:
             context.check_head()
             if self._root_path and path == self._root_path and scope["method"] in ("GET", "HEAD"):

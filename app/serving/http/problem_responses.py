@@ -2,7 +2,7 @@
 
 import difflib
 import logging
-import secrets
+import random
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -118,7 +118,7 @@ def problem_response(problem: Problem, scope: Scope) -> Response:
 
 def last_response(problem: Problem) -> bytes:
     """The bytes of a whole HTTP/1.1 response to a request that no application sees, after which the connection is closed."""
-    request_id = secrets.token_hex(8)
+    request_id = f"{random.getrandbits(64):016x}"
     body = to_json(problem.body("", request_id))
     headers = {"x-request-id": request_id, RESULT.decode(): f"problem={problem.type}", **problem.headers}
     extra = b"".join(f"{name}: {value}\r\n".encode() for name, value in headers.items())

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 WRITE_RESPONSE = "oddigit.write_response"  # key of an ASGI extension; see `LimitedProtocol.write_response`
 
 _MAX_HEAD_BYTES = 32 * 1024  # of head and trailers, and of chunk framing beyond its allowance
+_SMALL_HEAD_BYTES, _HEAD_COST = 4 * 1024, 8  # a byte of a larger head counts as 8 bytes of a body that is discarded
 _MAX_FIELDS = 100  # header fields of a request, and trailers
 _PARSED_PIECE_BYTES = 2048  # that are parsed at once: fifty of the smallest requests
 _FRAMING_ALLOWANCE = 8  # bytes of chunk framing for each byte of the body; chunks of one byte take six
@@ -57,17 +58,15 @@ class LimitedProtocol(HttpToolsProtocol):
         self._timer: TimerHandle | None = None  # for the head, or for the rest of a body that is discarded
         self._active: RequestResponseCycle | None = None  # the request that is being answered, or was answered last
         self._failure: Problem | None = None  # the reply to a malformed request, sent after the responses before it
-        self._non_body_bytes = self._body_bytes = self._fields = self._discarded_bytes = 0
+        self._non_body_bytes = self._body_bytes = self._fields = self._costly_bytes = 0
         self._unparsed = b""
-        self._is_new = True  # nothing was received
-        self._at_end = self._probes_only = self._write_paused = False
+        self._at_end = self._probes_only = False
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
         self._held = HeldTransport(transport, self._limits.write_timeout_s)
         super().connection_made(self._held)
         set_write_timeout(transport.get_extra_info("socket"), self._limits.write_timeout_s)
-        self._limits.open.count += 1
-        self._limits.open.begin_wait(self._held)
+        self._limits.open.add(self._held)
         excess = self._limits.open.count - self._limits.max_connections
         self._probes_only = excess > 0 and not self._limits.open.evict()
         if self._probes_only and excess > self._limits.probe_connections:
@@ -76,13 +75,13 @@ class LimitedProtocol(HttpToolsProtocol):
             self._start_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._limits.open.count -= 1
-        self._limits.open.end_wait(self._held)
+        self._limits.open.remove(self._held)
         self._stop_timer()
         if self._active is not None:
             self._active.disconnected = True  # uvicorn tells the newest request only
-        self._held.stop_write_timeout()
+        self._held.stop_timers()
         super().connection_lost(exc)
+        self._unset_keepalive_if_required()  # uvicorn leaves this timer after an error
         self.pipeline.clear()
         self._unparsed, self._active = b"", None
         self.scope = self.cycle = None  # type: ignore[assignment]  # both refer to this object
@@ -92,9 +91,8 @@ class LimitedProtocol(HttpToolsProtocol):
         if self._failure is not None:
             return
         self._unparsed += data
-        if self._is_new:
-            self._is_new = False
-            self._limits.first_data.run(self._held, self._parse_pieces, self._send_failure, len(data))
+        if self._held.is_new:
+            self._limits.open.new.parse(self._held, self._parse_pieces, self._send_failure, len(data))
         else:
             self._parse_pieces()
 
@@ -104,9 +102,9 @@ class LimitedProtocol(HttpToolsProtocol):
         return self._awaits_response or bool(self._unparsed)
 
     def _parse_pieces(self) -> None:
-        """Parse what was received until a request has to wait for the one before it. The rest is parsed when no request waits.
+        """Parse what was received until a request waits for the one before it; the rest is parsed when none waits any more.
 
-        Otherwise a client could have thousands of requests parsed at once, which hold up the event loop and fill the memory.
+        Otherwise a client could fill the memory with thousands of requests.
         """
         view = memoryview(self._unparsed)
         while view and not self.pipeline and self._failure is None:
@@ -115,9 +113,9 @@ class LimitedProtocol(HttpToolsProtocol):
             view = view[size:]
         self._unparsed = bytes(view) if self._failure is None else b""
         (self._held.hold if self._unparsed else self._held.release)("unparsed")
-        if self._discarded_bytes:
-            self._held.hold_for(self._limits.discard_rate.delay(self._discarded_bytes))
-            self._discarded_bytes = 0
+        if self._costly_bytes:
+            self._held.hold_for(self._limits.rate.delay(self._costly_bytes))
+            self._costly_bytes = 0
         if self._phase is _Phase.BODY and self._active is self.cycle:
             self._limits.open.begin_wait(self._held)
         if self._at_end and not self._awaits_response:
@@ -164,6 +162,10 @@ class LimitedProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         super().on_headers_complete()  # raises for a target that is no URL: then there is no cycle, and the head is refused
         self._phase = _Phase.BODY
+        if self._held.is_new:
+            self._limits.open.new.remove(self._held)
+        elif self._non_body_bytes > _SMALL_HEAD_BYTES:
+            self._costly_bytes += _HEAD_COST * self._non_body_bytes
         self._non_body_bytes = self._body_bytes = self._fields = 0
         self._stop_timer()
         if not self._is_answering:
@@ -178,7 +180,7 @@ class LimitedProtocol(HttpToolsProtocol):
         elif self._body_bytes > MAX_DISCARDED_BODY_BYTES:
             self._held.close()
         else:
-            self._discarded_bytes += len(body)
+            self._costly_bytes += len(body)
 
     def on_message_complete(self) -> None:
         if self.parser.should_upgrade():
@@ -202,7 +204,7 @@ class LimitedProtocol(HttpToolsProtocol):
         """
         cycle = self.cycle
         is_replaced = getattr(send, "__self__", self) is not cycle
-        if is_replaced or self._phase is not _Phase.IDLE or self._write_paused or not cycle.keep_alive:
+        if is_replaced or self._phase is not _Phase.IDLE or self._held.write_paused or not cycle.keep_alive:
             return False
         cycle.response_started = cycle.response_complete = True
         self._held.write_response(status, (*cycle.default_headers, *headers), body)
@@ -210,12 +212,10 @@ class LimitedProtocol(HttpToolsProtocol):
         return True
 
     def pause_writing(self) -> None:
-        self._write_paused = True
         self._held.start_write_timeout()
         super().pause_writing()
 
     def resume_writing(self) -> None:
-        self._write_paused = False
         self._held.extend_write_timeout()
         super().resume_writing()
 

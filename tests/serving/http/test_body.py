@@ -8,7 +8,7 @@ from starlette.requests import ClientDisconnect
 
 from app.serving.errors import RequestTimeout, TooLarge, Unavailable
 from app.serving.http import body as body_module
-from app.serving.http.body import ByteBudget, ByteRate, LimitedReceive, read_body
+from app.serving.http.body import ByteBudget, ByteRate, LimitedReceive, RequestLimits, read_body
 from app.serving.settings import read_settings
 
 CHUNKS = st.lists(st.binary(max_size=40), min_size=1, max_size=8)
@@ -30,7 +30,7 @@ def sending(*chunks, ends=True):
 
 
 def limited(receive, *, budget=None, rate=None, timeout_s=30.0):
-    return LimitedReceive(receive, budget or ByteBudget(2**20), rate or ByteRate(), timeout_s=timeout_s)
+    return LimitedReceive(receive, RequestLimits(budget or ByteBudget(2**20), ByteBudget(0), timeout_s, rate or ByteRate()))
 
 
 def read(receive, *, limit=1000, **headers):
@@ -170,20 +170,27 @@ def test_a_body_that_is_larger_than_the_budget_is_too_large():
     assert (settings.array_limit, settings.body_limit) == (1000, 10)
 
 
-def test_a_large_head_whose_body_is_awaited_takes_a_share_of_the_budget():
-    """Thousands of such requests would fill the memory; a small head needs none of it."""
+def test_large_heads_whose_bodies_are_awaited_take_a_limited_amount_of_memory():
+    """Thousands of such requests would fill it; a small head needs none of it, and each gives back what it took."""
+    large, small = [(b"a", b"x" * 300)] * 90, [(b"host", b"x" * 1000)]
 
-    async def never():
-        await asyncio.sleep(60)
+    async def wait_together(*heads):
+        async def never():
+            await asyncio.sleep(60)
 
-    def wait(headers):
-        receive = LimitedReceive(never, ByteBudget(20_000), ByteRate(), timeout_s=0.01, headers=headers)
-        asyncio.run(receive())
+        async def wait(headers):
+            receive = LimitedReceive(never, limits, headers)
+            try:
+                await receive()
+            finally:
+                receive.release()
 
-    with pytest.raises(RequestTimeout):
-        wait([(b"host", b"x" * 1000)])
-    with pytest.raises(Unavailable):
-        wait([(b"a", b"x" * 300)] * 90)
+        return [type(error) for error in await asyncio.gather(*map(wait, heads), return_exceptions=True)]
+
+    limits = RequestLimits(ByteBudget(0), ByteBudget(0), 0.01, heads=ByteBudget(50_000))
+    for _ in range(2):
+        outcomes = asyncio.run(wait_together(large, large, small))
+        assert outcomes == [RequestTimeout, Unavailable, RequestTimeout]
 
 
 def test_nothing_is_timed_once_the_body_is_complete():

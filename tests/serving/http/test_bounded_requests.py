@@ -2,14 +2,18 @@
 
 import gc
 import http.client
+import io
+import json
 import re
 import socket
+import struct
 import threading
 import time
 import weakref
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 
+import numpy as np
 import pytest
 import uvicorn
 from live import head, wait_until
@@ -26,14 +30,19 @@ from app.serving.settings import read_settings
 PNG = "image/png"
 SMALL = png(stroke_images(1, seed=0)[0])
 PHOTO = encoded(Image.fromarray(stroke_images(1, seed=0, size=300)[0]), "JPEG")
+NPY, JSON, FORM = "application/x-npy", "application/json", "multipart/form-data; boundary=b"
+ARRAY = io.BytesIO()
+np.save(ARRAY, stroke_images(3, seed=0))
+FILE = b'--b\r\ncontent-disposition: form-data; name="f"; filename="f.png"\r\n\r\n%b\r\n' % SMALL
+TENSOR = {"name": "images", "datatype": "UINT8", "shape": [1, 784], "data": [0] * 784}
 
 
 @contextmanager
-def server_in_this_process(store, discard_rate=None, **variables):
+def server_in_this_process(store, rate=None, **variables):
     """The port of a server that runs on a thread of the test's process."""
-    discard_rate = discard_rate or ByteRate(rate=8 * 2**20, burst=2**16)
+    rate = rate or ByteRate(rate=8 * 2**20, burst=2**16)
     variables = {"ODDIGIT_STORE": str(store), "ODDIGIT_RELOAD": "false", "ODDIGIT_ACCESS_LOG": "false", **variables}
-    limits = ConnectionLimits(max_connections=40, head_timeout_s=60, discard_rate=discard_rate)
+    limits = ConnectionLimits(max_connections=40, head_timeout_s=60, rate=rate)
     http = partial(LimitedProtocol, limits=limits)
     config = uvicorn.Config(create_app(read_settings(variables)), http=http, ws="none", log_config=None, access_log=False)
     server = uvicorn.Server(config)
@@ -91,6 +100,21 @@ def test_what_follows_a_body_that_was_dropped_at_a_rate_is_answered(port):
     assert re.findall(rb"HTTP/1.1 (\d+)", answer) == [b"401", b"200"]
 
 
+def test_large_heads_over_one_connection_are_received_at_a_rate(tiny_store):
+    """One of 30 KB takes as much of the event loop's time as a hundred small ones. The first is not counted."""
+    sizes = []
+
+    class Recorder(ByteRate):
+        def delay(self, size):
+            sizes.append(size)
+            return 1e-3
+
+    with server_in_this_process(tiny_store, rate=Recorder()) as port, socket.create_connection(("127.0.0.1", port)) as line:
+        for cookie in (20_000, 20_000, 1000):
+            assert asked(line, head("/livez", "GET", cookie="x" * cookie)) == 200
+    assert len(sizes) == 1 and sizes[0] > 100_000
+
+
 def test_a_chunked_body_is_dropped_at_a_rate_too(tiny_store):
     """What was read at once counts once, however many chunks it had."""
     sizes = []
@@ -101,7 +125,7 @@ def test_a_chunked_body_is_dropped_at_a_rate_too(tiny_store):
             return 1e-3
 
     chunks = b"".join(b"400\r\n%b\r\n" % bytes(1024) for _ in range(1024)) + b"0\r\n\r\n"
-    with server_in_this_process(tiny_store, ODDIGIT_API_KEYS="test:" + 40 * "k", discard_rate=Recorder()) as port:
+    with server_in_this_process(tiny_store, ODDIGIT_API_KEYS="test:" + 40 * "k", rate=Recorder()) as port:
         request = head("/score", content_type=PNG, transfer_encoding="chunked", x_api_key="wrong") + chunks
         answer = talk(port, request + ask("/livez", method="GET"))
     assert re.findall(rb"HTTP/1.1 (\d+)", answer)[0] == b"401"
@@ -245,6 +269,23 @@ def test_a_connection_that_waits_keeps_nothing_of_its_last_request(port, cycles)
             time.sleep(0.05)
 
 
+def test_a_connection_that_is_reset_keeps_nothing(port, monkeypatch):
+    """Each would keep 6 KB until uvicorn's timer for idle connections ends, after up to 75 s: hundreds of MiB in that time."""
+    made, init = weakref.WeakSet(), LimitedProtocol.__init__
+
+    def recorded(self, *arguments, **options):
+        made.add(self)
+        init(self, *arguments, **options)
+
+    monkeypatch.setattr(LimitedProtocol, "__init__", recorded)
+    line = socket.create_connection(("127.0.0.1", port), timeout=30)
+    assert asked(line, ask("/livez", method="GET", connection="keep-alive")) == 200
+    assert len(made) == 1
+    line.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    line.close()
+    wait_until(lambda: not made, patience=3)  # here, the timer takes 5 s
+
+
 def test_small_responses_are_written_at_once_where_nothing_has_to_wait(port, monkeypatch):
     """Not by uvicorn's `send`; a response of the framework, and one after which the connection closes, are."""
     sent, send = [], RequestResponseCycle.send
@@ -279,8 +320,23 @@ REQUESTS = {
     "wrong key": ask("/score", SMALL, x_api_key="wrong"),
     "not found": ask("/nothing", method="GET"),
     "not http": b"GE\x00T / HTTP/1.1\r\n\r\n",
-    "decode": ask("/decode", b'{"embedding": [[0, 0]]}', content_type="application/json"),
+    "decode": ask("/decode", b'{"embedding": [[0, 0]]}', content_type=JSON),
     "upgrade": ask("/score", SMALL, connection="Upgrade", upgrade="h2c"),
+    "array": ask("/score", ARRAY.getvalue(), content_type=NPY),
+    "not an array": ask("/score", b"no array", content_type=NPY),
+    "form": ask("/score", 2 * FILE + b"--b--\r\n", content_type=FORM),
+    "not a form": ask("/score", b"no form", content_type=FORM),
+    "query": ask("/score?alpha=x", SMALL),
+    "invalid points": ask("/decode", b'{"embedding": [[0, 0], []]}', content_type=JSON),
+    "no json": ask("/decode", b"{", content_type=JSON),
+    "tensor": ask("/v2/models/mnist/infer", json.dumps({"inputs": [TENSOR]}).encode(), content_type=JSON),
+    "no tensor": ask("/v2/models/mnist/infer", b'{"inputs": []}', content_type=JSON),
+    "model": ask("/model", method="GET"),
+    "latent": ask("/latent", method="GET"),
+    "head": ask("/readyz", method="HEAD"),
+    "metrics": ask("/metrics", method="GET"),
+    "openapi": ask("/openapi.json", method="GET"),
+    "page": ask("/", method="GET"),
     "too many fields": ask("/livez", method="GET", **{f"x_{number}": "1" for number in range(101)}),
 }
 ABANDONED = {

@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 
-from app.serving.http.connections import HeldTransport, IterationLimit
+from app.serving.http.connections import HeldTransport, NewConnections
 
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\n"
 
@@ -99,29 +99,63 @@ def test_everything_else_is_sent_at_once(recorded, held, data):
     assert recorded.written == [data]
 
 
-def test_each_iteration_gives_a_few_connections_their_turn():
-    """The newest first; those that wait are not read, and those that close are left out."""
-    recorded = [RecordedTransport() for _ in range(7)]
+def new_connections(count, **limits):
+    """Connections that have just been made: what limits them, what records each transport, and the transports."""
+    recorded = [RecordedTransport() for _ in range(count)]
     transports = [HeldTransport(each) for each in recorded]
+    new = NewConnections(**limits)
+    for transport in transports:
+        new.add(transport)
+    return new, recorded, transports
+
+
+def refuse(problem):
+    raise AssertionError(problem)
+
+
+def test_each_iteration_parses_the_data_of_a_few_new_connections():
+    """The newest first; those that wait are not read, and those that close are left out."""
     served = []
 
     async def come_at_once():
-        limit = IterationLimit(2)
+        new, recorded, transports = new_connections(7, parsed=2)
         for number, transport in enumerate(transports):
-            limit.run(transport, partial(served.append, number), refuse)
+            new.parse(transport, partial(served.append, number), refuse)
         transports[3].close()
         for expected in ([0, 1], [0, 1, 6, 5], [0, 1, 6, 5, 4, 2]):
             assert served == expected
             assert {number for number in range(7) if recorded[number].is_read and number != 3} == set(expected)
             await asyncio.sleep(0)
-        limit.run(transports[0], lambda: served.append("later"), refuse)
+        new.parse(transports[0], lambda: served.append("later"), refuse)
         assert served[-1] == "later"
 
     asyncio.run(come_at_once())
 
 
-def refuse(problem):
-    raise AssertionError(problem)
+def test_each_iteration_reads_a_few_new_connections():
+    """The others are not read before the next one, the newest first, in the order in which they came."""
+
+    async def come_at_once():
+        new, recorded, transports = new_connections(9, read=2)
+        for number in (0, 1):
+            new.parse(transports[number], lambda: None, refuse)
+            new.remove(transports[number])  # its request is complete
+        reading = [{number for number in range(2, 9) if recorded[number].is_read}]
+        for _ in range(3):
+            await asyncio.sleep(0)
+            reading.append({number for number in range(2, 9) if recorded[number].is_read})
+        new.parse(transports[7], lambda: None, refuse)
+        new.parse(transports[8], lambda: None, refuse)
+        reading.append({number for number in range(2, 9) if recorded[number].is_read})
+        await asyncio.sleep(0)
+        reading.append({number for number in range(2, 9) if recorded[number].is_read})
+        new.remove(transports[3])
+        transports[2].close()
+        new.remove(transports[2])
+        reading.append(recorded[3].is_read)
+        return reading
+
+    assert asyncio.run(come_at_once()) == [set(), {7, 8}, {5, 6, 7, 8}, {3, 4, 5, 6, 7, 8}, set(), {7, 8}, True]
 
 
 def test_connections_that_wait_hold_a_limited_amount_of_data():
@@ -129,13 +163,13 @@ def test_connections_that_wait_hold_a_limited_amount_of_data():
     events = []
 
     async def come_at_once():
-        limit, transports = IterationLimit(1, max_bytes=100), [HeldTransport(RecordedTransport()) for _ in range(5)]
+        new, _, transports = new_connections(5, parsed=1, max_bytes=100)
         transports[1].close()
         for number, transport in enumerate(transports[:4]):
-            limit.run(transport, partial(events.append, number), partial(refused, number), 60)
+            new.parse(transport, partial(events.append, number), partial(refused, number), 60)
         await asyncio.sleep(0)
         await asyncio.sleep(0)
-        limit.run(transports[4], partial(events.append, 4), refuse, 60)
+        new.parse(transports[4], partial(events.append, 4), refuse, 60)
 
     def refused(number, problem):
         events.append((number, problem.status))
@@ -148,16 +182,31 @@ def test_a_connection_that_comes_later_does_not_wait_for_a_crowd():
     served = []
 
     async def come_later():
-        limit, transport = IterationLimit(1), HeldTransport(RecordedTransport())
-        for number in range(5):
-            limit.run(transport, partial(served.append, number), refuse)
+        new, _, [*transports, later] = new_connections(6, parsed=1)
+        for number, transport in enumerate(transports):
+            new.parse(transport, partial(served.append, number), refuse)
         await asyncio.sleep(0)
-        limit.run(transport, partial(served.append, "later"), refuse)
+        new.parse(later, partial(served.append, "later"), refuse)
         for _ in range(5):
             await asyncio.sleep(0)
 
     asyncio.run(come_later())
     assert served == [0, 4, "later", 3, 2, 1]
+
+
+def test_connections_wait_although_the_parsing_of_one_fails():
+    served = []
+
+    async def come_at_once():
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: served.append(type(context["exception"])))
+        new, _, transports = new_connections(3, parsed=1)
+        for number, transport in enumerate(transports):
+            new.parse(transport, (lambda: [].pop()) if number == 2 else partial(served.append, number), refuse)
+        for _ in range(3):
+            await asyncio.sleep(0)
+
+    asyncio.run(come_at_once())
+    assert served == [0, IndexError, 1]
 
 
 def test_a_client_that_reads_slowly_is_cut_off_and_one_that_read_the_response_before_is_not():

@@ -16,6 +16,7 @@ import numpy as np
 
 from app.detection.conformal import too_few_images
 from app.detection.detector import Detector, stack_features, with_calibration
+from app.detection.drafts import DRAFT_PREFIX, write_atomically
 from app.detection.imaging.centring import centre_image
 from app.detection.imaging.decode import Preprocess, looks_inverted
 from app.detection.imaging.errors import ImageError
@@ -151,11 +152,9 @@ def write(job: Job, index: int, part: Sequence[Slice], rows: list[Row]) -> Done:
         None if any(row.get(UNREAD) for row in rows) else {_DIGEST: _digest(job, part)},
     )
     target = path_of(job, index)
-    draft = target.with_name(f".{target.name}.{id(rows):x}")
     safe = [{**row, "name": row["name"].encode(errors="backslashreplace").decode()} for row in rows]  # names need not be text
     try:
-        pq.write_table(pa.Table.from_pylist(safe, schema), draft)
-        draft.replace(target)
+        write_atomically(target, lambda file: pq.write_table(pa.Table.from_pylist(safe, schema), file))
     except OSError as error:
         raise OSError(f"{target} cannot be written: {error.strerror or error}") from error
     return Done(index, len(rows), sum("error" in row for row in rows), sum(row.get("is_anomaly", False) for row in rows))
@@ -179,7 +178,7 @@ def remove_others(job: Job, parts: int) -> None:
     for path in Path(job.destination).glob("part-*.parquet"):
         if path.stem[5:].isdigit() and int(path.stem[5:]) >= parts:
             path.unlink()
-    for path in Path(job.destination).glob(".part-*"):
+    for path in Path(job.destination).glob(f"{DRAFT_PREFIX}*"):
         path.unlink()
 
 

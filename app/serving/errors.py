@@ -22,6 +22,7 @@ Problem
 """
 
 from typing import Any, ClassVar
+from urllib.parse import quote
 
 from pydantic import ValidationError
 
@@ -44,13 +45,13 @@ class Problem(Exception):
         self.headers = headers or {}
 
     def body(self, instance: str, request_id: str, root_path: str = "") -> dict[str, Any]:
-        """The problem object of RFC 9457 for the request path `instance`, of a server under `root_path`."""
+        """The problem object of RFC 9457 for the decoded request path `instance`, of a server under `root_path`."""
         return {
             "type": f"{root_path}/problems/{self.type}",
             "title": self.title,
             "status": self.status,
             "detail": self.detail,
-            "instance": instance,
+            "instance": quote(instance, safe="/!$&'()*+,;=:@~"),
             "request_id": request_id,
         }
 

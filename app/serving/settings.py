@@ -130,8 +130,8 @@ class Settings(BaseModel):
     @field_validator("root_path")
     @classmethod
     def _check_root_path(cls, value: str) -> str:
-        if not re.fullmatch(r"(/[^/?#\s]+)*", value):
-            raise ValueError("it must begin with a slash and not end with one, for instance /digits")
+        if not re.fullmatch(r"(/[\w.~!$&'()*+,;=:@%-]+)*", value, re.ASCII):
+            raise ValueError("it must be a URL's path that begins with a slash and does not end with one, for instance /digits")
         return value
 
     @cached_property

@@ -146,7 +146,7 @@ def test_an_interrupted_job_goes_on_where_it_stopped(tiny_store, many, tmp_path)
     for name, inode in written.items():
         assert (tmp_path / "out" / name).stat().st_ino == inode
     assert "0 images in" in score(*arguments).stdout
-    assert not list((tmp_path / "out").glob(".part-*"))
+    assert not list((tmp_path / "out").glob(".*"))
 
 
 def test_other_options_or_images_are_scored_again(tiny_store, folder, tmp_path):

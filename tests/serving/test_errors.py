@@ -29,6 +29,7 @@ def test_a_problem_has_the_body_of_the_contract(problem):
         "abc",
     )
     assert body["type"] == f"/problems/{problem.type}"
+    assert problem("Say why.").body("/\u00e9 1%?", "abc")["instance"] == "/%C3%A9%201%25%3F"  # a URI
 
 
 @pytest.mark.parametrize(

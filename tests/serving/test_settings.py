@@ -101,7 +101,7 @@ def test_empty_and_foreign_variables_do_not_count():
     assert unknown_variables(environment) == []
 
 
-@pytest.mark.parametrize("prefix", ["odd", "/odd/", "/odd?", "/", "//odd"])
+@pytest.mark.parametrize("prefix", ["odd", "/odd/", "/odd?", "/", "//odd", "/\u00e9", "/o d"])
 def test_a_root_path_begins_with_a_slash_and_does_not_end_with_one(prefix):
     """As ASGI has it."""
     with pytest.raises(SettingsError, match="ODDIGIT_ROOT_PATH"):

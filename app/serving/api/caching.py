@@ -14,8 +14,7 @@ NOT_MODIFIED: dict[int | str, dict[str, Any]] = {304: {"description": "The clien
 
 def not_modified(request: Request, etag: str, headers: Mapping[str, str] | None = None) -> Response | None:
     """The 304 for a client that has the version `etag`, else None."""
-    known = request.headers.get("if-none-match", "")[:_MAX_LIST_LENGTH]
-    if etag not in (entry.strip().removeprefix("W/") for entry in known.split(",")):
+    if {"*", etag}.isdisjoint(entry.removeprefix("W/") for entry in _entries(request, "if-none-match")):
         return None
     return Response(status_code=304, headers=_caching_headers(etag, headers))
 
@@ -35,11 +34,16 @@ def compressed(request: Request, body: bytes, media_type: str, headers: Mapping[
 
 def accepts_gzip(request: Request) -> bool:
     """Whether the Accept-Encoding header lists gzip with a weight above 0."""
-    for entry in request.headers.get("accept-encoding", "")[:_MAX_LIST_LENGTH].lower().split(","):
-        name, _, parameters = entry.partition(";")
+    for entry in _entries(request, "accept-encoding"):
+        name, _, parameters = entry.lower().partition(";")
         if name.strip() == "gzip":
-            return parameters.replace(" ", "").rstrip("0.") != "q="
+            return "".join(parameters.split()).rstrip("0.") != "q="
     return False
+
+
+def _entries(request: Request, header: str) -> list[str]:
+    """The entries of a header that holds a list, and may be repeated."""
+    return [entry.strip() for entry in ",".join(request.headers.getlist(header))[:_MAX_LIST_LENGTH].split(",")]
 
 
 def _caching_headers(etag: str, headers: Mapping[str, str] | None) -> dict[str, str]:

@@ -3,6 +3,7 @@
 import difflib
 import logging
 import random
+import re
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -73,6 +74,7 @@ def _routing_problem(scope: Scope, error: Exception, paths: list[str]) -> Proble
     root = scope.get("root_path", "")
     route = scope["path"].removeprefix(root)
     if error.status_code == 405 and (allowed := dict(error.headers or {}).get("Allow")):
+        allowed = re.sub(r"\bGET\b(?!.*\bHEAD\b)", "GET, HEAD", allowed)  # FastAPI does not list it
         return MethodNotAllowed(f"{route} takes {allowed}, not {scope['method']}.", {"Allow": allowed})
     if error.status_code != 404 or error.detail != "Not Found":
         return None

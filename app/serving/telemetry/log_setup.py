@@ -27,6 +27,7 @@ def set_up_logging(log_format: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if log_format == "json" else text)
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of forms that are answered with a problem
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):  # with its own handlers too, each line would appear twice
         logger = logging.getLogger(name)
         logger.handlers.clear()

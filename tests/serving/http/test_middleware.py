@@ -84,7 +84,9 @@ def test_an_error_that_nobody_foresaw_is_a_500_that_gives_nothing_away(caplog, e
     ("error", "status", "header"),
     [
         (HTTPException(404), 404, None),
-        (HTTPException(405, headers={"Allow": "GET"}), 405, ("allow", "GET")),
+        (HTTPException(405, headers={"Allow": "GET"}), 405, ("allow", "GET, HEAD")),
+        (HTTPException(405, headers={"Allow": "GET, HEAD"}), 405, ("allow", "GET, HEAD")),
+        (HTTPException(405, headers={"Allow": "POST"}), 405, ("allow", "POST")),
         (Unavailable("Wait.", {"retry-after": "3"}), 503, ("retry-after", "3")),
     ],
 )

@@ -41,11 +41,13 @@ def test_a_json_record_of_an_error_has_the_trace():
 def test_a_servers_json_log_is_json_from_its_first_line_to_its_last(strict_server, strict_client):
     """Everything that a server says is a JSON line; a request's has its id, and nothing of what was sent."""
     headers = {"content-type": "image/png", "x-request-id": "find-me-here"}
+    strict_client.post("/score", content=b"--x", headers={"content-type": "multipart/form-data; boundary=b"})
     strict_client.post("/score?alpha=0.0451", content=png(stroke_images(1, seed=0)[0]), headers=headers)
     assert "/score" in json.loads(strict_server.told("find-me-here"))["message"]
     text = strict_server.log.read_text()
     entries = [json.loads(line) for line in text.splitlines()]
     assert all(entry["level"] in ("info", "warning", "error") for entry in entries)
+    assert {entry["logger"].partition(".")[0] for entry in entries} <= {"app", "oddigit", "uvicorn"}
     assert "0.0451" not in text
     assert "IHDR" not in text
 

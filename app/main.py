@@ -146,7 +146,7 @@ class _Engine:
                 os._exit(1)
             try:
                 await self.health.update_metrics()
-                collect_garbage()
+                collect_garbage(len(asyncio.all_tasks()))
                 if second % _TRIM_INTERVAL_S == 0:
                     await asyncio.to_thread(return_free_memory)
             except Exception:  # for instance no thread can be started: it is tried again

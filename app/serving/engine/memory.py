@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-_NEW_OBJECTS = range(5_000, 50_000)  # so many that garbage is collected, and so few that it takes less than 20 ms
+_NEW_OBJECTS, _FEW_TASKS = range(5_000, 50_000), 100  # so many that it is worth it, and so few that it takes less than 20 ms
 _MAX_NEW_OBJECTS = 1_000_000  # of about 100 MB: garbage is collected, however long that takes
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # of mallopt, in malloc.h
 
@@ -27,10 +27,13 @@ def no_automatic_garbage_collection() -> Iterator[None]:
         gc.enable()
 
 
-def collect_garbage() -> None:
-    """To be called each second: collects garbage if that is worth it and quick, or cannot wait any longer."""
+def collect_garbage(tasks: int) -> None:
+    """To be called each second: collects garbage if that is worth it and quick, or cannot wait any longer.
+
+    The time depends on the objects that are in use, most of them by unfinished `tasks`.
+    """
     new_objects = gc.get_count()[0]
-    if new_objects in _NEW_OBJECTS or new_objects > _MAX_NEW_OBJECTS:
+    if (new_objects in _NEW_OBJECTS and tasks < _FEW_TASKS) or new_objects > _MAX_NEW_OBJECTS:
         gc.collect()
 
 

@@ -22,8 +22,8 @@ _SMALL_BODY_BYTES = 16 * 1024  # of each body that need no reservation; 4,096 co
 _SMALL_HEAD_BYTES = 4 * 1024  # of each head that need no reservation
 _MAX_HEADS_BYTES = 8 * 2**20
 _FIELD_BYTES = 120  # of Python objects for each header field
-_UNLIMITED_BYTES = 64 * 1024  # of each body that are read at any rate
 _GROWING_BYTES = 2**20  # the largest body that is moved while it grows
+_MAX_DELAY_S = 0.25
 _RATE, _BURST = 64 * 2**20, 16 * 2**20  # bytes a second, which take a fifth of a core, and bytes that are read without a pause
 
 
@@ -51,7 +51,11 @@ class ByteRate:
     """The rate at which a process reads large bodies, all connections together: the rest of the time is for other requests."""
 
     def __init__(self, rate: float = _RATE, burst: float = _BURST, clock: Callable[[], float] = time.monotonic) -> None:
-        """`rate` in bytes a second; after a pause, `burst` bytes may be read at once."""
+        """`rate` in bytes a second; after a pause, `burst` bytes may be read at once.
+
+        No connection waits longer than _MAX_DELAY_S, so that the rate is exceeded where very many send. Otherwise clients that
+        send something and leave, again and again, would let the others wait for ever longer.
+        """
         self._rate = rate
         self._burst_s = burst / rate
         self._clock = clock
@@ -60,7 +64,7 @@ class ByteRate:
     def delay(self, size: int) -> float:
         """Count `size` bytes that were read. Returns the seconds for which the connection may not be read again."""
         now = self._clock()
-        self._due = max(self._due, now - self._burst_s) + size / self._rate
+        self._due = min(max(self._due, now - self._burst_s) + size / self._rate, now + _MAX_DELAY_S)
         return max(0.0, self._due - now)
 
 
@@ -71,12 +75,11 @@ class RequestLimits:
     bodies: ByteBudget
     responses: ByteBudget  # of all response bodies
     body_timeout_s: float  # the longest time in which nothing of a body is received
-    rate: ByteRate = field(default_factory=ByteRate)  # of all large request bodies
     heads: ByteBudget = field(default_factory=lambda: ByteBudget(_MAX_HEADS_BYTES))  # large ones, while a body is awaited
 
 
 class LimitedReceive:
-    """The ASGI `receive` of one request, with a timeout on progress, a limit of rate, and a share of the budget."""
+    """The ASGI `receive` of one request, with a timeout on progress, and a share of the budget."""
 
     def __init__(self, receive: Receive, limits: RequestLimits, headers: Iterable[tuple[bytes, bytes]] = ()) -> None:
         """`headers` of the request take a share of the memory if they are large and the body is awaited."""
@@ -113,9 +116,6 @@ class LimitedReceive:
             self._due = min((self._due or latest) + size / _MIN_RATE, latest)
         if self.received > _SMALL_BODY_BYTES:
             self._reserve()
-            if self.received > _UNLIMITED_BYTES and (delay := self._limits.rate.delay(size)):
-                self._due += delay
-                await asyncio.sleep(delay)
         return message
 
     async def _wait(self, pending: Coroutine[Any, Any, Message], first: object) -> Message:

@@ -5,7 +5,6 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from operator import itemgetter
 from typing import NamedTuple
 
 from app.serving.errors import Problem
@@ -15,6 +14,7 @@ from app.serving.http.problem_responses import too_many_connections
 PROBE_PATHS = (b"/livez", b"/readyz", b"/health/live", b"/health/ready")  # their ends: a prefix may precede them
 
 _EVICT_AFTER_S = 0.25  # a connection that has waited this long for its client makes room for a new one
+_SMALL_READ_BYTES = 32 * 1024
 _MAX_WAITING_BYTES = 16 * 2**20  # of those that wait to be parsed; one connection has up to 256 KB
 _MIN_WRITE_RATE = 16 * 1024  # bytes a second
 _HIGH_WATER_BYTES = 64 * 1024  # asyncio's: the transport pauses writing when more than this waits to be sent
@@ -101,13 +101,13 @@ class HeldTransport(asyncio.Transport):
             self._reasons.discard(reason)
             self._update()
 
-    def hold_for(self, seconds: float) -> None:
-        """Read nothing for this time."""
-        if seconds:
-            self.hold("time")
+    def limit(self, rate: ByteRate, size: int) -> None:
+        """`size` bytes were read: read nothing until they are within the rate."""
+        if seconds := rate.delay(size):
+            self.hold("rate")
             if self._hold_timer is not None:
                 self._hold_timer.cancel()
-            self._hold_timer = asyncio.get_running_loop().call_later(seconds, self.release, "time")
+            self._hold_timer = asyncio.get_running_loop().call_later(seconds, self.release, "rate")
 
     def pause_reading(self) -> None:
         self._paused = True
@@ -136,48 +136,48 @@ class _Waiting(NamedTuple):
     size: int  # bytes that were received
 
 
-class NewConnections:
-    """Limits the work for new connections in one iteration of the event loop; of those that wait, the newest is the next.
+class Turns:
+    """Limits the work for connections that wait for a first request or for a body, in one iteration of the event loop.
 
-    New is a connection until the head of its first request is complete. The first requests of 500 clients that connect at the
-    same time would otherwise be parsed in one iteration, of 80 ms, and those of 4,000 would be read in one, of 300 ms. A client
-    that comes while thousands of others wait would be the last of them if the oldest were the next.
+    The first requests of 500 clients that connect at the same time would otherwise be parsed in one iteration, of 80 ms, and
+    those of 4,000 would be read in one, of 300 ms. Of new connections, the newest is the next: a client that comes while
+    thousands of others wait would be the last of them if the oldest were the next. Bodies are received in turn.
     """
 
     def __init__(self, parsed: int = 2, read: int = 16, max_bytes: int = _MAX_WAITING_BYTES) -> None:
-        """`parsed` and `read` are numbers of connections in one iteration.
+        """In one iteration, `read` connections are read, or fewer that have sent much, and the data of `parsed` are parsed.
 
         `max_bytes`: the most that connections may have received that wait to be parsed.
         """
         self._most_parsed = self._parsed_left = parsed
-        self._most_read = self._read_left = read
+        self._most_read, self._read_left = read, float(read)
         self._bytes_left = max_bytes
-        self._accepted = 0
-        self._unread: dict[HeldTransport, int] = {}  # connections that are read now -> number in the order in which they came
-        self._held: dict[HeldTransport, int] = {}  # those that are not; the newest is last
+        self._read: dict[HeldTransport, None] = {}  # connections that are read now
+        self._held_new: dict[HeldTransport, None] = {}  # new ones that are not; the newest is last
+        self._held_bodies: dict[HeldTransport, None] = {}  # others that are not; the one whose last turn was first is first
         self._waiting: deque[_Waiting] = deque()
 
-    def add(self, transport: HeldTransport) -> None:
-        """A client has connected."""
-        self._accepted += 1
-        self._unread[transport] = self._accepted
+    def begin_wait(self, transport: HeldTransport) -> None:
+        """This connection waits for its first request, or for more of a body; it may do so already."""
+        if transport not in self._held_new and transport not in self._held_bodies:
+            self._read[transport] = None
 
-    def remove(self, transport: HeldTransport) -> None:
-        """This connection is not new any more, or is closed."""
-        transport.is_new = False
-        self._unread.pop(transport, None)
-        if self._held.pop(transport, None):
-            transport.release("crowd")
+    def end_wait(self, transport: HeldTransport) -> None:
+        """The request is complete, or the connection is closed."""
+        for connections in (self._read, self._held_new, self._held_bodies):
+            connections.pop(transport, None)
+        transport.release("crowd")
 
-    def parse(self, transport: HeldTransport, work: Callable[[], None], refuse: Refuse, size: int = 0) -> None:
-        """Call `work` now or in a later iteration, unless `transport` closes before; until then the transport is not read.
+    def parse(self, transport: HeldTransport, work: Callable[[], None], refuse: Refuse, size: int) -> None:
+        """Parse the `size` bytes that a connection has sent: call `work`, or, if it is new, perhaps in a later iteration.
 
-        `size` is the number of bytes that it has received. `refuse` is called if they are too many, with those of newer
-        connections, to wait.
+        Until then the transport is not read. `refuse` is called if the bytes are too many, with those of newer connections, to
+        wait. Neither is called if the transport closes before.
         """
-        self._count_read()
-        if self._parsed_left:
-            self._parsed_left -= 1
+        if transport in self._read:
+            self._count_read(size)
+        if self._parsed_left or not transport.is_new:
+            self._parsed_left -= transport.is_new
             work()
             return
         transport.hold("turn")
@@ -189,23 +189,35 @@ class NewConnections:
             if not oldest.transport.is_closing():
                 oldest.refuse(too_many_connections())
 
-    def _count_read(self) -> None:
-        if self._read_left == self._most_read and not (self._held or self._waiting):
+    def _count_read(self, size: int) -> None:
+        """If that was the last read of this iteration, the other connections are not read before the next one."""
+        if self._read_left == self._most_read and not self._is_crowded:
             asyncio.get_running_loop().call_soon(self._begin_iteration)
-        self._read_left -= 1
+        self._read_left -= max(1.0, size / _SMALL_READ_BYTES)
         if self._read_left <= 0:
-            for transport in self._unread:
+            for transport in self._read:
                 transport.hold("crowd")
-            self._held |= sorted(self._unread.items(), key=itemgetter(1))
-            self._unread.clear()
+                (self._held_new if transport.is_new else self._held_bodies)[transport] = None
+            self._read.clear()
+
+    @property
+    def _is_crowded(self) -> bool:
+        return bool(self._held_new or self._held_bodies or self._waiting)
+
+    def _resume(self, held: dict[HeldTransport, None], transport: HeldTransport) -> None:
+        del held[transport]
+        self._read[transport] = None
+        transport.release("crowd")
 
     def _begin_iteration(self) -> None:
         self._parsed_left, self._read_left = self._most_parsed, self._most_read
-        if self._held or self._waiting:
+        if self._is_crowded:
             asyncio.get_running_loop().call_soon(self._begin_iteration)
-        for _ in range(min(self._most_read, len(self._held))):
-            transport, self._unread[transport] = self._held.popitem()
-            transport.release("crowd")
+        for _ in range(self._most_read // 2):
+            if self._held_new:
+                self._resume(self._held_new, next(reversed(self._held_new)))
+            if self._held_bodies:
+                self._resume(self._held_bodies, next(iter(self._held_bodies)))
         while self._waiting and self._parsed_left:
             newest = self._waiting.pop()
             self._bytes_left += newest.size
@@ -220,20 +232,20 @@ class OpenConnections:
 
     def __init__(self) -> None:
         self.count = 0
-        self.new = NewConnections()
+        self.turns = Turns()
         # Connections that wait for a request or for more of a body -> the loop time since when; the oldest is first.
         self._waiting: OrderedDict[HeldTransport, float] = OrderedDict()
 
     def add(self, transport: HeldTransport) -> None:
         """A client has connected; this connection waits for a request."""
         self.count += 1
-        self.new.add(transport)
+        self.turns.begin_wait(transport)
         self.begin_wait(transport)
 
     def remove(self, transport: HeldTransport) -> None:
         """The connection is closed."""
         self.count -= 1
-        self.new.remove(transport)
+        self.turns.end_wait(transport)
         self.end_wait(transport)
 
     def begin_wait(self, transport: HeldTransport) -> None:
@@ -268,5 +280,5 @@ class ConnectionLimits:
     head_timeout_s: float = 10.0
     write_timeout_s: float = 20.0
     discard_timeout_s: float = 60.0  # for the rest of a body whose request has been answered
-    rate: ByteRate = field(default_factory=ByteRate)  # of discarded bodies and large heads
+    rate: ByteRate = field(default_factory=ByteRate)  # of large bodies and heads, and of what is discarded
     open: OpenConnections = field(default_factory=OpenConnections)

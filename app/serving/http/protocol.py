@@ -36,6 +36,7 @@ WRITE_RESPONSE = "oddigit.write_response"  # key of an ASGI extension; see `Limi
 _MAX_HEAD_BYTES = 32 * 1024  # of head and trailers, and of chunk framing beyond its allowance
 _SMALL_HEAD_BYTES, _HEAD_COST = 4 * 1024, 8  # a byte of a larger head counts as 8 bytes of a body that is discarded
 _MAX_FIELDS = 100  # header fields of a request, and trailers
+_UNLIMITED_BYTES = 64 * 1024  # of each body that are read at any rate
 _PARSED_PIECE_BYTES = 2048  # that are parsed at once: fifty of the smallest requests
 _FRAMING_ALLOWANCE = 8  # bytes of chunk framing for each byte of the body; chunks of one byte take six
 
@@ -91,10 +92,7 @@ class LimitedProtocol(HttpToolsProtocol):
         if self._failure is not None:
             return
         self._unparsed += data
-        if self._held.is_new:
-            self._limits.open.new.parse(self._held, self._parse_pieces, self._send_failure, len(data))
-        else:
-            self._parse_pieces()
+        self._limits.open.turns.parse(self._held, self._parse_pieces, self._send_failure, len(data))
 
     def eof_received(self) -> bool:  # type: ignore[override]
         """The client has closed its sending side. Returns whether to keep the transport open, to answer complete requests."""
@@ -114,10 +112,12 @@ class LimitedProtocol(HttpToolsProtocol):
         self._unparsed = bytes(view) if self._failure is None else b""
         (self._held.hold if self._unparsed else self._held.release)("unparsed")
         if self._costly_bytes:
-            self._held.hold_for(self._limits.rate.delay(self._costly_bytes))
+            self._held.limit(self._limits.rate, self._costly_bytes)
             self._costly_bytes = 0
-        if self._phase is _Phase.BODY and self._active is self.cycle:
-            self._limits.open.begin_wait(self._held)
+        if self._phase is _Phase.BODY:
+            self._limits.open.turns.begin_wait(self._held)
+            if self._active is self.cycle:
+                self._limits.open.begin_wait(self._held)
         if self._at_end and not self._awaits_response:
             self._held.close()
         elif self._timer is None and not self._is_answering:
@@ -162,10 +162,9 @@ class LimitedProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         super().on_headers_complete()  # raises for a target that is no URL: then there is no cycle, and the head is refused
         self._phase = _Phase.BODY
-        if self._held.is_new:
-            self._limits.open.new.remove(self._held)
-        elif self._non_body_bytes > _SMALL_HEAD_BYTES:
+        if self._non_body_bytes > _SMALL_HEAD_BYTES and not self._held.is_new:
             self._costly_bytes += _HEAD_COST * self._non_body_bytes
+        self._held.is_new = False
         self._non_body_bytes = self._body_bytes = self._fields = 0
         self._stop_timer()
         if not self._is_answering:
@@ -175,18 +174,19 @@ class LimitedProtocol(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         self._non_body_bytes -= (1 + _FRAMING_ALLOWANCE) * len(body)
         self._body_bytes += len(body)
+        if self._body_bytes > _UNLIMITED_BYTES or self.cycle.response_complete:
+            self._costly_bytes += len(body)
         if not self.cycle.response_complete:
             super().on_body(body)
         elif self._body_bytes > MAX_DISCARDED_BODY_BYTES:
             self._held.close()
-        else:
-            self._costly_bytes += len(body)
 
     def on_message_complete(self) -> None:
         if self.parser.should_upgrade():
             return  # the parser only stops here; the body is still to come
         self._phase, self._non_body_bytes = _Phase.IDLE, 0
         self._stop_timer()
+        self._limits.open.turns.end_wait(self._held)
         if not self.parser.should_keep_alive():  # a trailer may say so: the parser takes no more requests
             self.cycle.keep_alive = False
         super().on_message_complete()

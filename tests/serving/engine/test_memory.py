@@ -87,16 +87,19 @@ class Cycle:
         self.itself = self
 
 
-@pytest.mark.parametrize(("count", "collected"), [(100, False), (10_000, True), (100_000, False), (1_100_000, True)])
-def test_garbage_is_collected_when_that_is_quick_or_cannot_wait(count, collected):
-    """A few objects are not worth it; with many, all requests would wait."""
+@pytest.mark.parametrize(
+    ("count", "tasks", "collected"),
+    [(100, 1, False), (10_000, 1, True), (10_000, 500, False), (100_000, 1, False), (1_100_000, 500, True)],
+)
+def test_garbage_is_collected_when_that_is_quick_or_cannot_wait(count, tasks, collected):
+    """A few objects are not worth it; with many, or many that are in use, all requests would wait."""
     try:
         with no_automatic_garbage_collection():
             found = weakref.ref(Cycle())
             garbage = [Cycle() for _ in range(count)]
             del garbage
             assert found() is not None
-            collect_garbage()
+            collect_garbage(tasks)
             assert (found() is None) == collected
         assert gc.isenabled()
     finally:

@@ -100,6 +100,22 @@ def test_what_follows_a_body_that_was_dropped_at_a_rate_is_answered(port):
     assert re.findall(rb"HTTP/1.1 (\d+)", answer) == [b"401", b"200"]
 
 
+def test_large_bodies_are_received_at_a_rate(tiny_store):
+    """All connections together; 64 KiB of each are not counted."""
+    sizes = []
+
+    class Recorder(ByteRate):
+        def delay(self, size):
+            sizes.append(size)
+            return 1e-3
+
+    with server_in_this_process(tiny_store, rate=Recorder()) as port:
+        assert talk(port, ask("/score", bytes(60_000)))[9:12] == b"400"
+        assert sizes == []
+        assert talk(port, ask("/score", bytes(2**20)))[9:12] == b"400"
+    assert 2**20 - 2**18 < sum(sizes) <= 2**20
+
+
 def test_large_heads_over_one_connection_are_received_at_a_rate(tiny_store):
     """One of 30 KB takes as much of the event loop's time as a hundred small ones. The first is not counted."""
     sizes = []

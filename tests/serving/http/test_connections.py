@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 
-from app.serving.http.connections import HeldTransport, NewConnections
+from app.serving.http.connections import HeldTransport, Turns
 
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\n"
 
@@ -32,6 +32,13 @@ class RecordedTransport(asyncio.Transport):
         self.is_read = True
 
 
+class Seconds:
+    """A rate at which each byte takes a second."""
+
+    def delay(self, size):
+        return size
+
+
 @pytest.fixture
 def recorded():
     return RecordedTransport()
@@ -46,8 +53,8 @@ def test_a_longer_pause_is_not_ended_by_a_shorter_one_before_it(recorded, held):
     """A body that is discarded faster than allowed pauses its connection again and again."""
 
     async def hold_twice():
-        held.hold_for(0.01)
-        held.hold_for(3600)
+        held.limit(Seconds(), 0.01)
+        held.limit(Seconds(), 3600)
         await asyncio.sleep(0.1)
         return recorded.is_read
 
@@ -56,7 +63,7 @@ def test_a_longer_pause_is_not_ended_by_a_shorter_one_before_it(recorded, held):
 
 def test_a_pause_ends(recorded, held):
     async def hold_and_wait():
-        held.hold_for(0.01)
+        held.limit(Seconds(), 0.01)
         assert not recorded.is_read
         while not recorded.is_read:
             await asyncio.sleep(0.01)
@@ -99,63 +106,104 @@ def test_everything_else_is_sent_at_once(recorded, held, data):
     assert recorded.written == [data]
 
 
-def new_connections(count, **limits):
-    """Connections that have just been made: what limits them, what records each transport, and the transports."""
+def connections(count, **limits):
+    """Connections that have just been made: their turns, what records each transport, and the transports."""
     recorded = [RecordedTransport() for _ in range(count)]
     transports = [HeldTransport(each) for each in recorded]
-    new = NewConnections(**limits)
+    turns = Turns(**limits)
     for transport in transports:
-        new.add(transport)
-    return new, recorded, transports
+        turns.begin_wait(transport)
+    return turns, recorded, transports
 
 
 def refuse(problem):
     raise AssertionError(problem)
 
 
-def test_each_iteration_parses_the_data_of_a_few_new_connections():
+def test_each_iteration_parses_the_data_of_a_few_connections():
     """The newest first; those that wait are not read, and those that close are left out."""
     served = []
 
     async def come_at_once():
-        new, recorded, transports = new_connections(7, parsed=2)
+        turns, recorded, transports = connections(7, parsed=2)
         for number, transport in enumerate(transports):
-            new.parse(transport, partial(served.append, number), refuse)
+            turns.parse(transport, partial(served.append, number), refuse, 1)
         transports[3].close()
         for expected in ([0, 1], [0, 1, 6, 5], [0, 1, 6, 5, 4, 2]):
             assert served == expected
             assert {number for number in range(7) if recorded[number].is_read and number != 3} == set(expected)
             await asyncio.sleep(0)
-        new.parse(transports[0], lambda: served.append("later"), refuse)
+        turns.parse(transports[0], lambda: served.append("later"), refuse, 1)
         assert served[-1] == "later"
 
     asyncio.run(come_at_once())
 
 
-def test_each_iteration_reads_a_few_new_connections():
-    """The others are not read before the next one, the newest first, in the order in which they came."""
+@pytest.mark.parametrize(("size", "read"), [(1, 4), (64 * 1024, 2), (256 * 1024, 1)])
+def test_each_iteration_reads_a_few_connections(size, read):
+    """Fewer that have sent much. The others are not read before the next one."""
 
     async def come_at_once():
-        new, recorded, transports = new_connections(9, read=2)
-        for number in (0, 1):
-            new.parse(transports[number], lambda: None, refuse)
-            new.remove(transports[number])  # its request is complete
-        reading = [{number for number in range(2, 9) if recorded[number].is_read}]
-        for _ in range(3):
-            await asyncio.sleep(0)
-            reading.append({number for number in range(2, 9) if recorded[number].is_read})
-        new.parse(transports[7], lambda: None, refuse)
-        new.parse(transports[8], lambda: None, refuse)
-        reading.append({number for number in range(2, 9) if recorded[number].is_read})
-        await asyncio.sleep(0)
-        reading.append({number for number in range(2, 9) if recorded[number].is_read})
-        new.remove(transports[3])
-        transports[2].close()
-        new.remove(transports[2])
-        reading.append(recorded[3].is_read)
-        return reading
+        turns, recorded, transports = connections(9, read=4)
+        for number, transport in enumerate(transports):
+            if not recorded[number].is_read:
+                return number
+            turns.parse(transport, lambda: None, refuse, size)
+            turns.end_wait(transport)  # its request is complete
+        return len(transports)
 
-    assert asyncio.run(come_at_once()) == [set(), {7, 8}, {5, 6, 7, 8}, {3, 4, 5, 6, 7, 8}, set(), {7, 8}, True]
+    assert asyncio.run(come_at_once()) == read
+
+
+def test_connections_that_were_not_read_are_read_in_turn():
+    """In each iteration the newest ones, and, of those that send a body, the ones that have had no turn for longest."""
+    new, bodies = range(2, 6), range(6, 10)
+
+    async def come_at_once():
+        turns, recorded, transports = connections(10, read=2)
+        for number in bodies:
+            transports[number].is_new = False
+
+        def reading():
+            return {number for number in (*new, *bodies) if recorded[number].is_read}
+
+        def read(*numbers):
+            for number in numbers:
+                turns.parse(transports[number], lambda: None, refuse, 1)
+
+        read(0, 1)
+        seen = [reading()]
+        for _ in range(2):
+            await asyncio.sleep(0)
+            seen.append(reading())
+        read(5, 6)  # now none is read
+        seen.append(reading())
+        await asyncio.sleep(0)
+        seen.append(reading())
+        turns.end_wait(transports[9])  # it is closed
+        seen.append(recorded[9].is_read)
+        return seen
+
+    assert asyncio.run(come_at_once()) == [set(), {5, 6}, {5, 6, 4, 7}, set(), {4, 8}, True]
+
+
+def test_what_follows_of_a_body_is_parsed_at_once():
+    """Only the first requests of connections wait for each other; a connection that waits already keeps its place."""
+    parsed = []
+
+    async def come_at_once():
+        turns, recorded, transports = connections(3, parsed=1, read=2)
+        transports[2].is_new = False
+        for number in (0, 1):
+            turns.parse(transports[number], partial(parsed.append, number), refuse, 1)
+        assert not recorded[2].is_read
+        turns.begin_wait(transports[2])
+        assert not recorded[2].is_read
+        await asyncio.sleep(0)
+        turns.parse(transports[2], partial(parsed.append, 2), refuse, 1)
+
+    asyncio.run(come_at_once())
+    assert parsed == [0, 1, 2]
 
 
 def test_connections_that_wait_hold_a_limited_amount_of_data():
@@ -163,13 +211,13 @@ def test_connections_that_wait_hold_a_limited_amount_of_data():
     events = []
 
     async def come_at_once():
-        new, _, transports = new_connections(5, parsed=1, max_bytes=100)
+        turns, _, transports = connections(5, parsed=1, max_bytes=100)
         transports[1].close()
         for number, transport in enumerate(transports[:4]):
-            new.parse(transport, partial(events.append, number), partial(refused, number), 60)
+            turns.parse(transport, partial(events.append, number), partial(refused, number), 60)
         await asyncio.sleep(0)
         await asyncio.sleep(0)
-        new.parse(transports[4], partial(events.append, 4), refuse, 60)
+        turns.parse(transports[4], partial(events.append, 4), refuse, 60)
 
     def refused(number, problem):
         events.append((number, problem.status))
@@ -182,11 +230,11 @@ def test_a_connection_that_comes_later_does_not_wait_for_a_crowd():
     served = []
 
     async def come_later():
-        new, _, [*transports, later] = new_connections(6, parsed=1)
+        turns, _, [*transports, later] = connections(6, parsed=1)
         for number, transport in enumerate(transports):
-            new.parse(transport, partial(served.append, number), refuse)
+            turns.parse(transport, partial(served.append, number), refuse, 1)
         await asyncio.sleep(0)
-        new.parse(later, partial(served.append, "later"), refuse)
+        turns.parse(later, partial(served.append, "later"), refuse, 1)
         for _ in range(5):
             await asyncio.sleep(0)
 
@@ -199,9 +247,9 @@ def test_connections_wait_although_the_parsing_of_one_fails():
 
     async def come_at_once():
         asyncio.get_running_loop().set_exception_handler(lambda loop, context: served.append(type(context["exception"])))
-        new, _, transports = new_connections(3, parsed=1)
+        turns, _, transports = connections(3, parsed=1)
         for number, transport in enumerate(transports):
-            new.parse(transport, (lambda: [].pop()) if number == 2 else partial(served.append, number), refuse)
+            turns.parse(transport, (lambda: [].pop()) if number == 2 else partial(served.append, number), refuse, 1)
         for _ in range(3):
             await asyncio.sleep(0)
 

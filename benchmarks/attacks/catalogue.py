@@ -11,7 +11,7 @@ import numpy as np
 from common import FORM, PHOTO, form, post
 
 from attacks import clients, files, versions
-from attacks.clients import Play, at_rate, endless, over_connections, resets, silent, slow_readers, unread
+from attacks.clients import Play, at_rate, endless, in_parts, leaving, over_connections, resets, silent, slow_readers, unread
 from attacks.versions import Step
 
 MIB = 2**20
@@ -89,6 +89,8 @@ def _infer(count: int) -> bytes:
     return post("/v2/models/mnist/infer", "application/json", f'{{"inputs": [{inputs}]}}'.encode())
 
 
+_LARGE_HEAD = _head("Content-Length: 9000000")
+
 ATTACKS: dict[str, Attack] = {
     "endless trailers": _attack(_trailers, 413, 0),
     "16,000 fields, 500 held heads": _attack(lambda: silent(_head("Content-Length: 9", extra=_MANY_FIELDS), 500), 413, 0),
@@ -119,6 +121,8 @@ ATTACKS: dict[str, Attack] = {
     "4,200 unfinished bodies": _attack(
         lambda: silent(_head("Content-Length: 70000", extra=_LARGE_FIELDS) + bytes(65_000), 4_200), 0
     ),
+    "bodies that are begun": Attack(lambda: leaving(_LARGE_HEAD + bytes(256 * 1024))),
+    "2,600 bodies in two parts": _attack(lambda: in_parts([_LARGE_HEAD + bytes(66_000), bytes(256 * 1024)], 2_600), 408, 0),
     "answers that are never read": Attack(lambda: unread(b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n" * 100)),
     "/decode": Attack(lambda: over_connections([_points(1024, "[0.5, -3]")])),
     "/decode, 43,000 errors": _attack(lambda: at_rate([_points(43_000, "[]")]), 422),

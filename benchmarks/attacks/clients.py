@@ -4,7 +4,7 @@ import asyncio
 import socket
 import struct
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -107,6 +107,40 @@ def resets(message: bytes, connections: int = 8) -> Play:
                 await _answer(reader, tally)
                 writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 writer.close()
+
+    return _together(client, connections)
+
+
+def leaving(message: bytes, connections: int = 8) -> Play:
+    """`connections` clients that connect, send `message`, which is the beginning of a request, and leave."""
+
+    async def client(port: int, tally: Tally) -> None:
+        while True:
+            with suppress(*LOST):
+                _, writer = await asyncio.open_connection("127.0.0.1", port)
+                await _send(writer, message, tally)
+                await asyncio.sleep(0.005)
+                writer.transport.abort()
+
+    return _together(client, connections)
+
+
+def in_parts(parts: Sequence[bytes], connections: int) -> Play:
+    """`connections` connections that send `parts`, with a second between them; each is opened again when it is answered."""
+
+    async def client(port: int, tally: Tally) -> None:
+        while True:
+            with suppress(*LOST):
+                reader, writer = await asyncio.open_connection("127.0.0.1", port)
+                try:
+                    for part in parts:
+                        await _send(writer, part, tally, requests=0)
+                        await asyncio.sleep(1)
+                    tally.requests += 1
+                    await _answer(reader, tally)
+                finally:
+                    writer.close()
+            await asyncio.sleep(0.1)
 
     return _together(client, connections)
 

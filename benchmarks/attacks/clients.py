@@ -23,6 +23,7 @@ class Tally:
 
 
 Play = Callable[[int, Tally], Awaitable[None]]
+Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 def at_rate(messages: Iterable[bytes], rate: float = 10.0) -> Play:
@@ -41,108 +42,75 @@ def over_connections(messages: Iterable[bytes], connections: int = 8) -> Play:
     """As many requests as `connections` kept-open connections get answered."""
     known = list(messages)
 
-    async def client(port: int, tally: Tally) -> None:
-        while True:
-            with suppress(*LOST):
-                reader, writer = await asyncio.open_connection("127.0.0.1", port)
-                try:
-                    for message in _cycle(known):
-                        await _send(writer, message, tally)
-                        closes = await _answer(reader, tally)
-                        if closes:
-                            break
-                finally:
-                    writer.close()
-            await asyncio.sleep(0.01)
+    async def client(streams: Streams, tally: Tally) -> None:
+        for message in _cycle(known):
+            await _send(streams[1], message, tally)
+            if await _answer(streams[0], tally):
+                break
 
-    return _together(client, connections)
+    return _again_and_again(client, connections)
 
 
 def endless(head: bytes, piece: bytes, connections: int = 8) -> Play:
     """`connections` connections that send `head` and then `piece` again and again, until the server closes."""
 
-    async def client(port: int, tally: Tally) -> None:
-        while True:
-            with suppress(*LOST):
-                reader, writer = await asyncio.open_connection("127.0.0.1", port)
-                answered = asyncio.create_task(_answer(reader, tally))
-                try:
-                    await _send(writer, head, tally)
-                    while not answered.done():
-                        await _send(writer, piece, tally, requests=0)
-                finally:
-                    answered.cancel()
-                    writer.close()
-            await asyncio.sleep(0.01)
+    async def client(streams: Streams, tally: Tally) -> None:
+        answered = asyncio.create_task(_answer(streams[0], tally))
+        try:
+            await _send(streams[1], head, tally)
+            while not answered.done():
+                await _send(streams[1], piece, tally, requests=0)
+        finally:
+            answered.cancel()
 
-    return _together(client, connections)
+    return _again_and_again(client, connections)
 
 
 def silent(head: bytes, connections: int) -> Play:
     """`connections` connections that send `head` and then nothing; each is opened again when it is closed."""
 
-    async def client(port: int, tally: Tally) -> None:
-        while True:
-            with suppress(*LOST):
-                reader, writer = await asyncio.open_connection("127.0.0.1", port)
-                try:
-                    await _send(writer, head, tally)
-                    while not await _answer(reader, tally):
-                        pass
-                finally:
-                    writer.close()
-            await asyncio.sleep(0.1)
+    async def client(streams: Streams, tally: Tally) -> None:
+        await _send(streams[1], head, tally)
+        while not await _answer(streams[0], tally):
+            pass
 
-    return _together(client, connections)
+    return _again_and_again(client, connections, pause_s=0.1)
 
 
 def resets(message: bytes, connections: int = 8) -> Play:
     """`connections` clients that connect, send `message`, read the answer, and reset the connection."""
 
-    async def client(port: int, tally: Tally) -> None:
-        while True:
-            with suppress(*LOST):
-                reader, writer = await asyncio.open_connection("127.0.0.1", port)
-                await _send(writer, message, tally)
-                await _answer(reader, tally)
-                writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-                writer.close()
+    async def client(streams: Streams, tally: Tally) -> None:
+        reader, writer = streams
+        await _send(writer, message, tally)
+        await _answer(reader, tally)
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
-    return _together(client, connections)
+    return _again_and_again(client, connections, pause_s=0)
 
 
 def leaving(message: bytes, connections: int = 8) -> Play:
     """`connections` clients that connect, send `message`, which is the beginning of a request, and leave."""
 
-    async def client(port: int, tally: Tally) -> None:
-        while True:
-            with suppress(*LOST):
-                _, writer = await asyncio.open_connection("127.0.0.1", port)
-                await _send(writer, message, tally)
-                await asyncio.sleep(0.005)
-                writer.transport.abort()
+    async def client(streams: Streams, tally: Tally) -> None:
+        await _send(streams[1], message, tally)
+        await asyncio.sleep(0.005)
+        streams[1].transport.abort()
 
-    return _together(client, connections)
+    return _again_and_again(client, connections, pause_s=0)
 
 
 def in_parts(parts: Sequence[bytes], connections: int) -> Play:
     """`connections` connections that send `parts`, with a second between them; each is opened again when it is answered."""
 
-    async def client(port: int, tally: Tally) -> None:
-        while True:
-            with suppress(*LOST):
-                reader, writer = await asyncio.open_connection("127.0.0.1", port)
-                try:
-                    for part in parts:
-                        await _send(writer, part, tally, requests=0)
-                        await asyncio.sleep(1)
-                    tally.requests += 1
-                    await _answer(reader, tally)
-                finally:
-                    writer.close()
-            await asyncio.sleep(0.1)
+    async def client(streams: Streams, tally: Tally) -> None:
+        for part in parts:
+            await _send(streams[1], part, tally, requests=0)
+            await asyncio.sleep(1)
+        tally.requests += 1
+        await _answer(streams[0], tally)
 
-    return _together(client, connections)
+    return _again_and_again(client, connections, pause_s=0.1)
 
 
 def slow_readers(message: bytes, rate: float = 10.0, bytes_per_s: int = 11_000) -> Play:
@@ -176,19 +144,12 @@ def slow_readers(message: bytes, rate: float = 10.0, bytes_per_s: int = 11_000) 
 def unread(message: bytes, connections: int = 8) -> Play:
     """`connections` connections that send `message` again and again and never read an answer."""
 
-    async def client(port: int, tally: Tally) -> None:
+    async def client(streams: Streams, tally: Tally) -> None:
         while True:
-            with suppress(*LOST):
-                _, writer = await asyncio.open_connection("127.0.0.1", port, limit=1024)
-                try:
-                    while True:
-                        async with asyncio.timeout(PATIENCE_S):
-                            await _send(writer, message, tally)
-                finally:
-                    writer.close()
-            await asyncio.sleep(0.1)
+            async with asyncio.timeout(PATIENCE_S):
+                await _send(streams[1], message, tally)
 
-    return _together(client, connections)
+    return _again_and_again(client, connections, pause_s=0.1, buffer_bytes=1024)
 
 
 async def nothing(port: int, tally: Tally) -> None:
@@ -196,9 +157,27 @@ async def nothing(port: int, tally: Tally) -> None:
     await asyncio.Event().wait()
 
 
-def _together(client: Callable[[int, Tally], Awaitable[None]], connections: int) -> Play:
+def _again_and_again(
+    client: Callable[[Streams, Tally], Awaitable[None]],
+    connections: int,
+    *,
+    pause_s: float = 0.01,
+    buffer_bytes: int = 65_536,  # of answers, asyncio's default
+) -> Play:
+    """Open `connections` connections, run `client` over each, and open it again when that has ended."""
+
+    async def repeat(port: int, tally: Tally) -> None:
+        while True:
+            with suppress(*LOST):
+                streams = await asyncio.open_connection("127.0.0.1", port, limit=buffer_bytes)
+                try:
+                    await client(streams, tally)
+                finally:
+                    streams[1].close()
+            await asyncio.sleep(pause_s)
+
     async def play(port: int, tally: Tally) -> None:
-        await asyncio.gather(*(client(port, tally) for _ in range(connections)))
+        await asyncio.gather(*(repeat(port, tally) for _ in range(connections)))
 
     return play
 

@@ -15,11 +15,10 @@ import numpy as np
 from common import LOST, PHOTO, post, read_answer, seven_png
 
 from attacks.catalogue import KEY
+from attacks.clients import Streams
 
 _PATIENCE_S = 30.0  # for an answer
 _KEY_HEADER = f"X-API-Key: {KEY.partition(':')[2]}"
-
-_Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 @dataclass
@@ -35,7 +34,7 @@ class Honest:
     async def run(self, port: int, seconds: float) -> None:
         """Send the requests that are due within `seconds`; the answers replace those of an earlier run."""
         self.answers = []
-        began, free = time.perf_counter(), list[_Streams]()
+        began, free = time.perf_counter(), list[Streams]()
         async with asyncio.TaskGroup() as tasks:
             for index in range(round(seconds / self.period_s)):
                 due = began + index * self.period_s
@@ -44,7 +43,7 @@ class Honest:
         for _, writer in free:
             writer.close()
 
-    async def _send(self, port: int, due: float, free: list[_Streams]) -> None:
+    async def _send(self, port: int, due: float, free: list[Streams]) -> None:
         """Send one request over a free connection, or a new one, and note the answer."""
         outcome, closes = "failed", True
         while (streams := free.pop() if free else None) and streams[0].at_eof():  # the server has closed it

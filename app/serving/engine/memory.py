@@ -6,8 +6,9 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-_NEW_OBJECTS, _FEW_TASKS = range(5_000, 50_000), 100  # so many that it is worth it, and so few that it takes less than 20 ms
-_MAX_NEW_OBJECTS = 1_000_000  # of about 100 MB: garbage is collected, however long that takes
+_NEW_OBJECTS = range(5_000, 50_000)  # since the last collection; fewer hold little memory, and more take over 20 ms
+_MAX_NEW_OBJECTS = 1_000_000  # about 100 MB; beyond it garbage is collected, even if that takes 300 ms
+_FEW_TASKS = 100  # with more, the objects that they use make a collection slow
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # of mallopt, in malloc.h
 
 
@@ -28,9 +29,9 @@ def no_automatic_garbage_collection() -> Iterator[None]:
 
 
 def collect_garbage(tasks: int) -> None:
-    """To be called each second: collects garbage if that is worth it and quick, or cannot wait any longer.
+    """Collect garbage if there are enough new objects and it is quick, or if there are too many. Call this once a second.
 
-    The time depends on the objects that are in use, most of them by unfinished `tasks`.
+    `tasks` is the number of unfinished tasks, which use most of the objects that a collection has to walk.
     """
     new_objects = gc.get_count()[0]
     if (new_objects in _NEW_OBJECTS and tasks < _FEW_TASKS) or new_objects > _MAX_NEW_OBJECTS:

@@ -15,7 +15,7 @@ PROBE_PATHS = (b"/livez", b"/readyz", b"/health/live", b"/health/ready")  # thei
 
 _EVICT_AFTER_S = 0.25  # a connection that has waited this long for its client makes room for a new one
 _SMALL_READ_BYTES = 32 * 1024
-_MAX_WAITING_BYTES = 16 * 2**20  # of those that wait to be parsed; one connection has up to 256 KB
+_MAX_WAITING_BYTES = 16 * 2**20  # received and not parsed yet, all new connections together; one has up to 256 KB
 _MIN_WRITE_RATE = 16 * 1024  # bytes a second
 _HIGH_WATER_BYTES = 64 * 1024  # asyncio's: the transport pauses writing when more than this waits to be sent
 _STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
@@ -136,25 +136,26 @@ class _Waiting(NamedTuple):
     size: int  # bytes that were received
 
 
-class Turns:
-    """Limits the work for connections that wait for a first request or for a body, in one iteration of the event loop.
+class ReadScheduler:
+    """Limits how many connections are read and parsed in one iteration of the event loop while they wait for data.
 
-    The first requests of 500 clients that connect at the same time would otherwise be parsed in one iteration, of 80 ms, and
-    those of 4,000 would be read in one, of 300 ms. Of new connections, the newest is the next: a client that comes while
-    thousands of others wait would be the last of them if the oldest were the next. Bodies are received in turn.
+    It concerns connections that wait for their first request or for more of a body. Otherwise the first requests of 500 clients
+    that connect at the same time are parsed in one iteration of 80 ms, and those of 4,000 are read in one of 300 ms. New
+    connections are scheduled last in, first out: first in, first out would make a later client wait for thousands of others.
+    Bodies are scheduled round-robin.
     """
 
     def __init__(self, parsed: int = 2, read: int = 16, max_bytes: int = _MAX_WAITING_BYTES) -> None:
-        """In one iteration, `read` connections are read, or fewer that have sent much, and the data of `parsed` are parsed.
+        """In one iteration, at most `read` connections are read (fewer large reads), and at most `parsed` new ones are parsed.
 
-        `max_bytes`: the most that connections may have received that wait to be parsed.
+        New connections that wait to be parsed hold at most `max_bytes` together.
         """
         self._most_parsed = self._parsed_left = parsed
         self._most_read, self._read_left = read, float(read)
         self._bytes_left = max_bytes
         self._read: dict[HeldTransport, None] = {}  # connections that are read now
-        self._held_new: dict[HeldTransport, None] = {}  # new ones that are not; the newest is last
-        self._held_bodies: dict[HeldTransport, None] = {}  # others that are not; the one whose last turn was first is first
+        self._held_new: dict[HeldTransport, None] = {}  # new connections that are not read now; a stack
+        self._held_bodies: dict[HeldTransport, None] = {}  # other connections that are not read now; a queue
         self._waiting: deque[_Waiting] = deque()
 
     def begin_wait(self, transport: HeldTransport) -> None:
@@ -166,13 +167,13 @@ class Turns:
         """The request is complete, or the connection is closed."""
         for connections in (self._read, self._held_new, self._held_bodies):
             connections.pop(transport, None)
-        transport.release("crowd")
+        transport.release("queue")
 
     def parse(self, transport: HeldTransport, work: Callable[[], None], refuse: Refuse, size: int) -> None:
-        """Parse the `size` bytes that a connection has sent: call `work`, or, if it is new, perhaps in a later iteration.
+        """Call `work`, which parses the `size` bytes that were received: now, or in a later iteration if the connection is new.
 
-        Until then the transport is not read. `refuse` is called if the bytes are too many, with those of newer connections, to
-        wait. Neither is called if the transport closes before.
+        Until then the transport is not read. Calls `refuse` instead if newer connections need the memory (`max_bytes`). Calls
+        neither if the transport closes before.
         """
         if transport in self._read:
             self._count_read(size)
@@ -180,7 +181,7 @@ class Turns:
             self._parsed_left -= transport.is_new
             work()
             return
-        transport.hold("turn")
+        transport.hold("parsing")
         self._waiting.append(_Waiting(transport, work, refuse, size))
         self._bytes_left -= size
         while self._bytes_left < 0:
@@ -190,28 +191,28 @@ class Turns:
                 oldest.refuse(too_many_connections())
 
     def _count_read(self, size: int) -> None:
-        """If that was the last read of this iteration, the other connections are not read before the next one."""
-        if self._read_left == self._most_read and not self._is_crowded:
+        """Count one read. After the last one of an iteration, the other connections are not read before the next iteration."""
+        if self._read_left == self._most_read and not self._has_waiting:
             asyncio.get_running_loop().call_soon(self._begin_iteration)
         self._read_left -= max(1.0, size / _SMALL_READ_BYTES)
         if self._read_left <= 0:
             for transport in self._read:
-                transport.hold("crowd")
+                transport.hold("queue")
                 (self._held_new if transport.is_new else self._held_bodies)[transport] = None
             self._read.clear()
 
     @property
-    def _is_crowded(self) -> bool:
+    def _has_waiting(self) -> bool:
         return bool(self._held_new or self._held_bodies or self._waiting)
 
     def _resume(self, held: dict[HeldTransport, None], transport: HeldTransport) -> None:
         del held[transport]
         self._read[transport] = None
-        transport.release("crowd")
+        transport.release("queue")
 
     def _begin_iteration(self) -> None:
         self._parsed_left, self._read_left = self._most_parsed, self._most_read
-        if self._is_crowded:
+        if self._has_waiting:
             asyncio.get_running_loop().call_soon(self._begin_iteration)
         for _ in range(self._most_read // 2):
             if self._held_new:
@@ -222,7 +223,7 @@ class Turns:
             newest = self._waiting.pop()
             self._bytes_left += newest.size
             if not newest.transport.is_closing():
-                newest.transport.release("turn")
+                newest.transport.release("parsing")
                 self._parsed_left -= 1
                 newest.work()
 
@@ -232,20 +233,20 @@ class OpenConnections:
 
     def __init__(self) -> None:
         self.count = 0
-        self.turns = Turns()
+        self.reads = ReadScheduler()
         # Connections that wait for a request or for more of a body -> the loop time since when; the oldest is first.
         self._waiting: OrderedDict[HeldTransport, float] = OrderedDict()
 
     def add(self, transport: HeldTransport) -> None:
         """A client has connected; this connection waits for a request."""
         self.count += 1
-        self.turns.begin_wait(transport)
+        self.reads.begin_wait(transport)
         self.begin_wait(transport)
 
     def remove(self, transport: HeldTransport) -> None:
         """The connection is closed."""
         self.count -= 1
-        self.turns.end_wait(transport)
+        self.reads.end_wait(transport)
         self.end_wait(transport)
 
     def begin_wait(self, transport: HeldTransport) -> None:
@@ -280,5 +281,5 @@ class ConnectionLimits:
     head_timeout_s: float = 10.0
     write_timeout_s: float = 20.0
     discard_timeout_s: float = 60.0  # for the rest of a body whose request has been answered
-    rate: ByteRate = field(default_factory=ByteRate)  # of large bodies and heads, and of what is discarded
+    rate: ByteRate = field(default_factory=ByteRate)  # of large bodies, large heads and discarded bodies
     open: OpenConnections = field(default_factory=OpenConnections)

@@ -5,7 +5,6 @@ small responses to POST requests are written without uvicorn's `send`.
 """
 
 import asyncio
-import random
 import re
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -18,7 +17,7 @@ from app.serving.errors import BadRequest, OutOfRange, Unavailable, UnsupportedT
 from app.serving.http.access_log import AccessLog, LoggedRequest
 from app.serving.http.auth import ApiKeyAuth
 from app.serving.http.body import MAX_DISCARDED_BODY_BYTES, ByteBudget, LimitedReceive, RequestLimits
-from app.serving.http.problem_responses import CLIENT_CLOSED_REQUEST, ProblemResponses
+from app.serving.http.problem_responses import CLIENT_CLOSED_REQUEST, ProblemResponses, new_request_id
 from app.serving.http.protocol import WRITE_RESPONSE
 from app.serving.http.root_path import normalise_root_path
 from app.serving.http.shutdown import Draining
@@ -251,7 +250,7 @@ def request_id(sent: bytes) -> str:
     """The client's X-Request-ID where it is short and plain, else a new random one."""
     if sent and _VALID_ID.fullmatch(sent):
         return sent.decode("ascii")
-    return f"{random.getrandbits(64):016x}"
+    return new_request_id()
 
 
 def _route_template(scope: Scope) -> str:

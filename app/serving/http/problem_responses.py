@@ -118,9 +118,14 @@ def problem_response(problem: Problem, scope: Scope) -> Response:
     return response
 
 
+def new_request_id() -> str:
+    """A random request id: 16 hexadecimal digits."""
+    return f"{random.getrandbits(64):016x}"
+
+
 def last_response(problem: Problem) -> bytes:
     """The bytes of a whole HTTP/1.1 response to a request that no application sees, after which the connection is closed."""
-    request_id = f"{random.getrandbits(64):016x}"
+    request_id = new_request_id()
     body = to_json(problem.body("", request_id))
     headers = {"x-request-id": request_id, RESULT.decode(): f"problem={problem.type}", **problem.headers}
     extra = b"".join(f"{name}: {value}\r\n".encode() for name, value in headers.items())

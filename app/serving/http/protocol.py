@@ -92,7 +92,7 @@ class LimitedProtocol(HttpToolsProtocol):
         if self._failure is not None:
             return
         self._unparsed += data
-        self._limits.open.turns.parse(self._held, self._parse_pieces, self._send_failure, len(data))
+        self._limits.open.reads.parse(self._held, self._parse_pieces, self._send_failure, len(data))
 
     def eof_received(self) -> bool:  # type: ignore[override]
         """The client has closed its sending side. Returns whether to keep the transport open, to answer complete requests."""
@@ -115,7 +115,7 @@ class LimitedProtocol(HttpToolsProtocol):
             self._held.limit(self._limits.rate, self._costly_bytes)
             self._costly_bytes = 0
         if self._phase is _Phase.BODY:
-            self._limits.open.turns.begin_wait(self._held)
+            self._limits.open.reads.begin_wait(self._held)
             if self._active is self.cycle:
                 self._limits.open.begin_wait(self._held)
         if self._at_end and not self._awaits_response:
@@ -186,7 +186,7 @@ class LimitedProtocol(HttpToolsProtocol):
             return  # the parser only stops here; the body is still to come
         self._phase, self._non_body_bytes = _Phase.IDLE, 0
         self._stop_timer()
-        self._limits.open.turns.end_wait(self._held)
+        self._limits.open.reads.end_wait(self._held)
         if not self.parser.should_keep_alive():  # a trailer may say so: the parser takes no more requests
             self.cycle.keep_alive = False
         super().on_message_complete()

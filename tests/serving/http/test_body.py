@@ -215,7 +215,7 @@ def test_a_rate_says_how_long_to_wait():
     assert [rate.delay(200), rate.delay(100)] == pytest.approx([0, 0.1])
 
 
-def test_nobody_waits_long_for_what_others_have_sent():
+def test_the_wait_for_the_rate_is_limited():
     """A client that sends much and leaves, again and again, must not keep others from sending."""
     rate = ByteRate(rate=1000, burst=200, clock=lambda: 10.0)
     for _ in range(100):

@@ -37,6 +37,18 @@ FILE = b'--b\r\ncontent-disposition: form-data; name="f"; filename="f.png"\r\n\r
 TENSOR = {"name": "images", "datatype": "UINT8", "shape": [1, 784], "data": [0] * 784}
 
 
+class RecordedRate(ByteRate):
+    """Records the sizes that are counted, and lets the connection wait for a moment."""
+
+    def __init__(self):
+        super().__init__()
+        self.sizes = []
+
+    def delay(self, size):
+        self.sizes.append(size)
+        return 1e-3
+
+
 @contextmanager
 def server_in_this_process(store, rate=None, **variables):
     """The port of a server that runs on a thread of the test's process."""
@@ -102,50 +114,32 @@ def test_what_follows_a_body_that_was_dropped_at_a_rate_is_answered(port):
 
 def test_large_bodies_are_received_at_a_rate(tiny_store):
     """All connections together; 64 KiB of each are not counted."""
-    sizes = []
-
-    class Recorder(ByteRate):
-        def delay(self, size):
-            sizes.append(size)
-            return 1e-3
-
-    with server_in_this_process(tiny_store, rate=Recorder()) as port:
+    rate = RecordedRate()
+    with server_in_this_process(tiny_store, rate=rate) as port:
         assert talk(port, ask("/score", bytes(60_000)))[9:12] == b"400"
-        assert sizes == []
+        assert rate.sizes == []
         assert talk(port, ask("/score", bytes(2**20)))[9:12] == b"400"
-    assert 2**20 - 2**18 < sum(sizes) <= 2**20
+    assert 2**20 - 2**18 < sum(rate.sizes) <= 2**20
 
 
 def test_large_heads_over_one_connection_are_received_at_a_rate(tiny_store):
     """One of 30 KB takes as much of the event loop's time as a hundred small ones. The first is not counted."""
-    sizes = []
-
-    class Recorder(ByteRate):
-        def delay(self, size):
-            sizes.append(size)
-            return 1e-3
-
-    with server_in_this_process(tiny_store, rate=Recorder()) as port, socket.create_connection(("127.0.0.1", port)) as line:
+    rate = RecordedRate()
+    with server_in_this_process(tiny_store, rate=rate) as port, socket.create_connection(("127.0.0.1", port)) as line:
         for cookie in (20_000, 20_000, 1000):
             assert asked(line, head("/livez", "GET", cookie="x" * cookie)) == 200
-    assert len(sizes) == 1 and sizes[0] > 100_000
+    assert len(rate.sizes) == 1 and rate.sizes[0] > 100_000
 
 
 def test_a_chunked_body_is_dropped_at_a_rate_too(tiny_store):
     """What was read at once counts once, however many chunks it had."""
-    sizes = []
-
-    class Recorder(ByteRate):
-        def delay(self, size):
-            sizes.append(size)
-            return 1e-3
-
+    rate = RecordedRate()
     chunks = b"".join(b"400\r\n%b\r\n" % bytes(1024) for _ in range(1024)) + b"0\r\n\r\n"
-    with server_in_this_process(tiny_store, ODDIGIT_API_KEYS="test:" + 40 * "k", rate=Recorder()) as port:
+    with server_in_this_process(tiny_store, ODDIGIT_API_KEYS="test:" + 40 * "k", rate=rate) as port:
         request = head("/score", content_type=PNG, transfer_encoding="chunked", x_api_key="wrong") + chunks
         answer = talk(port, request + ask("/livez", method="GET"))
     assert re.findall(rb"HTTP/1.1 (\d+)", answer)[0] == b"401"
-    assert sum(sizes) > 2**19 and len(sizes) < 200
+    assert sum(rate.sizes) > 2**19 and len(rate.sizes) < 200
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 
-from app.serving.http.connections import HeldTransport, Turns
+from app.serving.http.connections import HeldTransport, ReadScheduler
 
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\n"
 
@@ -107,13 +107,13 @@ def test_everything_else_is_sent_at_once(recorded, held, data):
 
 
 def connections(count, **limits):
-    """Connections that have just been made: their turns, what records each transport, and the transports."""
+    """Connections that have just been made: their reads, what records each transport, and the transports."""
     recorded = [RecordedTransport() for _ in range(count)]
     transports = [HeldTransport(each) for each in recorded]
-    turns = Turns(**limits)
+    reads = ReadScheduler(**limits)
     for transport in transports:
-        turns.begin_wait(transport)
-    return turns, recorded, transports
+        reads.begin_wait(transport)
+    return reads, recorded, transports
 
 
 def refuse(problem):
@@ -121,19 +121,19 @@ def refuse(problem):
 
 
 def test_each_iteration_parses_the_data_of_a_few_connections():
-    """The newest first; those that wait are not read, and those that close are left out."""
+    """The newest first. A connection that waits is not read, and one that closes is left out."""
     served = []
 
     async def come_at_once():
-        turns, recorded, transports = connections(7, parsed=2)
+        reads, recorded, transports = connections(7, parsed=2)
         for number, transport in enumerate(transports):
-            turns.parse(transport, partial(served.append, number), refuse, 1)
+            reads.parse(transport, partial(served.append, number), refuse, 1)
         transports[3].close()
         for expected in ([0, 1], [0, 1, 6, 5], [0, 1, 6, 5, 4, 2]):
             assert served == expected
             assert {number for number in range(7) if recorded[number].is_read and number != 3} == set(expected)
             await asyncio.sleep(0)
-        turns.parse(transports[0], lambda: served.append("later"), refuse, 1)
+        reads.parse(transports[0], lambda: served.append("later"), refuse, 1)
         assert served[-1] == "later"
 
     asyncio.run(come_at_once())
@@ -144,23 +144,23 @@ def test_each_iteration_reads_a_few_connections(size, read):
     """Fewer that have sent much. The others are not read before the next one."""
 
     async def come_at_once():
-        turns, recorded, transports = connections(9, read=4)
+        reads, recorded, transports = connections(9, read=4)
         for number, transport in enumerate(transports):
             if not recorded[number].is_read:
                 return number
-            turns.parse(transport, lambda: None, refuse, size)
-            turns.end_wait(transport)  # its request is complete
+            reads.parse(transport, lambda: None, refuse, size)
+            reads.end_wait(transport)  # its request is complete
         return len(transports)
 
     assert asyncio.run(come_at_once()) == read
 
 
 def test_connections_that_were_not_read_are_read_in_turn():
-    """In each iteration the newest ones, and, of those that send a body, the ones that have had no turn for longest."""
+    """In each iteration the newest of the new ones, and the bodies that were not read for the longest time."""
     new, bodies = range(2, 6), range(6, 10)
 
     async def come_at_once():
-        turns, recorded, transports = connections(10, read=2)
+        reads, recorded, transports = connections(10, read=2)
         for number in bodies:
             transports[number].is_new = False
 
@@ -169,7 +169,7 @@ def test_connections_that_were_not_read_are_read_in_turn():
 
         def read(*numbers):
             for number in numbers:
-                turns.parse(transports[number], lambda: None, refuse, 1)
+                reads.parse(transports[number], lambda: None, refuse, 1)
 
         read(0, 1)
         seen = [reading()]
@@ -180,7 +180,7 @@ def test_connections_that_were_not_read_are_read_in_turn():
         seen.append(reading())
         await asyncio.sleep(0)
         seen.append(reading())
-        turns.end_wait(transports[9])  # it is closed
+        reads.end_wait(transports[9])  # it is closed
         seen.append(recorded[9].is_read)
         return seen
 
@@ -192,15 +192,15 @@ def test_what_follows_of_a_body_is_parsed_at_once():
     parsed = []
 
     async def come_at_once():
-        turns, recorded, transports = connections(3, parsed=1, read=2)
+        reads, recorded, transports = connections(3, parsed=1, read=2)
         transports[2].is_new = False
         for number in (0, 1):
-            turns.parse(transports[number], partial(parsed.append, number), refuse, 1)
+            reads.parse(transports[number], partial(parsed.append, number), refuse, 1)
         assert not recorded[2].is_read
-        turns.begin_wait(transports[2])
+        reads.begin_wait(transports[2])
         assert not recorded[2].is_read
         await asyncio.sleep(0)
-        turns.parse(transports[2], partial(parsed.append, 2), refuse, 1)
+        reads.parse(transports[2], partial(parsed.append, 2), refuse, 1)
 
     asyncio.run(come_at_once())
     assert parsed == [0, 1, 2]
@@ -211,13 +211,13 @@ def test_connections_that_wait_hold_a_limited_amount_of_data():
     events = []
 
     async def come_at_once():
-        turns, _, transports = connections(5, parsed=1, max_bytes=100)
+        reads, _, transports = connections(5, parsed=1, max_bytes=100)
         transports[1].close()
         for number, transport in enumerate(transports[:4]):
-            turns.parse(transport, partial(events.append, number), partial(refused, number), 60)
+            reads.parse(transport, partial(events.append, number), partial(refused, number), 60)
         await asyncio.sleep(0)
         await asyncio.sleep(0)
-        turns.parse(transports[4], partial(events.append, 4), refuse, 60)
+        reads.parse(transports[4], partial(events.append, 4), refuse, 60)
 
     def refused(number, problem):
         events.append((number, problem.status))
@@ -230,11 +230,11 @@ def test_a_connection_that_comes_later_does_not_wait_for_a_crowd():
     served = []
 
     async def come_later():
-        turns, _, [*transports, later] = connections(6, parsed=1)
+        reads, _, [*transports, later] = connections(6, parsed=1)
         for number, transport in enumerate(transports):
-            turns.parse(transport, partial(served.append, number), refuse, 1)
+            reads.parse(transport, partial(served.append, number), refuse, 1)
         await asyncio.sleep(0)
-        turns.parse(later, partial(served.append, "later"), refuse, 1)
+        reads.parse(later, partial(served.append, "later"), refuse, 1)
         for _ in range(5):
             await asyncio.sleep(0)
 
@@ -247,9 +247,9 @@ def test_connections_wait_although_the_parsing_of_one_fails():
 
     async def come_at_once():
         asyncio.get_running_loop().set_exception_handler(lambda loop, context: served.append(type(context["exception"])))
-        turns, _, transports = connections(3, parsed=1)
+        reads, _, transports = connections(3, parsed=1)
         for number, transport in enumerate(transports):
-            turns.parse(transport, (lambda: [].pop()) if number == 2 else partial(served.append, number), refuse, 1)
+            reads.parse(transport, (lambda: [].pop()) if number == 2 else partial(served.append, number), refuse, 1)
         for _ in range(3):
             await asyncio.sleep(0)
 
